@@ -1,0 +1,197 @@
+"""Simulated annealing: one pure, unjitted chain in a `lax.scan`.
+
+Metropolis et al. 1953 and Hastings 1970 for the acceptance, Kirkpatrick, Gelatt & Vecchi 1983 for the
+annealing, Kuo, Kuruoglu & Chan 2022 for its use on network structure.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from sa_jax.schedules import constant
+from sa_jax.types import AnnealResult, AnnealState, InputError, Landscape, PyTree, Scalar, Schedule, Trace
+
+# Random numbers are drawn for this many steps at once; a chain's bits depend on the value.
+BLOCK_STEPS = 100
+# A full evaluation costs some hundred proposals, and the drift it ends is below 1e-6 after twice as many.
+REFRESH_STEPS = 10_000
+
+
+def init(landscape: Landscape, position: PyTree, data: tuple = ()) -> AnnealState:
+    """Evaluates the initial position and returns the state of a chain that has made no step."""
+    walk = landscape.init(position, data)
+    return AnnealState(walk, walk.position, walk.energy, jnp.zeros((), jnp.int32))
+
+
+def accept(
+    energy_change: jax.Array, log_q_ratio: jax.Array, temperature: jax.Array, log_u: jax.Array
+) -> jax.Array:
+    """The Metropolis-Hastings rule, `log u <= -energy_change / temperature + log_q_ratio`.
+
+    At temperature 0 it is greedy: every decrease is accepted and no increase. A NaN change is rejected.
+
+    Args:
+      energy_change: float32 `[]`.
+      log_q_ratio: `log q(current | proposed) - log q(proposed | current)`, float32 `[]`.
+      temperature: float32 `[]`, not negative, in units of the energy.
+      log_u: logarithm of a number uniform in (0, 1], float32 `[]`.
+
+    Returns:
+      bool `[]`.
+    """
+    positive = temperature > 0
+    metropolis = -energy_change / jnp.where(positive, temperature, 1.0) + log_q_ratio
+    greedy = jnp.where(energy_change < 0, jnp.inf, jnp.where(energy_change == 0, log_q_ratio, -jnp.inf))
+    return log_u <= jnp.where(positive, metropolis, greedy)
+
+
+def step(
+    landscape: Landscape,
+    state: AnnealState,
+    noise: PyTree,
+    log_u: jax.Array,
+    temperature: jax.Array,
+    data: tuple = (),
+) -> AnnealState:
+    """One proposal, from its random numbers to its acceptance."""
+    move, log_q_ratio = landscape.propose(noise, state.walk, temperature)
+    energy_change, pending = landscape.delta(state.walk, move, data)
+    accepted = accept(energy_change, log_q_ratio, temperature, log_u)
+    walk = landscape.commit(state.walk, move, pending, accepted)
+    improved = walk.energy < state.best_energy
+    # Without vmap a real branch: the position is copied only when it is a new best.
+    best = jax.lax.cond(improved, lambda: walk.position, lambda: state.best)
+    best_energy = jnp.where(improved, walk.energy, state.best_energy)
+    return AnnealState(walk, best, best_energy, state.num_accepted + accepted)
+
+
+def run(
+    rng_key: jax.Array,
+    landscape: Landscape,
+    state: AnnealState,
+    schedule: Schedule,
+    first_step: jax.Array | int,
+    num_steps: int,
+    data: tuple = (),
+    trace_every: int = 0,
+) -> tuple[AnnealState, Trace | None]:
+    """Steps `first_step .. first_step + num_steps - 1` of the chain that belongs to `rng_key`.
+
+    A step's randomness depends on `rng_key` and the step's number alone, so that a chain cut into chunks
+    is bit for bit the chain run at once.
+
+    Args:
+      rng_key: typed key, `[]`, the same for all chunks of a chain.
+      landscape: what to walk on.
+      state: the chain before `first_step`.
+      schedule: `step -> temperature`.
+      first_step: a multiple of `BLOCK_STEPS`, int32 `[]`.
+      num_steps: static, at least 0.
+      data: passed on to the landscape.
+      trace_every: static; record every so many steps of this chunk, or never at 0.
+
+    Returns:
+      The chain after the last step, and its trace with `num_steps // trace_every` entries or None.
+    """
+    entries = num_steps // trace_every if trace_every else 0
+    energy_type = state.best_energy.dtype
+    dtypes = Trace(jnp.int32, jnp.float32, energy_type, energy_type, jnp.int32)
+    trace = jax.tree.map(lambda dtype: jnp.zeros(entries, dtype), dtypes)
+
+    def one_step(state, inputs):
+        noise, log_u, temperature = inputs
+        state = step(landscape, state, noise, log_u, temperature, data)
+        record = (state.walk.energy, state.best_energy, state.num_accepted) if trace_every else None
+        return state, record
+
+    def one_block(block_steps, carry, start):
+        state, trace = carry
+        start = jnp.asarray(start, jnp.int32)
+        refresh = (start % REFRESH_STEPS == 0) & (start > 0)
+        walk = jax.lax.cond(refresh, lambda w: landscape.refresh(w, data), lambda w: w, state.walk)
+        state = state._replace(walk=walk)
+        noise_key, accept_key = jax.random.split(jax.random.fold_in(rng_key, start // BLOCK_STEPS))
+        keys = jax.vmap(partial(jax.random.fold_in, noise_key))(jnp.arange(block_steps))
+        log_u = -jax.random.exponential(accept_key, (BLOCK_STEPS,))[:block_steps]
+        steps = start + jnp.arange(block_steps, dtype=jnp.int32)
+        temperature = jax.vmap(lambda step: jnp.asarray(schedule(step), jnp.float32))(steps)
+        inputs = (jax.vmap(landscape.draw)(keys), log_u, temperature)
+        state, records = jax.lax.scan(one_step, state, inputs)
+        if trace_every:
+            done = steps - first_step + 1
+            entry = jnp.where(done % trace_every == 0, done // trace_every - 1, entries)
+            values = Trace(steps + 1, temperature, *records)
+            trace = jax.tree.map(lambda kept, new: kept.at[entry].set(new, mode="drop"), trace, values)
+        return (state, trace), None
+
+    state, trace = _alike((state, trace), rng_key, state.best_energy, schedule(jnp.int32(0)))
+    whole, rest = divmod(num_steps, BLOCK_STEPS)
+    starts = first_step + BLOCK_STEPS * jnp.arange(whole, dtype=jnp.int32)
+    carry, _ = jax.lax.scan(partial(one_block, BLOCK_STEPS), (state, trace), starts)
+    if rest:
+        carry, _ = one_block(rest, carry, first_step + BLOCK_STEPS * whole)
+    state, trace = carry
+    return state, trace if trace_every else None
+
+
+def anneal(
+    rng_key: jax.Array,
+    landscape: Landscape,
+    position: PyTree,
+    schedule: Schedule | float,
+    num_steps: int,
+    data: tuple = (),
+    trace_every: int = 0,
+) -> AnnealResult:
+    """Anneals one position on a landscape. Pure: works inside `jit`, `vmap`, `scan` and `shard_map`.
+
+    Args:
+      rng_key: a key, `[]`; the only source of randomness. For many chains, `vmap` over keys.
+      landscape: from `from_energy`, `masked_mlp`, or your own.
+      position: initial position, any pytree the landscape takes.
+      schedule: `step -> temperature` (a schedule of optax fits), or a number for a constant temperature.
+      num_steps: proposals, at least 0; static under `jit`.
+      data: arrays passed on to the energy, so that they need not be captured.
+      trace_every: record every so many steps; 0 records nothing. Static under `jit`.
+
+    Returns:
+      An `AnnealResult`; best and final position are kept apart.
+
+    Raises:
+      InputError: num_steps or trace_every is not a whole number or below 0, or the schedule is neither a
+        number nor callable.
+
+    The lowest of nine wells:
+
+    >>> import jax, jax.numpy as jnp
+    >>> from sa_jax import anneal, from_energy, geometric
+    >>> energy = lambda x: 0.1 * (x - 7) ** 2 + 2 * jnp.cos(2 * x)
+    >>> move = lambda rng_key, x: x + jax.random.normal(rng_key)
+    >>> result = anneal(jax.random.key(0), from_energy(energy, move), 0.0, geometric(5.0, 0.01, 2000), 2000)
+    >>> round(float(result.best), 1)
+    7.8
+    """
+    for name, value in (("num_steps", num_steps), ("trace_every", trace_every)):
+        if isinstance(value, bool) or not hasattr(value, "__index__") or value < 0:
+            raise InputError(f"{name} must be a whole number of at least 0, not {value!r}")
+    if not callable(schedule):
+        temperature = schedule
+        if not isinstance(temperature, jax.typing.ArrayLike) or jnp.ndim(temperature) != 0:
+            raise InputError("schedule must be a number or a callable `step -> temperature`")
+        schedule = constant(temperature)
+    state, trace = run(
+        rng_key, landscape, init(landscape, position, data), schedule, 0, num_steps, data, trace_every
+    )
+    return AnnealResult(
+        state.best, state.best_energy, state.walk.position, state.walk.energy, state.num_accepted, trace
+    )
+
+
+def _alike(carry: PyTree, rng_key: jax.Array, *values: Scalar) -> PyTree:
+    # Under shard_map a carry must vary over the mesh before the first step as it does after it, and a start
+    # shared by all chains does not. A choice between equals makes it so, in every version, and compiles away.
+    varying = jnp.any(jax.random.bits(rng_key) == 0)
+    for value in values:
+        varying |= jnp.isnan(value)
+    return jax.tree.map(lambda leaf: jnp.where(varying, leaf, leaf), carry)

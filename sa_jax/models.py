@@ -1,0 +1,268 @@
+"""The fixed-weight multilayer perceptron: a Flax Linen module, and its parameters as plain arrays."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+
+from sa_jax import masks
+from sa_jax.types import InputError, PyTree
+
+# gelu is the tanh approximation, as in Flax.
+ACTIVATIONS = {"relu": jax.nn.relu, "tanh": jnp.tanh, "gelu": jax.nn.gelu}
+INITIALIZERS = {
+    name: getattr(nn.initializers, name)()
+    for name in ("he_normal", "he_uniform", "glorot_normal", "glorot_uniform", "lecun_normal", "orthogonal")
+}
+
+
+class Network(NamedTuple):
+    """A multilayer perceptron's weights, in network order.
+
+    Attributes:
+      kernels: one float32 `[inputs, outputs]` per layer.
+      biases: one float32 `[outputs]` per layer, or None where the layer has none. Never masked.
+    """
+
+    kernels: tuple[jax.Array, ...]
+    biases: tuple[jax.Array | None, ...]
+
+    @property
+    def shapes(self) -> list[tuple[int, int]]:
+        """Shape `(inputs, outputs)` of each kernel."""
+        return [kernel.shape for kernel in self.kernels]
+
+    @property
+    def sizes(self) -> list[int]:
+        """Width of the input and of each layer."""
+        return [self.kernels[0].shape[0], *(kernel.shape[1] for kernel in self.kernels)]
+
+    @property
+    def total(self) -> int:
+        """Number of branches."""
+        return sum(inputs * outputs for inputs, outputs in self.shapes)
+
+
+class MaskedDense(nn.Module):
+    """A dense layer; the variable `kernel` of the collection `masks`, bool `[inputs, outputs]`, masks it.
+
+    Attributes:
+      features: number of outputs.
+      use_bias: whether to add a bias, which is never masked.
+      kernel_init: initializer of the kernel; biases start at zero.
+    """
+
+    features: int
+    use_bias: bool = True
+    kernel_init: Callable[..., jax.Array] = nn.initializers.he_normal()
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps float `[..., inputs]` to `[..., features]`."""
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
+        if self.has_variable("masks", "kernel"):
+            kernel = jnp.where(self.get_variable("masks", "kernel"), kernel, 0)
+        x = x @ kernel
+        return x + self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else x
+
+
+class MLP(nn.Module):
+    """A multilayer perceptron, masked where a collection `masks` is given beside `params`.
+
+    Attributes:
+      features: width of each layer, the last being the number of classes.
+      activation: 'relu', 'tanh' or 'gelu', between layers.
+      use_bias: whether layers have biases.
+      initializer: one of `INITIALIZERS`, for the kernels.
+
+    >>> model = MLP([3, 2])
+    >>> variables = model.init(jax.random.key(0), jnp.ones((1, 4)))
+    >>> masks = {"Dense_0": {"kernel": jnp.zeros((4, 3), bool)}}
+    >>> model.apply({**variables, "masks": masks}, jnp.ones((1, 4)))
+    Array([[0., 0.]], dtype=float32)
+    """
+
+    features: Sequence[int]
+    activation: str = "relu"
+    use_bias: bool = True
+    initializer: str = "he_normal"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps inputs, float `[samples, inputs]`, to logits, `[samples, classes]`."""
+        for layer, features in enumerate(self.features):
+            x = ACTIVATIONS[self.activation](x) if layer else x
+            kernel_init = INITIALIZERS[self.initializer]
+            x = MaskedDense(features, self.use_bias, kernel_init, name=f"Dense_{layer}")(x)
+        return x
+
+
+def forward(network: Network, x: jax.Array, activation: str = "relu") -> jax.Array:
+    """Runs a network on inputs, float `[samples, inputs]`, and returns logits, `[samples, classes]`."""
+    return layer_inputs(network, x, activation)[-1]
+
+
+def layer_inputs(network: Network, x: jax.Array, activation: str = "relu") -> list[jax.Array]:
+    """Returns what enters each layer, float `[samples, inputs of the layer]`, and at last the logits."""
+    entering = [x]
+    for layer, (kernel, bias) in enumerate(zip(network.kernels, network.biases, strict=True)):
+        x = x @ kernel if bias is None else x @ kernel + bias
+        if layer < len(network.kernels) - 1:
+            x = ACTIVATIONS[activation](x)
+        entering.append(x)
+    return entering
+
+
+def masked(network: Network, mask: jax.Array) -> Network:
+    """Sets the pruned branches to zero; `mask` is flat, bool `[total]`."""
+    kernel_masks = masks.unflatten(mask, network.shapes)
+    kernels = [jnp.where(kept, w, 0) for kept, w in zip(kernel_masks, network.kernels, strict=True)]
+    return network._replace(kernels=tuple(kernels))
+
+
+def apply(params: PyTree, kernel_masks: PyTree, x: jax.Array, activation: str = "relu") -> jax.Array:
+    """Runs a multilayer perceptron with its kernels masked.
+
+    Args:
+      params: its Flax params, see `network_of`.
+      kernel_masks: as returned by `prune`: like `params` without the biases, bool.
+      x: inputs, float `[samples, inputs]`.
+      activation: 'relu', 'tanh' or 'gelu'.
+
+    Returns:
+      Logits, float `[samples, classes]`.
+    """
+    return forward(masked(network_of(params)[1], flat_mask(kernel_masks)), x, activation)
+
+
+def saliency(network: Network, x: jax.Array, activation: str = "relu") -> jax.Array:
+    """`|w| * norm(input)` of each branch, float32 `[total]` (Wanda; Sun et al. 2024, equation 1).
+
+    The inputs of all layers are those of the dense network on `x`, float `[samples, inputs]`. Forward only.
+    """
+    entering = layer_inputs(network, x, activation)
+    norms = [jnp.sqrt((inputs**2).mean(0)) for inputs in entering[:-1]]
+    scores = [jnp.abs(kernel) * norm[:, None] for kernel, norm in zip(network.kernels, norms, strict=True)]
+    return masks.flatten(scores)
+
+
+def network_of(params: PyTree) -> tuple[list[str], Network]:
+    """Takes the parameters of a multilayer perceptron out of a Flax params tree.
+
+    Layers are ordered by name, numbers within names by value (`Dense_2` before `Dense_10`).
+
+    Args:
+      params: nested mappings whose leaves are all called `kernel`, float `[inputs, outputs]`, or `bias`,
+        float `[outputs]`; with or without the outer level `params`.
+
+    Returns:
+      The layers' names, as paths joined by '/', and the network.
+
+    Raises:
+      InputError: a leaf of another name or shape, no kernel, or layers that do not follow each other.
+    """
+    leaves = _flat(params)
+    layers: dict[str, dict[str, jax.Array]] = {}
+    for path, leaf in leaves.items():
+        layer, _, kind = path.rpartition("/")
+        rank = {"kernel": 2, "bias": 1}.get(kind)
+        if rank is None or jnp.ndim(leaf) != rank:
+            raise InputError(
+                f"parameter {path!r} of shape {list(jnp.shape(leaf))} does not belong to a multilayer perceptron: "
+                "every parameter must be a 'kernel' [inputs, outputs] or a 'bias' [outputs]"
+            )
+        layers.setdefault(layer, {})[kind] = leaf
+    names = sorted(layers, key=_natural)
+    if not names:
+        raise InputError("the parameters hold no kernel")
+    previous = None
+    for name in names:
+        kernel, bias = layers[name].get("kernel"), layers[name].get("bias")
+        if kernel is None:
+            raise InputError(f"layer {name!r} has a bias and no kernel")
+        if bias is not None and bias.shape[0] != kernel.shape[1]:
+            raise InputError(f"layer {name!r}: bias {list(bias.shape)} does not fit kernel {list(kernel.shape)}")
+        if previous is not None and previous != kernel.shape[0]:
+            raise InputError(
+                f"layer {name!r} takes {kernel.shape[0]} inputs, but the layer before it has {previous} outputs; "
+                f"layers in order of their names: {', '.join(names)}"
+            )
+        previous = kernel.shape[1]
+    kernels = tuple(jnp.asarray(layers[name]["kernel"], jnp.float32) for name in names)
+    biases = tuple(layers[name].get("bias") for name in names)
+    return names, Network(kernels, tuple(b if b is None else jnp.asarray(b, jnp.float32) for b in biases))
+
+
+def mask_tree(names: Sequence[str], kernel_masks: Sequence[jax.Array]) -> PyTree:
+    """Nests one mask per kernel as the kernels are nested in the params that `network_of` took apart."""
+    return flax.traverse_util.unflatten_dict(
+        {(*name.split("/"), "kernel"): mask for name, mask in zip(names, kernel_masks, strict=True)}
+    )
+
+
+def flat_mask(tree: PyTree) -> jax.Array:
+    """Joins a tree from `mask_tree` to a flat mask, bool `[total]`."""
+    leaves = _flat(tree)
+    return masks.flatten([leaves[path] for path in sorted(leaves, key=_natural)])
+
+
+def load_weights(path: Path) -> PyTree:
+    """Reads a multilayer perceptron's parameters from an .npz or .safetensors file.
+
+    Args:
+      path: arrays named LAYER.weight, `[outputs, inputs]` as in PyTorch, or LAYER/kernel, `[inputs, outputs]`
+        as in Flax; biases LAYER.bias or LAYER/bias. Either separator will do.
+
+    Returns:
+      Params as `network_of` takes them, float32.
+
+    Raises:
+      InputError: an unreadable file, an unknown name, a value that is not finite, or layers that do not fit.
+    """
+    params: dict[str, dict[str, np.ndarray]] = {}
+    for name, array in _read_arrays(path).items():
+        layer, _, kind = name.replace("/", ".").rpartition(".")
+        if kind not in ("weight", "kernel", "bias") or not layer:
+            raise InputError(f"{path}: array {name!r} is none of LAYER.weight, LAYER.kernel, LAYER.bias")
+        if array.ndim != (1 if kind == "bias" else 2) or array.dtype.kind not in "fiu":
+            raise InputError(f"{path}: array {name!r} is {array.dtype}{list(array.shape)}, not a matrix or a bias")
+        if not np.isfinite(array).all():
+            raise InputError(f"{path}: array {name!r} holds NaN or infinite values")
+        array = array.T if kind == "weight" else array
+        params.setdefault(layer, {})["bias" if kind == "bias" else "kernel"] = array.astype(np.float32)
+    try:
+        network_of(params)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    return params
+
+
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    try:
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as file:
+                return {name: file[name] for name in file.files}
+        if path.suffix == ".safetensors":
+            return safetensors.numpy.load_file(path)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or 'cannot be read'}") from None
+    except Exception as error:  # zipfile, zlib, numpy and safetensors each raise their own kinds
+        raise InputError(f"{path} is damaged or not a {path.suffix} file: {error}") from None
+    raise InputError(f"{path}: weights must be a .npz or .safetensors file")
+
+
+def _flat(tree: PyTree) -> dict[str, jax.Array]:
+    if not isinstance(tree, Mapping):
+        raise InputError(f"parameters must be nested mappings of arrays, not {type(tree).__name__}")
+    return {"/".join(path): leaf for path, leaf in flax.traverse_util.flatten_dict(dict(tree)).items()}
+
+
+def _natural(name: str) -> list[Any]:
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]

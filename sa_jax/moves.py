@@ -1,0 +1,184 @@
+"""Swaps: prune one kept branch and keep one pruned branch, so that `k` never changes.
+
+A `Swaps` is a distribution of proposals: it keeps what it needs to draw one in time that does not depend
+on the number of branches, and returns the exact log proposal ratio of each.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+# The integer weights of `saliency_swap` sum to less than this, so that int32 sums of them are exact.
+WEIGHT_TOTAL = 2**30
+# Share of a saliency draw that is uniform: every branch stays reachable and the log ratio bounded.
+UNIFORM_SHARE = 0.1
+# Candidates drawn per swap; when all of them are kept already the chain stays where it is.
+CANDIDATES = 8
+
+
+class Swap(NamedTuple):
+    """One proposal. `pruned == grown` stands for staying in place.
+
+    Attributes:
+      pruned: flat index of the kept branch to prune, int32 `[]`.
+      grown: flat index of the pruned branch to keep, int32 `[]`.
+      slots: where the two stand in the index list, int32 `[2]`; the second is unused by `saliency_swap`.
+    """
+
+    pruned: jax.Array
+    grown: jax.Array
+    slots: jax.Array
+
+
+class Swaps(NamedTuple):
+    """A distribution of swaps: pure functions over a state of its own.
+
+    Attributes:
+      init: `(mask) -> state`, from a flat mask, bool `[total]`.
+      draw: `(rng_key) -> noise`, the random numbers of one swap.
+      propose: `(noise, state, mask) -> (swap, log_q_ratio)`.
+      commit: `(state, swap, accepted) -> state`.
+    """
+
+    init: Callable[..., Any]
+    draw: Callable[..., Any]
+    propose: Callable[..., Any]
+    commit: Callable[..., Any]
+
+
+class UniformState(NamedTuple):
+    """`order` is int32 `[total]`: first the kept branches, then the pruned; `num_kept` is int32 `[]`."""
+
+    order: jax.Array
+    num_kept: jax.Array
+
+
+class SaliencyState(NamedTuple):
+    """`order` as in `UniformState`, its pruned part stale; `kept_weight` is int32 `[]`, the kept branches' sum."""
+
+    order: jax.Array
+    num_kept: jax.Array
+    kept_weight: jax.Array
+
+
+def uniform_swap() -> Swaps:
+    """Swaps a uniformly drawn kept branch with a uniformly drawn pruned one, over all layers.
+
+    Symmetric: the reverse swap uses the same two slots of the index list. With nothing pruned, or nothing
+    kept, it stays in place.
+    """
+
+    def init(mask):
+        kept_first = jnp.argsort(~mask, stable=True).astype(jnp.int32)
+        return UniformState(kept_first, mask.sum(dtype=jnp.int32))
+
+    def draw(rng_key):
+        return jax.random.bits(rng_key, (2,), jnp.uint32)
+
+    def propose(noise, state, mask):
+        del mask
+        num_pruned = state.order.size - state.num_kept
+        kept_slot = _below(noise[0], state.num_kept)
+        pruned_slot = state.num_kept + _below(noise[1], num_pruned)
+        pruned_slot = jnp.where((num_pruned > 0) & (state.num_kept > 0), pruned_slot, kept_slot)
+        swap = Swap(state.order[kept_slot], state.order[pruned_slot], jnp.stack([kept_slot, pruned_slot]))
+        return swap, jnp.zeros((), jnp.float32)
+
+    def commit(state, swap, accepted):
+        first = jnp.where(accepted, swap.grown, swap.pruned)
+        second = jnp.where(accepted, swap.pruned, swap.grown)
+        order = state.order.at[swap.slots[0]].set(first).at[swap.slots[1]].set(second)
+        return state._replace(order=order)
+
+    return Swaps(init, draw, propose, commit)
+
+
+def saliency_swap(saliency: jax.Array) -> Swaps:
+    """Prunes a uniformly drawn kept branch and keeps a pruned one drawn by its saliency.
+
+    The candidates are drawn from a fixed distribution `p` over all branches and the first that is pruned is
+    taken, among `m = CANDIDATES`. With `K` the share of `p` on kept branches, a branch `b` is then proposed
+    with probability `p_b (1 - K^m) / (1 - K)`, and the log proposal ratio follows exactly. `p` is made of
+    integer weights, so that no rounding enters it.
+
+    Args:
+      saliency: non-negative float `[total]`, such as `|w| * norm(input)` (Sun et al. 2024, Wanda).
+    """
+    total = saliency.size
+    share = saliency / jnp.maximum(saliency.sum(), jnp.finfo(jnp.float32).tiny)
+    uniform = max(int(UNIFORM_SHARE * WEIGHT_TOTAL / total), 1)
+    # Rounded down, and 1 % short of the whole, so that the float32 sum of the shares cannot overflow it.
+    by_share = jnp.floor(share * (0.99 * (1 - UNIFORM_SHARE) * WEIGHT_TOTAL)).astype(jnp.int32)
+    weights = uniform + by_share
+    cumulative = jnp.cumsum(weights, dtype=jnp.int32)
+    sum_weights = cumulative[-1]
+
+    def init(mask):
+        kept_first = jnp.argsort(~mask, stable=True).astype(jnp.int32)
+        kept_weight = jnp.where(mask, weights, 0).sum(dtype=jnp.int32)
+        return SaliencyState(kept_first, mask.sum(dtype=jnp.int32), kept_weight)
+
+    def draw(rng_key):
+        slot_key, branch_key = jax.random.split(rng_key)
+        drawn = jax.random.randint(branch_key, (CANDIDATES,), 0, sum_weights)
+        candidates = jnp.searchsorted(cumulative, drawn, side="right").astype(jnp.int32)
+        return jax.random.bits(slot_key, (), jnp.uint32), candidates
+
+    def log_tries(kept_weight):
+        # log of 1 + K + ... + K^(m-1), by Horner: XLA turns a power of K = kept / sum with a constant sum into
+        # kept^7 / sum^7, which overflows.
+        kept_share, tries = kept_weight / sum_weights, jnp.float32(1)
+        for _ in range(CANDIDATES - 1):
+            tries = 1 + kept_share * tries
+        return jnp.log(tries)
+
+    def propose(noise, state, mask):
+        bits, candidates = noise
+        slot = _below(bits, state.num_kept)
+        pruned = state.order[slot]
+        is_pruned = ~mask[candidates]
+        found = is_pruned.any() & (state.num_kept > 0)
+        grown = jnp.where(found, candidates[is_pruned.argmax()], pruned)
+        weight_change = weights[grown] - weights[pruned]
+        log_q_ratio = (
+            jnp.log(weights[pruned] / weights[grown])
+            + log_tries(state.kept_weight + weight_change)
+            - log_tries(state.kept_weight)
+        )
+        return Swap(pruned, grown, jnp.stack([slot, slot])), log_q_ratio
+
+    def commit(state, swap, accepted):
+        order = state.order.at[swap.slots[0]].set(jnp.where(accepted, swap.grown, swap.pruned))
+        change = jnp.where(accepted, weights[swap.grown] - weights[swap.pruned], 0)
+        return SaliencyState(order, state.num_kept, state.kept_weight + change)
+
+    return Swaps(init, draw, propose, commit)
+
+
+def swap_mask(mask: jax.Array, swap: Swap, accepted: jax.Array | bool = True) -> jax.Array:
+    """Returns the flat mask, bool `[total]`, after the swap, or unchanged where it is not accepted."""
+    swapped = accepted & (swap.pruned != swap.grown)
+    mask = mask.at[swap.pruned].set(mask[swap.pruned] & ~swapped)
+    return mask.at[swap.grown].set(mask[swap.grown] | swapped)
+
+
+def move_fn(swaps: Swaps) -> Callable[[jax.Array, Any], tuple[Any, jax.Array]]:
+    """Makes a move for `from_energy` of swaps, on positions `(mask, swaps.init(mask))`.
+
+    The index lists travel in the position, so that a proposal does not rebuild them.
+    """
+
+    def move(rng_key, position):
+        mask, state = position
+        swap, log_q_ratio = swaps.propose(swaps.draw(rng_key), state, mask)
+        return (swap_mask(mask, swap), swaps.commit(state, swap, jnp.asarray(True))), log_q_ratio
+
+    return move
+
+
+def _below(bits, bound):
+    # Modulo favours low slots by 2**-32; which branch stands in a slot is random, and the reverse swap
+    # draws the same slots, so detailed balance holds exactly.
+    return (bits % jnp.maximum(bound, 1).astype(jnp.uint32)).astype(jnp.int32)

@@ -1,0 +1,244 @@
+"""Pruning a multilayer perceptron: what is fixed during a run, its landscape, and `prune` in one call."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sa_jax import masks, models, schedules
+from sa_jax.anneal import anneal
+from sa_jax.energies import Energy, cross_entropy, error_rate
+from sa_jax.incremental import masked_mlp
+from sa_jax.models import Network
+from sa_jax.moves import saliency_swap, uniform_swap
+from sa_jax.types import AnnealResult, InputError, Landscape, PyTree, Schedule
+
+ENERGIES = ("cross_entropy", "error_rate")
+MOVES = ("saliency", "uniform")
+STARTS = ("magnitude", "saliency", "random")
+SCHEDULES = ("geometric", "linear", "cosine", "logarithmic", "constant")
+
+# Calibrated logit scale: the dense network's scaled logits get this standard deviation, and the scale rises
+# as pruning shrinks the logits, at most so many fold. Chosen on validation images of MNIST.
+LOGIT_SPREAD = 9.0
+MOST_SHRINKAGE = 4.0
+
+
+class Options(NamedTuple):
+    """How to anneal; hashable, hence static under `jit`.
+
+    Attributes:
+      activation: 'relu', 'tanh' or 'gelu', between layers.
+      energy: 'cross_entropy' or 'error_rate'.
+      move: 'saliency', a swap whose new branch is drawn by `|w| * norm(input)`, or 'uniform'.
+      start: initial mask: 'magnitude', 'saliency' or 'random'.
+      schedule: 'geometric', 'linear', 'cosine', 'logarithmic', 'constant', or `step -> temperature`.
+      logit_scale: factor on the logits in the cross-entropy; None calibrates it.
+      temperature_start: in units of the energy; None calibrates it.
+      temperature_end: likewise; unused by 'logarithmic' and 'constant'.
+    """
+
+    activation: str = "relu"
+    energy: str = "cross_entropy"
+    move: str = "saliency"
+    start: str = "magnitude"
+    schedule: str | Schedule = "geometric"
+    logit_scale: float | None = None
+    temperature_start: float | None = None
+    temperature_end: float | None = None
+
+
+class Problem(NamedTuple):
+    """What is fixed during a run, as arrays that travel through `jit` as arguments.
+
+    Attributes:
+      network: the fixed weights.
+      data: `(inputs, labels)`, float32 `[features, samples]` and int32 `[samples]`.
+      mask: initial mask, flat, bool `[total]`.
+      saliency: `|w| * norm(input)`, float32 `[total]`.
+      logit_scale: float32 `[]`.
+      temperature_start: float32 `[]`.
+      temperature_end: float32 `[]`.
+    """
+
+    network: Network
+    data: tuple[jax.Array, jax.Array]
+    mask: jax.Array
+    saliency: jax.Array
+    logit_scale: jax.Array
+    temperature_start: jax.Array
+    temperature_end: jax.Array
+
+
+def prune(
+    rng_key: jax.Array,
+    params: PyTree,
+    x: jax.Array,
+    y: jax.Array,
+    density: float = 0.05,
+    num_steps: int = 200_000,
+    **options: Any,
+) -> tuple[PyTree, AnnealResult]:
+    """Anneals which branches of a multilayer perceptron stay; no weight changes, nothing is back-propagated.
+
+    Args:
+      rng_key: a key, `[]`.
+      params: Flax params of a multilayer perceptron, with or without the outer level `params`; leaves named
+        `kernel` and `bias`, layers in order of their names. Biases are not masked.
+      x: inputs, float `[samples, features]`. All are used in every proposal: some thousand are plenty.
+      y: labels, int `[samples]`.
+      density: kept / total, in (0, 1]; exactly `round(density * total)` branches stay.
+      num_steps: proposals, at least 1.
+      **options: fields of `Options`, such as `activation="tanh"`.
+
+    Returns:
+      `masks`, nested like `params` without the biases, bool like the kernels; and the `AnnealResult`, whose
+      positions are flat masks, bool `[total]`.
+
+    Raises:
+      InputError: params that are no multilayer perceptron, inputs or labels that do not fit it or are not
+        finite, a density that keeps nothing, an unknown option.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from sa_jax import prune
+    >>> from sa_jax.models import MLP, apply
+    >>> x = jax.random.normal(jax.random.key(0), (200, 8))
+    >>> y = (x[:, 0] > x[:, 1]).astype(jnp.int32)
+    >>> params = MLP([16, 2]).init(jax.random.key(1), x)
+    >>> masks, result = prune(jax.random.key(2), params, x, y, density=0.1, num_steps=2_000)
+    >>> int(result.best.sum())
+    16
+    >>> bool((apply(params, masks, x).argmax(-1) == y).mean() > 0.9)
+    True
+    """
+    if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 1:
+        raise InputError(f"num_steps must be a whole number of at least 1, not {num_steps!r}")
+    unknown = set(options) - set(Options._fields)
+    if unknown:
+        raise InputError(f"unknown option {sorted(unknown)[0]!r}; options: {', '.join(Options._fields)}")
+    chosen = check_options(Options(**options))
+    names, network = models.network_of(params)
+    kept = masks.num_kept(density, network.total)
+    check_samples(network, x, y)
+    result = _prune(rng_key, network, jnp.asarray(x), jnp.asarray(y), kept, num_steps, chosen)
+    return models.mask_tree(names, masks.unflatten(result.best, network.shapes)), result
+
+
+@partial(jax.jit, static_argnums=(4, 5, 6))
+def _prune(rng_key, network, x, y, kept, num_steps, options):
+    setup_key, chain_key = jax.random.split(rng_key)
+    problem = prepare(setup_key, network, x, y, kept, options)
+    schedule = make_schedule(problem, options, num_steps)
+    return anneal(chain_key, make_landscape(problem, options), problem.mask, schedule, num_steps, problem.data)
+
+
+def prepare(
+    rng_key: jax.Array, network: Network, x: jax.Array, y: jax.Array, kept: int, options: Options
+) -> Problem:
+    """Fixes what a run needs: the initial mask, the logit scale and the temperatures. Pure.
+
+    Args:
+      rng_key: a key, `[]`, for a random initial mask and the calibration.
+      network: the fixed weights, `total` branches.
+      x: inputs, float `[samples, features]`.
+      y: labels, int `[samples]`.
+      kept: number of branches that stay; static.
+      options: static.
+    """
+    mask_key, calibration_key = jax.random.split(rng_key)
+    x = x.astype(jnp.float32)
+    saliency = models.saliency(network, x, options.activation)
+    if options.start == "random":
+        mask = masks.random(mask_key, network.total, kept)
+    else:
+        by_magnitude = options.start == "magnitude"
+        mask = masks.by_score(jnp.abs(masks.flatten(network.kernels)) if by_magnitude else saliency, kept)
+    if options.logit_scale is None:
+        dense_spread = models.forward(network, x, options.activation).std()
+        spread = models.forward(models.masked(network, mask), x, options.activation).std()
+        shrinkage = jnp.minimum(dense_spread / spread, MOST_SHRINKAGE)
+        logit_scale = jnp.where(dense_spread > 0, LOGIT_SPREAD / dense_spread * shrinkage, 1.0)
+    else:
+        logit_scale = jnp.float32(options.logit_scale)
+    data = (x.T, y.astype(jnp.int32))
+    nothing = jnp.float32(0)
+    problem = Problem(network, data, mask, saliency, logit_scale, nothing, nothing)
+    start, end = schedules.calibrate(calibration_key, make_landscape(problem, options), mask, data)
+    if options.temperature_start is not None:
+        start = jnp.float32(options.temperature_start)
+    if options.temperature_end is not None:
+        end = jnp.float32(options.temperature_end)
+    return problem._replace(temperature_start=start, temperature_end=end)
+
+
+def make_landscape(problem: Problem, options: Options) -> Landscape:
+    """The incremental landscape of a problem; its positions are flat masks."""
+    swaps = saliency_swap(problem.saliency) if options.move == "saliency" else uniform_swap()
+    return masked_mlp(problem.network, swaps, make_energy(problem, options), options.activation)
+
+
+def make_energy(problem: Problem, options: Options) -> Energy:
+    """The energy of the logits that a problem's landscape minimises."""
+    return cross_entropy(problem.logit_scale) if options.energy == "cross_entropy" else error_rate()
+
+
+def make_schedule(problem: Problem, options: Options, num_steps: int) -> Schedule:
+    """The temperature schedule of a problem over `num_steps` steps."""
+    if callable(options.schedule):
+        return options.schedule
+    start, end = problem.temperature_start, problem.temperature_end
+    makers: dict[str, Callable[[], Schedule]] = {
+        "constant": lambda: schedules.constant(start),
+        "logarithmic": lambda: schedules.logarithmic(start),
+        "geometric": lambda: schedules.geometric(start, end, num_steps),
+        "linear": lambda: schedules.linear(start, end, num_steps),
+        "cosine": lambda: schedules.cosine(start, end, num_steps),
+    }
+    return makers[options.schedule]()
+
+
+def check_options(options: Options) -> Options:
+    """Returns the options, or raises `InputError` naming the first bad one."""
+    choices = {
+        "activation": tuple(models.ACTIVATIONS),
+        "energy": ENERGIES,
+        "move": MOVES,
+        "start": STARTS,
+        "schedule": SCHEDULES,
+    }
+    for name, allowed in choices.items():
+        value = getattr(options, name)
+        if value not in allowed and not (name == "schedule" and callable(value)):
+            raise InputError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")
+    for name in ("logit_scale", "temperature_start", "temperature_end"):
+        value = getattr(options, name)
+        zero_fits = name != "logit_scale" and options.schedule != "geometric"
+        if value is None:
+            continue
+        is_number = isinstance(value, int | float) and not isinstance(value, bool) and np.isfinite(value)
+        if not is_number or not (value > 0 or (value == 0 and zero_fits)):
+            bound = "at least 0" if zero_fits else "above 0"
+            raise InputError(f"{name} must be a finite number {bound}, or None to calibrate it, not {value!r}")
+    return options
+
+
+def check_samples(network: Network, x: Any, y: Any) -> None:
+    """Raises `InputError` where inputs or labels do not fit the network or are not finite."""
+    features, classes = network.sizes[0], network.sizes[-1]
+    if np.ndim(x) != 2 or np.shape(x)[1] != features or np.shape(x)[0] == 0:
+        raise InputError(f"inputs must have the shape [samples, {features}], not {list(np.shape(x))}")
+    if np.shape(y) != np.shape(x)[:1]:
+        raise InputError(f"labels must have the shape [{np.shape(x)[0]}], one per input, not {list(np.shape(y))}")
+    if not jnp.issubdtype(jnp.result_type(y), jnp.integer):
+        raise InputError(f"labels must be whole numbers, not {jnp.result_type(y)}")
+    if isinstance(x, jax.core.Tracer) or isinstance(y, jax.core.Tracer):
+        return  # inside someone's jit the values are not there to be looked at
+    if not np.isfinite(np.asarray(x)).all():
+        raise InputError("inputs hold NaN or infinite values")
+    if np.min(y) < 0 or np.max(y) >= classes:
+        raise InputError(
+            f"labels run from {np.min(y)} to {np.max(y)}, but the network has {classes} classes: 0..{classes - 1}"
+        )

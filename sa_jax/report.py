@@ -1,0 +1,434 @@
+"""One self-contained HTML page on a finished run: no script, no request; light, dark, phone and desktop."""
+
+import html
+import io
+import math
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Stand-ins that `_svg` turns into what the page's style sheet defines, so charts follow light and dark.
+_INK, _ACCENT, _SECOND = "#010203", "#010204", "#010205"
+_PAGE_COLORS = {_INK: "currentColor", _ACCENT: "var(--accent)", _SECOND: "var(--second)"}
+_CHARTS = {
+    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), _INK),
+    "font.size": 10,
+    "axes.titlesize": 10,
+    "text.parse_math": False,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "sa_jax",
+}
+_GREY, _BLUE = (0.5, 0.5, 0.5, 0.2), (0.10, 0.53, 0.82, 1.0)  # pictures are pixels, so one tone for both
+
+_WIDTH = 4.6  # inches; narrow, so that text stays readable where a phone shrinks the chart
+_MAX_UNITS, _COLUMNS = 40, 8
+_MAX_SIDE = 256  # of a picture of a mask, in cells
+_MAX_POINTS = 8000  # of a panel's faint lines; bounds the size of the page
+
+_STYLE = """
+:root { color-scheme: light dark; --page: #f4f6f8; --card: #fff; --ink: #1b232c; --soft: #55616d;
+  --line: #d9dfe5; --accent: #0072b2; --second: #d55e00; --warn: #fff3df; }
+@media (prefers-color-scheme: dark) { :root { --page: #0f1317; --card: #181e24; --ink: #e4e9ee;
+  --soft: #a3afba; --line: #313a43; --accent: #56b4e9; --second: #e69f00; --warn: #3a2b0c; } }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--page); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
+main { max-width: 1120px; margin: 0 auto; padding: 16px; }
+section, aside { background: var(--card); border: 1px solid var(--line); border-radius: 10px;
+  padding: 20px 24px; margin: 0 0 16px; }
+aside { background: var(--warn); border-color: var(--second); border-left-width: 6px; }
+.columns { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 12px 40px; }
+main > .columns { gap: 0 16px; align-items: start; }
+h1 { font-size: clamp(1.5rem, 4vw, 2.2rem); line-height: 1.2; margin: 0 0 12px; }
+h1 :is(span, strong) { white-space: nowrap; display: inline-block; }
+h1 strong { color: var(--accent); }
+h2 { font-size: 1.2rem; margin: 0 0 12px; }
+h3 { font-size: 1rem; margin: 12px 0 4px; }
+p { margin: 0 0 12px; }
+dl { display: grid; grid-template-columns: 1fr 1fr; gap: 12px 20px; margin: 20px 0 12px; }
+dt { color: var(--soft); font-size: .85rem; }
+dd { margin: 0; font-size: 1.15rem; font-weight: 600; }
+figure { margin: 0; }
+.columns > figure:only-child { grid-column: 1 / -1; width: 100%; max-width: 560px; margin: auto; }
+figcaption { margin-top: 8px; }
+figcaption, .soft { color: var(--soft); font-size: .95rem; }
+svg { display: block; width: 100%; height: auto; }
+svg text { font-family: system-ui, sans-serif !important; }
+table { border-collapse: collapse; width: 100%; font-size: .92rem; font-variant-numeric: tabular-nums; }
+th, td { padding: 4px 10px 4px 0; border-bottom: 1px solid var(--line); text-align: left; }
+td { overflow-wrap: anywhere; }
+th { width: 50%; font-weight: 400; color: var(--soft); vertical-align: top; }
+.scroll { overflow-x: auto; }
+.numbers :is(th, td) { width: auto; overflow-wrap: normal; }
+.numbers td { white-space: nowrap; }
+.numbers :is(th, td):not(:first-child) { text-align: right; padding: 4px 0 4px 8px; }
+pre { margin: 0; padding: 10px 12px; white-space: pre-wrap; font-size: .8rem; background: var(--page); }
+@media (max-width: 760px) { main { padding: 8px; } section, aside { padding: 16px 14px; }
+  .columns { grid-template-columns: minmax(0, 1fr); } .numbers { font-size: .78rem; } }
+"""
+
+
+def write_report(
+    path: Path,
+    result: Mapping[str, Any],
+    trace: Mapping[str, np.ndarray],
+    masks: Mapping[str, np.ndarray],
+    image_shape: tuple[int, int] | None,
+) -> None:
+    """Writes the page of `render_report` to `path`; a reader never meets half a page."""
+    page = render_report(result, trace, masks, image_shape)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_text(page, encoding="utf-8")
+    os.replace(aside, path)
+
+
+def render_report(
+    result: Mapping[str, Any],
+    trace: Mapping[str, np.ndarray],
+    masks: Mapping[str, np.ndarray],
+    image_shape: tuple[int, int] | None,
+) -> str:
+    """Renders a finished run as one HTML page; the same input gives the same text.
+
+    Args:
+      result: the figures and settings of `result.json`.
+      trace: `step` and `temperature` `[entries]`; `energy`, `best_energy` and `acceptance`, the accepted
+        fraction since the previous entry, `[chains, entries]`.
+      masks: one bool `[inputs, outputs]` per layer, in network order.
+      image_shape: rows and columns where the inputs are the pixels of an image, else None.
+    """
+    import matplotlib
+
+    with matplotlib.rc_context(_CHARTS):
+        sections = [
+            _headline(result),
+            _warnings(result.get("warnings") or []),
+            _first_layer(next(iter(masks.values())), image_shape),
+            f'<div class="columns">{_course(trace)}<div>{_layers(masks)}{_reproduce(result)}</div></div>',
+            _settings(result),
+        ]
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy"
+  content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
+<link rel="icon" href="data:,">
+<title>{html.escape(f"Annealed mask: {result['dataset']}, {result['kept']:,} branches")}</title>
+<style>{_STYLE}</style>
+</head>
+<body><main>
+{"".join(sections)}
+</main></body>
+</html>
+"""
+
+
+def _headline(result: Mapping[str, Any]) -> str:
+    sizes = "-".join(map(str, result["sizes"]))
+    weights = {"random": "random weights", "pretrain": "pretrained weights"}.get(
+        result["weights"], f"weights from {result['weights']}"
+    )
+    network = html.escape(f"{sizes} {result['activation']} network, {weights}, on {result['dataset']}.")
+    facts = {
+        "Validation accuracy": _percent(result["validation_accuracy"]),
+        "Best energy": _value("best_energy", result["best_energy"]),
+        "Steps &times; chains": " &times; ".join(
+            _value("", result.get(name)) for name in ("num_steps", "num_chains")
+        ),
+        "Annealing time": f"{_value('', result.get('anneal_seconds'))} s",
+    }
+    return f"""<section class="columns"><div>
+<h1>{result["kept"]:,} of {result["total"]:,} branches kept <span>({_percent(result["density"])}):</span>
+<strong>{_percent(result["test_accuracy"])} test accuracy</strong></h1>
+<p>{network}</p>
+<p class="soft">The search only chose branches: no weight was changed, nothing was back-propagated.</p>
+<dl>{"".join(f"<div><dt>{name}</dt><dd>{fact}</dd></div>" for name, fact in facts.items())}</dl>
+</div>{_accuracies(result)}</section>"""
+
+
+def _accuracies(result: Mapping[str, Any]) -> str:
+    bars = {
+        "Annealed": result["test_accuracy"],
+        "Global magnitude": result.get("magnitude_test_accuracy"),
+        "Random": result.get("random_test_accuracy"),
+        "Dense": result["dense_test_accuracy"],
+    }
+    bars = {name: accuracy for name, accuracy in bars.items() if accuracy is not None}
+    figure = _new_figure(2.5)
+    axes = figure.add_subplot()
+    heights = np.arange(len(bars), dtype=float)
+    heights[-1] += 0.4  # sets the reference apart
+    drawn = axes.barh(heights, list(bars.values()), 0.66, color=_INK, alpha=0.4)
+    drawn[0].set(color=_ACCENT, alpha=1)
+    drawn[-1].set(fill=False, edgecolor=_INK, linestyle="--", alpha=0.8)
+    labels = axes.bar_label(drawn, [_percent(accuracy) for accuracy in bars.values()], padding=4)
+    labels[0].set_fontweight("bold")
+    axes.set(yticks=heights, yticklabels=list(bars), xlim=(0, 1.19), xticks=[])
+    axes.invert_yaxis()
+    _strip(axes)
+    text = "; ".join(f"{name} {_percent(accuracy)}" for name, accuracy in bars.items())
+    caption = "Test accuracy. All but the dense network keep the same number of branches."
+    return _figure("accuracies", figure, f"Bar chart of test accuracy: {text}", caption)
+
+
+def _warnings(warnings: Iterable[str]) -> str:
+    items = "".join(f"<li>{html.escape(warning)}</li>" for warning in warnings)
+    return f'<aside role="alert"><h2>Warnings</h2><ul>{items}</ul></aside>' if items else ""
+
+
+def _first_layer(mask: np.ndarray, image_shape: tuple[int, int] | None) -> str:
+    mask = np.asarray(mask, bool)
+    pictures = _matrix(mask) if image_shape is None else _pixels(mask, image_shape) + _units(mask, image_shape)
+    return f'<section><h2>What the first layer still sees</h2><div class="columns">{pictures}</div></section>'
+
+
+def _pixels(mask: np.ndarray, image_shape: tuple[int, int]) -> str:
+    """Draws how many hidden units each pixel still feeds."""
+    from matplotlib.ticker import MaxNLocator
+
+    counts = mask.sum(1).reshape(image_shape)
+    top = max(1, int(counts.max()))
+    figure = _new_figure(_WIDTH * min(1.5, 0.83 * image_shape[0] / image_shape[1]) + 0.2)
+    axes = figure.add_subplot()
+    # One band per count while they are few; the darkest fifth would vanish on a dark page.
+    colors = _bands(top if top <= 12 else 64)
+    image = axes.imshow(counts, colors, vmin=0.5, vmax=top + 0.5, interpolation="none")
+    bar = figure.colorbar(image, extend="min", ticks=MaxNLocator(6, integer=True), shrink=0.86, pad=0.03)
+    bar.set_label("hidden units fed (grey: none)")
+    bar.outline.set_visible(False)
+    axes.set(xticks=[], yticks=[])
+    _strip(axes)
+    caption = f"{np.count_nonzero(counts):,} of {counts.size:,} pixels still feed the network."
+    return _figure("pixels", figure, f"Picture of the hidden units each pixel feeds. {caption}", caption)
+
+
+def _units(mask: np.ndarray, image_shape: tuple[int, int]) -> str:
+    """Draws the masks of the hidden units, those of most branches first, as one picture."""
+    counts = mask.sum(0)
+    order = np.argsort(-counts, kind="stable")[:_MAX_UNITS]
+    tiles = [_shrink(mask[:, unit].reshape(image_shape), 64) for unit in order]
+    scale = max(1, 32 // tiles[0].shape[1])  # small images need finer cells for the gaps between them
+    tiles = [np.kron(tile, np.ones((scale, scale))) for tile in tiles]
+    rows, columns = tiles[0].shape
+    row_step, column_step = rows + math.ceil(0.42 * columns), columns + math.ceil(0.12 * columns)
+    picture = np.zeros((row_step * math.ceil(len(tiles) / _COLUMNS), column_step * _COLUMNS, 4))
+    figure = _new_figure(_WIDTH * picture.shape[0] / picture.shape[1], layout=None)
+    axes = figure.add_axes((0, 0, 1, 1), frame_on=False, xticks=[], yticks=[])
+    for i, tile in enumerate(tiles):
+        bottom, left = row_step * (i // _COLUMNS + 1), column_step * (i % _COLUMNS)
+        picture[bottom - rows : bottom, left : left + columns] = _colored(tile)
+        middle, above = left + columns / 2, bottom - rows - 0.06 * columns
+        axes.text(middle, above, f"{counts[order[i]]}", ha="center", va="bottom", fontsize=9)
+    axes.imshow(picture, interpolation="none", aspect="auto")
+    caption = f"{len(order)} of {mask.shape[1]} hidden units, each with its number of kept branches."
+    return _figure("units", figure, caption, caption)
+
+
+def _matrix(mask: np.ndarray) -> str:
+    """Draws the mask itself, one row per input and one column per unit."""
+    inputs, units = mask.shape
+    figure = _new_figure(_WIDTH * min(1.0, max(0.3, inputs / units)))
+    axes = figure.add_subplot()
+    extent = (0.5, units + 0.5, inputs + 0.5, 0.5)
+    axes.imshow(_colored(_shrink(mask, _MAX_SIDE)), interpolation="none", aspect="auto", extent=extent)
+    axes.set(xlabel="unit of the first layer", ylabel="input")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.get_major_locator().set_params(integer=True)
+    _strip(axes)
+    fed = f"{np.count_nonzero(mask.any(1)):,} of {inputs:,} inputs still feed the network."
+    caption = f"The mask of the first layer: {fed}"
+    return _figure("matrix", figure, f"Picture of inputs against units. {caption}", caption)
+
+
+def _course(trace: Mapping[str, np.ndarray]) -> str:
+    from matplotlib.ticker import EngFormatter
+
+    arrays = {name: np.asarray(values, float) for name, values in trace.items()}
+    arrays = {name: np.where(np.isfinite(values), values, np.nan) for name, values in arrays.items()}
+    step, best, accepted = arrays["step"], arrays["best_energy"], arrays["acceptance"]
+    winner = int(np.argmin(np.nan_to_num(best[:, -1], nan=np.inf)))
+    style = "o-" if len(step) == 1 else "-"  # a line of one point shows nothing
+    figure = _new_figure(5.6)
+    panels = figure.subplots(3, 1, sharex=True, height_ratios=(2, 1, 1.3))
+    titles = ("Energy", "Temperature", "Accepted proposals")
+
+    _chains(panels[0], step, arrays["energy"], style)
+    panels[0].plot(step, best[winner], style, color=_SECOND, lw=1.5, label="lowest so far, best chain")
+    panels[1].plot(step, arrays["temperature"], style, color=_INK)
+    _log_scale(panels[1], arrays["temperature"])
+    _chains(panels[2], step, accepted, style)
+    panels[2].plot(step, accepted[winner], style, color=_SECOND, lw=1, label="best chain")
+    _log_scale(panels[2], accepted)
+    panels[2].yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
+    panels[2].set(xlabel="step", xlim=(0, 1.02 * step[-1]))
+    panels[2].xaxis.set_major_formatter(EngFormatter(sep=""))
+    for axes, title in zip(panels, titles, strict=True):
+        axes.set_title(title, loc="left")
+        axes.grid(color=_INK, alpha=0.12, linewidth=0.6)
+        _strip(axes)
+    for axes in panels[::2]:
+        for line in axes.legend(frameon=False, loc="upper right").get_lines():
+            line.set(alpha=1, linewidth=1.5)
+    text = "Energy, temperature and accepted fraction against the step."
+    return f"<section><h2>How the search went</h2>{_figure('course', figure, text, text)}</section>"
+
+
+def _chains(axes: "Axes", step: np.ndarray, values: np.ndarray, style: str) -> None:
+    """Draws one faint line per chain, thinned where that makes very many points."""
+    stride = math.ceil(values.size / _MAX_POINTS)
+    lines = axes.plot(step[::stride], values[:, ::stride].T, style, color=_ACCENT, lw=0.9)
+    for line in lines:
+        line.set_alpha(0.5 if len(lines) <= 8 else 0.25)
+    lines[0].set_label("each chain")
+
+
+def _log_scale(axes: "Axes", values: np.ndarray) -> None:
+    """Shows whole decades from the least positive value on, and below them zero if it occurs."""
+    positive = values[values > 0]
+    if not positive.size:
+        axes.set_ylim(0, 1)
+    else:
+        low = 10.0 ** math.floor(math.log10(positive.min()))
+        high = 10.0 ** math.ceil(math.log10(positive.max()))
+        axes.set_yscale("symlog", linthresh=low, linscale=0.4)
+        axes.set_ylim(0 if np.any(values == 0) else low, max(high, 10 * low))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+
+
+def _layers(masks: Mapping[str, np.ndarray]) -> str:
+    kept = [int(np.sum(mask)) for mask in masks.values()]
+    densities = [count / mask.size for count, mask in zip(kept, masks.values(), strict=True)]
+    figure = _new_figure(0.5 + 0.36 * len(masks))
+    axes = figure.add_subplot()
+    bars = axes.barh(range(len(masks)), densities, 0.66, color=_ACCENT)
+    axes.bar_label(bars, [_percent(density) for density in densities], padding=4)
+    axes.set(yticks=range(len(masks)), yticklabels=list(masks), xlim=(0, 1.22 * max(densities)), xticks=[])
+    axes.invert_yaxis()
+    _strip(axes)
+    text = "; ".join(f"{name} {_percent(density)}" for name, density in zip(masks, densities, strict=True))
+    rows = [
+        [name, f"{count:,}", f"{mask.size:,}", _percent(density), _in_use(mask, 1), _in_use(mask, 0)]
+        for (name, mask), count, density in zip(masks.items(), kept, densities, strict=True)
+    ]
+    head = ["Layer", "Kept", "Of", "Density", "Inputs in use", "Units in use"]
+    return f"""<section><h2>Where the kept branches are</h2>
+{_figure("layers", figure, f"Bar chart of the kept share of each layer: {text}", "Kept share of each layer.")}
+<h3>Layer by layer</h3><div class="scroll"><table class="numbers">
+<thead><tr>{"".join(f'<th scope="col">{name}</th>' for name in head)}</tr></thead>
+<tbody>{"".join(_row(*row) for row in rows)}</tbody></table></div></section>"""
+
+
+def _in_use(mask: np.ndarray, axis: int) -> str:
+    used = np.any(mask, axis)
+    return f"{np.count_nonzero(used):,}/{used.size:,}"
+
+
+def _reproduce(result: Mapping[str, Any]) -> str:
+    return f"""<section><h2>Reproduce</h2>
+<p><code>operative.gin</code> lies beside this page and holds every setting, the seed
+{html.escape(str(result.get("seed", "")))} included:</p>
+<pre><code>sa-jax run --gin_file=operative.gin --workdir=NEW_DIR</code></pre></section>"""
+
+
+def _settings(result: Mapping[str, Any]) -> str:
+    figures = {
+        key.removeprefix("num_").replace("_", " "): _value(key, value)
+        for key, value in result.items()
+        if key not in ("warnings", "versions")
+    }
+    timing = {name: figures.pop(name) for name in list(figures) if "second" in name}
+    return f"""<section><h2>Settings and figures</h2>
+<div class="columns"><div><h3>Run</h3>{_table(figures)}</div><div><h3>Time</h3>{_table(timing)}
+<h3>Versions</h3>{_table(result.get("versions") or {})}</div></div></section>"""
+
+
+def _table(values: Mapping[str, str]) -> str:
+    rows = "".join(_row(name, str(value)) for name, value in values.items())
+    return f"<table><tbody>{rows}</tbody></table>"
+
+
+def _row(name: str, *cells: str) -> str:
+    texts = "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
+    return f'<tr><th scope="row">{html.escape(name)}</th>{texts}</tr>'
+
+
+def _value(key: str, value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, list | tuple):
+        return ("-" if key == "sizes" else ", ").join(_value("", item) for item in value)
+    if isinstance(value, float):
+        if key.endswith("accuracy") or key in ("density", "acceptance"):
+            return _percent(value)
+        return f"{value:,.0f}" if 1000 <= abs(value) < 1e15 else f"{value:.4g}"
+    return f"{value:,}" if type(value) is int and key != "seed" else str(value)
+
+
+def _percent(fraction: float) -> str:
+    """Formats a fraction in %, small ones to two digits."""
+    percent = 100 * fraction
+    return f"{percent:.2g} %" if 0 < percent < 1 else f"{percent:.1f} %"
+
+
+def _new_figure(height: float, layout: str | None = "constrained") -> "Figure":
+    from matplotlib.figure import Figure
+
+    return Figure((_WIDTH, height), layout=layout)
+
+
+def _strip(axes: "Axes") -> None:
+    axes.spines[:].set_visible(False)
+    axes.tick_params(which="both", length=0)
+
+
+def _bands(count: int) -> Any:
+    """Returns a colormap of `count` bands, grey below the first."""
+    import matplotlib
+    from matplotlib.colors import ListedColormap
+
+    colors = ListedColormap(matplotlib.colormaps["viridis"](np.linspace(0.2, 1, count)))
+    return colors.with_extremes(under=_GREY)
+
+
+def _colored(share: np.ndarray) -> np.ndarray:
+    """Turns the kept share of each cell into RGBA, from grey to blue."""
+    share = np.asarray(share, float)[..., None]
+    return (1 - share) * np.array(_GREY) + share * np.array(_BLUE)
+
+
+def _shrink(mask: np.ndarray, side: int) -> np.ndarray:
+    """Averages blocks of cells where the mask has more than `side` rows or columns."""
+    share = mask.astype(float)
+    for axis in (0, 1):
+        starts = np.unique(np.linspace(0, share.shape[axis], side, endpoint=False).astype(int))
+        widths = np.diff(starts, append=share.shape[axis])
+        share = np.add.reduceat(share, starts, axis) / np.expand_dims(widths, 1 - axis)
+    return share
+
+
+def _figure(name: str, figure: "Figure", description: str, caption: str) -> str:
+    svg = _svg(figure, name).replace("<svg ", f'<svg role="img" aria-label="{html.escape(description)}" ', 1)
+    return f"<figure>{svg}<figcaption>{html.escape(caption)}</figcaption></figure>"
+
+
+def _svg(figure: "Figure", name: str) -> str:
+    """Returns the figure as inline SVG with colors from the page, and with ids no other figure has."""
+    buffer = io.StringIO()
+    no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    figure.savefig(buffer, format="svg", transparent=True, metadata=no_metadata)
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg ") :]
+    svg = re.sub(r'( id="|href="#|url\(#)', rf"\1{name}-", svg)
+    svg = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d)\d+", r"\1", path[0]), svg)  # a third of the page
+    for color, page_color in _PAGE_COLORS.items():
+        svg = svg.replace(color, page_color)
+    return svg

@@ -1,0 +1,503 @@
+"""The host's part of a run: data and weights in, jitted chunks of steps over sharded chains, results out."""
+
+import csv
+import importlib.metadata
+import io
+import json
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from sa_jax import data, masks, models, pruning
+from sa_jax.anneal import BLOCK_STEPS, init
+from sa_jax.anneal import run as run_steps
+from sa_jax.models import Network
+from sa_jax.pruning import Options, Problem
+from sa_jax.report import render_report
+from sa_jax.types import AnnealState, InputError
+
+# A run is cut into about this many chunks, each an entry of the trace, of at least so many steps.
+CHUNKS = 200
+LEAST_CHUNK_STEPS = 1_000
+# Random masks whose accuracy is averaged for comparison.
+RANDOM_MASKS = 10
+RESULT_FILES = ("masks.npz", "weights.npz", "operative.gin", "trace.csv", "report.html", "result.json")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """All settings of a run. The first eleven are the macros that open every config.
+
+    Attributes:
+      dataset: 'digits', 'mnist', 'fashion_mnist' or the path of an .npz.
+      input_mean: subtracted from the inputs, after pixels are scaled to 0..1.
+      input_std: then divides them.
+      weights: 'random', 'pretrain', or a file .npz or .safetensors, whose shapes then fix the layers.
+      hidden: widths of the hidden layers; unused with a weights file.
+      activation: 'relu', 'tanh' or 'gelu'.
+      density: kept / total, in (0, 1].
+      seed: of everything random.
+      num_steps: proposals per chain.
+      num_chains: independent chains; the one of lowest energy is the result.
+      num_samples: training samples in the energy; as many as there are, if fewer.
+      use_bias: whether random and pretrained networks have biases.
+      initializer: of random and pretrained weights, one of `models.INITIALIZERS`.
+      pretrain_epochs: passes over the training split.
+      pretrain_learning_rate: of Adam, at the start.
+      energy: see `pruning.Options`, as for the following.
+      move: 'saliency' or 'uniform'.
+      start: 'magnitude', 'saliency' or 'random'.
+      schedule: 'geometric', 'linear', 'cosine', 'logarithmic', 'constant' or a callable.
+      logit_scale: None calibrates it.
+      temperature_start: None calibrates it.
+      temperature_end: None calibrates it.
+    """
+
+    dataset: str = "digits"
+    input_mean: float = 0.0
+    input_std: float = 1.0
+    weights: str = "pretrain"
+    hidden: Sequence[int] = (32, 16)
+    activation: str = "relu"
+    density: float = 0.05
+    seed: int = 0
+    num_steps: int = 200_000
+    num_chains: int = 2
+    num_samples: int = 2_000
+    use_bias: bool = True
+    initializer: str = "he_normal"
+    pretrain_epochs: int = 20
+    pretrain_learning_rate: float = 3e-3
+    energy: str = "cross_entropy"
+    move: str = "saliency"
+    start: str = "magnitude"
+    schedule: str | Callable = "geometric"
+    logit_scale: float | None = None
+    temperature_start: float | None = None
+    temperature_end: float | None = None
+
+    def __post_init__(self):
+        for name in ("dataset", "weights"):
+            value = getattr(self, name)
+            if not isinstance(value, str) or not value:
+                raise InputError(f"{name.upper()} must be text in quotes, not {value!r}")
+        for name in ("num_steps", "num_chains", "num_samples", "pretrain_epochs"):
+            if not _is_whole(getattr(self, name)) or getattr(self, name) < 1:
+                raise InputError(
+                    f"{name.upper()} must be a whole number of at least 1, not {getattr(self, name)!r}"
+                )
+        if not _is_whole(self.seed) or not 0 <= self.seed < 2**32:
+            raise InputError(f"SEED must be a whole number from 0 to 4294967295, not {self.seed!r}")
+        if self.num_steps >= 2**31:
+            raise InputError(f"NUM_STEPS must be below 2147483648, not {self.num_steps}")
+        widths = self.hidden
+        if not isinstance(widths, list | tuple) or not all(_is_whole(w) and w > 0 for w in widths):
+            raise InputError(f"HIDDEN must be a list of positive whole numbers such as [300, 100], not {widths!r}")
+        for name in ("input_mean", "input_std", "pretrain_learning_rate"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or isinstance(value, bool) or not np.isfinite(value):
+                raise InputError(f"{name.upper()} must be a finite number, not {value!r}")
+            if name != "input_mean" and value <= 0:
+                raise InputError(f"{name.upper()} must be above 0, not {value!r}")
+        if not isinstance(self.use_bias, bool):
+            raise InputError(f"use_bias must be True or False, not {self.use_bias!r}")
+        if self.initializer not in models.INITIALIZERS:
+            raise InputError(
+                f"initializer must be one of {', '.join(models.INITIALIZERS)}, not {self.initializer!r}"
+            )
+        masks.num_kept(self.density, 2**62)  # the range; how many are kept is known with the network
+        pruning.check_options(self.options)
+
+    @property
+    def options(self) -> Options:
+        """The part of the settings that the pure functions take."""
+        return Options(*(getattr(self, name) for name in Options._fields))
+
+
+class Progress(NamedTuple):
+    """What a run tells after each chunk; energies and acceptance are those of the leading chain."""
+
+    step: int
+    temperature: float
+    energy: float
+    best_energy: float
+    acceptance: float
+    steps_per_second: float
+
+
+def run(
+    config: RunConfig,
+    workdir: Path,
+    operative_config: str = "",
+    overwrite: bool = False,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+) -> dict[str, Any]:
+    """Anneals as configured and writes the results to `workdir`.
+
+    Args:
+      config: the settings.
+      workdir: made if missing. Gets `RESULT_FILES`, each written aside and renamed, `result.json` last.
+      operative_config: text of `operative.gin`.
+      overwrite: whether to replace an earlier run's results.
+      on_progress: called after each chunk.
+
+    Returns:
+      What `result.json` holds.
+
+    Raises:
+      InputError: bad data, weights or settings, or a workdir that cannot be used; nothing is written.
+    """
+    check_workdir(workdir, overwrite)
+    dataset = data.load(config.dataset, config.input_mean, config.input_std)
+    names, network = load_network(config, dataset)
+    kept = masks.num_kept(config.density, network.total)
+    for split in (dataset.train, dataset.validation, dataset.test):
+        pruning.check_samples(network, split.inputs, split.labels)
+    samples = dataset.train.inputs[: config.num_samples], dataset.train.labels[: config.num_samples]
+    made = make_workdir(workdir)
+    try:
+        annealed = anneal_chains(config, network, *samples, kept, on_progress)
+        result = evaluate(config, dataset, network, annealed, kept)
+        kernel_names = [f"{name}/kernel" for name in names]
+        best_masks = masks.unflatten(annealed.mask, network.shapes)
+        mask_arrays = {name: np.asarray(m) for name, m in zip(kernel_names, best_masks, strict=True)}
+        weights = dict(zip(kernel_names, map(np.asarray, network.kernels), strict=True))
+        biases = zip(names, network.biases, strict=True)
+        weights |= {f"{name}/bias": np.asarray(bias) for name, bias in biases if bias is not None}
+        files = {
+            "masks.npz": _npz(mask_arrays),
+            "weights.npz": _npz(weights),
+            "operative.gin": operative_config.encode(),
+            "trace.csv": _trace_csv(annealed.trace).encode(),
+            "report.html": render_report(result, annealed.trace, mask_arrays, dataset.image_shape).encode(),
+            "result.json": (json.dumps(result, indent=2) + "\n").encode(),
+        }
+        write_files(workdir, files)
+    except BaseException:
+        for folder in made:
+            if not any(folder.iterdir()):
+                folder.rmdir()
+        raise
+    return result
+
+
+class Annealed(NamedTuple):
+    """What annealing all chains gave.
+
+    Attributes:
+      mask: the best of all chains, flat, bool `[total]`.
+      start_mask: where all chains started, flat, bool `[total]`.
+      problem: what was annealed.
+      best_energy: of each chain, float32 `[chains]`.
+      num_accepted: of each chain, int32 `[chains]`.
+      trace: arrays by name; `step` and `temperature` `[entries]`, `energy`, `best_energy` and `acceptance`
+        (since the entry before) `[chains, entries]`.
+      compile_seconds: wall time.
+      anneal_seconds: wall time.
+      cpu_seconds: CPU time over compiling and annealing, all threads.
+    """
+
+    mask: np.ndarray
+    start_mask: np.ndarray
+    problem: Problem
+    best_energy: np.ndarray
+    num_accepted: np.ndarray
+    trace: dict[str, np.ndarray]
+    compile_seconds: float
+    anneal_seconds: float
+    cpu_seconds: float
+
+
+def anneal_chains(
+    config: RunConfig,
+    network: Network,
+    x: np.ndarray,
+    y: np.ndarray,
+    kept: int,
+    on_progress: Callable[[Progress], None],
+) -> Annealed:
+    """Anneals `config.num_chains` chains, spread over the local devices, in chunks.
+
+    Chain `i` draws from `fold_in(key, i)` alone: how many chains there are, and the cutting into chunks,
+    change no bit of it.
+    """
+    cpu_start, wall_start = time.process_time(), time.perf_counter()
+    setup_key, chains_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 1))
+    problem = jax.jit(pruning.prepare, static_argnums=(4, 5))(
+        setup_key, network, jnp.asarray(x), jnp.asarray(y), kept, config.options
+    )
+    for name in ("logit_scale", "temperature_start", "temperature_end"):
+        if not np.isfinite(getattr(problem, name)):
+            raise InputError(f"the weights and inputs give no finite {name}: are the weights far too large?")
+    devices = jax.local_devices()[: config.num_chains]
+    per_device = -(-config.num_chains // len(devices))
+    chains = per_device * len(devices)
+    mesh = jax.make_mesh((len(devices),), ("chains",), devices=devices)
+    over_chains = NamedSharding(mesh, PartitionSpec("chains"))
+    problem = jax.device_put(problem, NamedSharding(mesh, PartitionSpec()))
+    keys = jax.vmap(partial(jax.random.fold_in, chains_key))(jnp.arange(chains))
+    keys = jax.device_put(keys, over_chains)
+    states = jax.jit(_start, static_argnums=(1, 2), out_shardings=over_chains)(problem, config.options, chains)
+    # Chains one after the other on a CPU, where vmapped ones cost more; all at once on wide hardware.
+    batch_size = 1 if devices[0].platform == "cpu" else per_device
+    chunk = chunk_steps(config.num_steps)
+    rest = config.num_steps % chunk
+    compiled = {
+        steps: _compile_chunk(problem, keys, states, config, steps, mesh, batch_size)
+        for steps in (chunk, rest)
+        if steps
+    }
+    schedule = jax.jit(lambda p, step: pruning.make_schedule(p, config.options, config.num_steps)(step))
+    schedule(problem, 0)
+    compile_seconds = time.perf_counter() - wall_start
+
+    entries, previous = [], np.zeros(config.num_chains, np.int64)
+    wall_start = time.perf_counter()
+    for first_step in range(0, config.num_steps, chunk):
+        steps = min(chunk, config.num_steps - first_step)
+        states = compiled[steps](problem, keys, states, jnp.int32(first_step))
+        energy, best_energy, accepted = (
+            np.asarray(field)[: config.num_chains]
+            for field in (states.walk.energy, states.best_energy, states.num_accepted)
+        )
+        done = first_step + steps
+        temperature = float(schedule(problem, done - 1))
+        acceptance = (accepted - previous) / steps
+        previous = accepted
+        entries.append((done, temperature, energy, best_energy, acceptance))
+        leader = int(best_energy.argmin())
+        rate = done / (time.perf_counter() - wall_start)
+        on_progress(
+            Progress(
+                done,
+                temperature,
+                float(energy[leader]),
+                float(best_energy[leader]),
+                float(acceptance[leader]),
+                rate,
+            )
+        )
+    anneal_seconds = time.perf_counter() - wall_start
+    step, temperature, *per_chain = (np.array(column) for column in zip(*entries, strict=True))
+    trace = {"step": step, "temperature": temperature}
+    trace |= dict(zip(("energy", "best_energy", "acceptance"), (c.T for c in per_chain), strict=True))
+    best_energy = np.asarray(states.best_energy)[: config.num_chains]
+    mask = np.asarray(states.best[int(best_energy.argmin())])
+    cpu_seconds = time.process_time() - cpu_start
+    return Annealed(
+        mask,
+        np.asarray(problem.mask),
+        problem,
+        best_energy,
+        previous,
+        trace,
+        compile_seconds,
+        anneal_seconds,
+        cpu_seconds,
+    )
+
+
+def chunk_steps(num_steps: int) -> int:
+    """How many steps to run at once: whole blocks, if possible a divisor of `num_steps`.
+
+    >>> chunk_steps(300_000), chunk_steps(1_000_000), chunk_steps(250)
+    (1500, 5000, 300)
+    """
+    blocks = -(-num_steps // BLOCK_STEPS)
+    least = max(LEAST_CHUNK_STEPS // BLOCK_STEPS, blocks // CHUNKS)
+    if num_steps % BLOCK_STEPS == 0:
+        for candidate in range(least, min(2 * least, blocks) + 1):
+            if blocks % candidate == 0:
+                return candidate * BLOCK_STEPS
+    return min(least, blocks) * BLOCK_STEPS
+
+
+def _start(problem: Problem, options: Options, chains: int) -> AnnealState:
+    state = init(pruning.make_landscape(problem, options), problem.mask, problem.data)
+    return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (chains, *leaf.shape)), state)
+
+
+def _compile_chunk(problem, keys, states, config, steps, mesh, batch_size):
+    def chunk(problem, keys, states, first_step):
+        landscape = pruning.make_landscape(problem, config.options)
+        schedule = pruning.make_schedule(problem, config.options, config.num_steps)
+
+        def one_chain(chain):
+            key, state = chain
+            return run_steps(key, landscape, state, schedule, first_step, steps, problem.data)[0]
+
+        return jax.lax.map(one_chain, (keys, states), batch_size=batch_size)
+
+    over_chains, everywhere = PartitionSpec("chains"), PartitionSpec()
+    sharded = jax.shard_map(
+        chunk,
+        mesh=mesh,
+        in_specs=(everywhere, over_chains, over_chains, everywhere),
+        out_specs=over_chains,
+        check_vma=False,
+    )
+    jitted = jax.jit(sharded, donate_argnums=2)
+    return jitted.lower(problem, keys, states, jnp.int32(0)).compile()
+
+
+def load_network(config: RunConfig, dataset: data.Dataset) -> tuple[list[str], Network]:
+    """Makes, trains or loads the fixed weights; returns the layers' names beside them.
+
+    Raises:
+      InputError: a weights file that is missing, damaged or does not fit the data set.
+    """
+    features = dataset.train.inputs.shape[1]
+    if config.weights in ("random", "pretrain"):
+        widths = [*config.hidden, dataset.num_classes]
+        model = models.MLP(widths, config.activation, config.use_bias, config.initializer)
+        weights_key = jax.random.fold_in(jax.random.key(config.seed), 0)
+        if config.weights == "random":
+            return models.network_of(model.init(weights_key, dataset.train.inputs[:1])["params"])
+        from sa_jax.pretrain import pretrain
+
+        params = pretrain(
+            weights_key, model, *dataset.train, config.pretrain_epochs, config.pretrain_learning_rate
+        )
+        return models.network_of(params)
+    path = data.data_file(config.weights)
+    names, network = models.network_of(models.load_weights(path))
+    if network.sizes[0] != features or network.sizes[-1] != dataset.num_classes:
+        raise InputError(
+            f"{path}: a network {'-'.join(map(str, network.sizes))} does not fit {dataset.name}, "
+            f"which has {features} features and {dataset.num_classes} classes"
+        )
+    return names, network
+
+
+def evaluate(
+    config: RunConfig, dataset: data.Dataset, network: Network, annealed: Annealed, kept: int
+) -> dict[str, Any]:
+    """Measures the best mask and its baselines, and collects what `result.json` holds."""
+    accuracy = jax.jit(
+        lambda network, mask, x, y: (
+            models.forward(models.masked(network, mask), x, config.activation).argmax(-1) == y
+        ).mean()
+    )
+
+    def on(split: data.Split, mask: jax.Array) -> float:
+        return float(accuracy(network, mask, split.inputs, split.labels))
+
+    mask = jnp.asarray(annealed.mask)
+    random_key = jax.random.fold_in(jax.random.key(config.seed), 2)
+    random_masks = [masks.random(key, network.total, kept) for key in jax.random.split(random_key, RANDOM_MASKS)]
+    magnitude = masks.by_score(jnp.abs(masks.flatten(network.kernels)), kept)
+    kept_per_layer = [int(m.sum()) for m in masks.unflatten(mask, network.shapes)]
+    acceptance = float(annealed.num_accepted.mean() / config.num_steps)
+    warnings = []
+    if acceptance > 0.95 and kept < network.total:
+        warnings.append(f"{acceptance:.1%} of the proposals were accepted: the temperatures are too high")
+    if acceptance < 1e-4:
+        warnings.append(f"{acceptance:.4%} of the proposals were accepted: the temperatures are too low")
+    problem = annealed.problem
+    return {
+        "dataset": dataset.name,
+        "sizes": network.sizes,
+        "activation": config.activation,
+        "weights": config.weights,
+        "density": config.density,
+        "kept": sum(kept_per_layer),
+        "total": network.total,
+        "kept_per_layer": kept_per_layer,
+        "total_per_layer": [inputs * outputs for inputs, outputs in network.shapes],
+        "best_energy": float(annealed.best_energy.min()),
+        "best_energy_per_chain": [float(energy) for energy in annealed.best_energy],
+        "test_accuracy": on(dataset.test, mask),
+        "validation_accuracy": on(dataset.validation, mask),
+        "dense_test_accuracy": on(dataset.test, jnp.ones(network.total, bool)),
+        "magnitude_test_accuracy": on(dataset.test, magnitude),
+        "random_test_accuracy": float(np.mean([on(dataset.test, random) for random in random_masks])),
+        "acceptance": acceptance,
+        "num_samples": min(config.num_samples, len(dataset.train.labels)),
+        "num_steps": config.num_steps,
+        "num_chains": config.num_chains,
+        "steps_per_second": config.num_steps / annealed.anneal_seconds,
+        "proposals_per_second": config.num_chains * config.num_steps / annealed.anneal_seconds,
+        "compile_seconds": annealed.compile_seconds,
+        "anneal_seconds": annealed.anneal_seconds,
+        "cpu_seconds": annealed.cpu_seconds,
+        "seed": config.seed,
+        "energy": config.energy,
+        "logit_scale": float(problem.logit_scale),
+        "move": config.move,
+        "start": config.start,
+        "schedule": config.schedule if isinstance(config.schedule, str) else repr(config.schedule),
+        "temperature_start": float(problem.temperature_start),
+        "temperature_end": float(problem.temperature_end),
+        "warnings": warnings,
+        "devices": [str(device) for device in jax.local_devices()],
+        "versions": {
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in ("sa_jax", "jax", "jaxlib", "flax", "numpy")},
+        },
+    }
+
+
+def check_workdir(workdir: Path, overwrite: bool) -> None:
+    """Raises `InputError` where results could not be written, or would replace an earlier run's."""
+    if (workdir / "result.json").exists() and not overwrite:
+        raise InputError(f"{workdir} already holds a run's result; name another workdir, or add --overwrite")
+    existing = next(folder for folder in (workdir, *workdir.absolute().parents) if folder.exists())
+    if not existing.is_dir():
+        raise InputError(f"workdir {workdir} cannot be made: {existing} is a file")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise InputError(f"workdir {workdir} cannot be written: no permission to write in {existing}")
+
+
+def make_workdir(workdir: Path) -> list[Path]:
+    """Makes the folder, tries a write in it, and returns the folders made, innermost first."""
+    made = [folder for folder in (workdir, *workdir.parents) if not folder.exists()]
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=workdir).close()
+    except OSError as error:
+        raise InputError(f"workdir {workdir} cannot be written: {error.strerror}") from None
+    return made
+
+
+def write_files(workdir: Path, files: Mapping[str, bytes]) -> None:
+    """Writes all files aside before it renames the first, so that none is ever half there."""
+    with tempfile.TemporaryDirectory(prefix=".writing-", dir=workdir) as aside:
+        for name, content in files.items():
+            with open(Path(aside) / name, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        for name in files:
+            os.replace(Path(aside) / name, workdir / name)
+
+
+def _npz(arrays: Mapping[str, np.ndarray]) -> bytes:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    return buffer.getvalue()
+
+
+def _trace_csv(trace: Mapping[str, np.ndarray]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["chain", "step", "temperature", "energy", "best_energy", "acceptance"])
+    for chain in range(len(trace["energy"])):
+        for entry in range(len(trace["step"])):
+            per_chain = (float(trace[name][chain, entry]) for name in ("energy", "best_energy", "acceptance"))
+            writer.writerow([chain, int(trace["step"][entry]), float(trace["temperature"][entry]), *per_chain])
+    return text.getvalue()
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -1,0 +1,311 @@
+"""The incremental landscape against full evaluation, enumeration and itself."""
+
+import itertools
+from functools import partial
+
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sa_jax import anneal, from_energy, geometric, masks, models
+from sa_jax.anneal import init, run
+from sa_jax.energies import cross_entropy, error_rate
+from sa_jax.incremental import masked_mlp
+from sa_jax.moves import Swap, move_fn, saliency_swap, swap_mask, uniform_swap
+
+SIZES = {1: [7, 4], 2: [6, 5, 3], 3: [6, 5, 4, 3], 4: [5, 4, 4, 3, 3], 5: [5, 4, 3, 4, 3, 2]}
+
+
+def make_network(depth, use_bias, seed=0):
+    keys = jax.random.split(jax.random.key(seed), 2 * depth)
+    shapes = list(itertools.pairwise(SIZES[depth]))
+    kernels = tuple(jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=False))
+    biases = tuple(jax.random.normal(key, shape[1:]) for key, shape in zip(keys[depth:], shapes, strict=True))
+    return models.Network(kernels, biases if use_bias else (None,) * depth)
+
+
+def make_samples(network, samples=9, seed=1):
+    x = jax.random.normal(jax.random.key(seed), (samples, network.sizes[0]))
+    y = jax.random.randint(jax.random.key(seed + 1), (samples,), 0, network.sizes[-1])
+    return x, y
+
+
+def full_energy(network, energy, activation):
+    """Written anew from the definition, in float64 and without the package's forward pass."""
+
+    def evaluate(mask, x, y):
+        act = {
+            "relu": lambda z: np.maximum(z, 0),
+            "tanh": np.tanh,
+            "gelu": lambda z: 0.5 * z * (1 + np.tanh(np.sqrt(2 / np.pi) * (z + 0.044715 * z**3))),
+        }[activation]
+        a, start = np.asarray(x, np.float64), 0
+        for layer, (kernel, bias) in enumerate(zip(network.kernels, network.biases, strict=True)):
+            kept = np.asarray(mask[start : start + kernel.size]).reshape(kernel.shape)
+            start += kernel.size
+            a = (act(a) if layer else a) @ np.where(kept, np.asarray(kernel, np.float64), 0)
+            a = a if bias is None else a + np.asarray(bias, np.float64)
+        if energy == "error_rate":
+            low, high = np.sort(a, 1)[:, -2:].T
+            # Rounding may break a tie either way, as between two classes without a kept branch.
+            return np.where(high - low < 1e-4, np.nan, a.argmax(1) != np.asarray(y)).mean()
+        a = 3.0 * a
+        return np.mean(np.log(np.exp(a).sum(1)) - a[np.arange(len(y)), np.asarray(y)])
+
+    return evaluate
+
+
+ENERGIES = {"cross_entropy": cross_entropy(3.0), "error_rate": error_rate()}
+
+
+@partial(jax.jit, static_argnums=(3, 4))
+def apply_swaps(network, mask, data, energy, activation, swaps, accepted):
+    """Walks through given swaps and returns the energies and changes seen on the way, and the last state."""
+    landscape = masked_mlp(network, uniform_swap(), ENERGIES[energy], activation)
+
+    def one(state, step):
+        swap, accept = step
+        change, pending = landscape.delta(state, swap, data)
+        before = state.energy
+        state = landscape.commit(state, swap, pending, accept)
+        return state, (before + change, state.energy, state.position.sum())
+
+    return jax.lax.scan(one, landscape.init(mask, data), (swaps, accepted))
+
+
+@hypothesis.settings(deadline=None, max_examples=60)
+@hypothesis.given(
+    depth=st.integers(1, 5),
+    use_bias=st.booleans(),
+    activation=st.sampled_from(["relu", "tanh", "gelu"]),
+    energy=st.sampled_from(["cross_entropy", "error_rate"]),
+    seed=st.integers(0, 1_000),
+    density=st.floats(0.1, 0.9),
+)
+def test_random_walks_equal_full_evaluation(depth, use_bias, activation, energy, seed, density):
+    network = make_network(depth, use_bias, seed)
+    x, y = make_samples(network)
+    numbers = np.random.default_rng(seed)
+    kept = masks.num_kept(density, network.total)
+    mask = np.asarray(masks.random(jax.random.key(seed), network.total, kept))
+    evaluate = full_energy(network, energy, activation)
+    walked, expected, chosen, decisions = mask.copy(), [], [], []
+    for _ in range(12):
+        pruned = numbers.choice(np.flatnonzero(walked))
+        # Often a branch of the same unit, so that both ends meet in one row.
+        grown = numbers.choice(np.flatnonzero(~walked))
+        accept = bool(numbers.random() < 0.7)
+        proposed = walked.copy()
+        proposed[pruned], proposed[grown] = False, True
+        expected.append(evaluate(proposed, x, y))
+        walked = proposed if accept else walked
+        chosen.append((pruned, grown))
+        decisions.append(accept)
+    pruned, grown = np.array(chosen, np.int32).T
+    swaps = Swap(jnp.asarray(pruned), jnp.asarray(grown), jnp.zeros((12, 2), jnp.int32))
+    state, (proposed_energy, energies, counts) = apply_swaps(
+        network, mask, (x.T, y), energy, activation, swaps, jnp.array(decisions)
+    )
+    clear = ~np.isnan(expected)
+    np.testing.assert_allclose(proposed_energy[clear], np.array(expected)[clear], rtol=2e-4, atol=2e-5)
+    np.testing.assert_array_equal(state.position, walked)
+    np.testing.assert_array_equal(counts, kept)
+    assert energies[-1] == state.energy
+
+
+@pytest.mark.parametrize("depth", range(1, 6))
+@pytest.mark.parametrize("activation", ["relu", "tanh", "gelu"])
+def test_every_pair_of_branches_equals_full_evaluation(depth, activation):
+    """All layer pairs, both ends in one unit, neighbouring layers: every swap there is from one mask."""
+    network = make_network(depth, use_bias=depth % 2 == 0)
+    x, y = make_samples(network, 5)
+    mask = np.asarray(masks.random(jax.random.key(4), network.total, network.total // 2))
+    pairs = itertools.product(np.flatnonzero(mask), np.flatnonzero(~mask))
+    pruned, grown = np.array(list(pairs), np.int32).T
+    swaps = Swap(jnp.asarray(pruned), jnp.asarray(grown), jnp.zeros((len(pruned), 2), jnp.int32))
+    rejected = jnp.zeros(len(pruned), bool)
+    state, (proposed, _, _) = apply_swaps(network, mask, (x.T, y), "cross_entropy", activation, swaps, rejected)
+    evaluate = full_energy(network, "cross_entropy", activation)
+    for branch, other, energy in zip(pruned, grown, np.asarray(proposed), strict=True):
+        moved = mask.copy()
+        moved[branch], moved[other] = False, True
+        np.testing.assert_allclose(energy, evaluate(moved, x, y), rtol=2e-4, atol=2e-5)
+    np.testing.assert_array_equal(state.position, mask)
+
+
+def test_full_landscape_walks_alike(rng_key):
+    """The same swaps through `from_energy` and through the cache end in the same masks."""
+    network = make_network(3, True)
+    x, y = make_samples(network, 40)
+    kept = network.total // 2
+    mask = masks.random(rng_key, network.total, kept)
+    swaps, energy = uniform_swap(), cross_entropy(2.0)
+
+    def evaluate(position, x, y):
+        return energy(models.forward(models.masked(network, position[0]), x.T), y)
+
+    full = from_energy(evaluate, move_fn(swaps))
+    fast = masked_mlp(network, swaps, energy)
+    schedule = geometric(0.3, 0.003, 2_000)
+    slow_result = anneal(rng_key, full, (mask, swaps.init(mask)), schedule, 2_000, data=(x.T, y))
+    fast_result = anneal(rng_key, fast, mask, schedule, 2_000, data=(x.T, y))
+    np.testing.assert_array_equal(slow_result.final[0], fast_result.final)
+    np.testing.assert_array_equal(slow_result.best[0], fast_result.best)
+    np.testing.assert_allclose(slow_result.best_energy, fast_result.best_energy, rtol=1e-4)
+    assert int(fast_result.best.sum()) == kept
+
+
+TINY = models.Network((jnp.array([[1.5, -0.7], [0.4, 1.1]]), jnp.array([[0.9, -1.2], [-0.8, 0.6]])), (None, None))
+TINY_DATA = (jnp.array([[1.0, -0.5, 0.3, 2.0], [0.2, 1.0, -1.0, 0.7]]), jnp.array([0, 1, 1, 0]))
+SALIENCY = jnp.array([4.0, 0.0, 1.0, 2.0, 0.5, 7.0, 1.0, 3.0])
+
+
+def enumerate_masks(network, kept, data, energy):
+    chosen = list(itertools.combinations(range(network.total), kept))
+    all_masks = np.zeros((len(chosen), network.total), bool)
+    for row, branches in enumerate(chosen):
+        all_masks[row, list(branches)] = True
+    landscape = masked_mlp(network, uniform_swap(), energy)
+    energies = jax.jit(jax.vmap(lambda mask: landscape.init(mask, data).energy))(all_masks)
+    return all_masks, np.asarray(energies, np.float64)
+
+
+@pytest.mark.parametrize("kept", [3, 6])
+@pytest.mark.parametrize("swaps", [uniform_swap(), saliency_swap(SALIENCY)], ids=["uniform", "saliency"])
+def test_fixed_temperature_visits_the_boltzmann_distribution(swaps, kept):
+    temperature, samples, chains = 0.3, 400, 64
+    energy = cross_entropy(1.5)
+    all_masks, energies = enumerate_masks(TINY, kept, TINY_DATA, energy)
+    landscape = masked_mlp(TINY, swaps, energy)
+    powers = 2 ** jnp.arange(TINY.total)
+
+    @jax.jit
+    def visit(key):
+        def stretch(state, first_step):
+            # 100 steps apart, the eight branches have forgotten where they were.
+            state, _ = run(key, landscape, state, lambda step: temperature, first_step, 100, TINY_DATA)
+            return state, (state.walk.position * powers).sum()
+
+        state = init(landscape, all_masks[0], TINY_DATA)
+        return jax.lax.scan(stretch, state, 100 * jnp.arange(samples))[1][1:]
+
+    codes = np.asarray(jax.vmap(visit)(jax.random.split(jax.random.key(8), chains))).ravel()
+    counts = np.array([(codes == code).sum() for code in (all_masks * np.asarray(powers)).sum(1)])
+    assert counts.sum() == codes.size  # exactly `kept` ones, always
+    expected = np.exp(-energies / temperature)
+    expected *= codes.size / expected.sum()
+    assert expected.max() > 4 * expected.min()  # the energy tells the masks apart
+    chi_square = ((counts - expected) ** 2 / expected).sum()
+    freedom = len(counts) - 1
+    assert chi_square < freedom + 3.1 * np.sqrt(2 * freedom) + 5  # about the 99.9 % quantile
+
+
+@pytest.mark.parametrize("kept", [1, 4, 7])
+def test_saliency_swap_states_its_exact_proposal_ratio(kept):
+    """Proposal frequencies from every mask, counted, against the log ratio that comes with each."""
+    swaps = saliency_swap(SALIENCY)
+    chosen = list(itertools.combinations(range(8), kept))
+    all_masks = np.zeros((len(chosen), 8), bool)
+    for row, branches in enumerate(chosen):
+        all_masks[row, list(branches)] = True
+
+    @jax.jit
+    @partial(jax.vmap, in_axes=(0, None))
+    def propose(key, mask):
+        swap, ratio = swaps.propose(swaps.draw(key), swaps.init(mask), mask)
+        return swap.pruned, swap.grown, ratio
+
+    draws = 40_000
+    frequency, stated = {}, {}
+    for mask in all_masks:
+        keys = jax.random.split(jax.random.key(int(mask @ 2 ** np.arange(8))), draws)
+        pruned, grown, ratio = map(np.asarray, propose(keys, mask))
+        real = pruned != grown
+        assert mask[pruned].all() and not mask[grown[real]].any()
+        for branch, other in itertools.product(np.flatnonzero(mask), np.flatnonzero(~mask)):
+            this = (pruned == branch) & (grown == other)
+            after = mask.copy()
+            after[branch], after[other] = False, True
+            frequency[tuple(mask), tuple(after)] = this.sum()
+            if this.any():
+                stated[tuple(mask), tuple(after)] = ratio[this][0]
+    for (before, after), ratio in stated.items():
+        forward, back = frequency[before, after], frequency[after, before]
+        if min(forward, back) > 200:
+            error = 5 * np.sqrt(1 / forward + 1 / back)
+            assert abs(np.log(back / forward) - ratio) < error
+    assert len(stated) > len(all_masks)
+
+
+@pytest.mark.parametrize("swaps", [uniform_swap(), saliency_swap(SALIENCY)], ids=["uniform", "saliency"])
+@pytest.mark.parametrize("kept", [0, 8])
+def test_with_nothing_to_swap_it_stays(swaps, kept):
+    mask = jnp.arange(8) < kept
+    landscape = masked_mlp(TINY, swaps, cross_entropy())
+    result = anneal(jax.random.key(0), landscape, mask, 1.0, 150, data=TINY_DATA)
+    np.testing.assert_array_equal(result.final, mask)
+
+
+def test_exactly_k_kept_and_lists_true_after_every_step():
+    network = make_network(4, True)
+    x, y = make_samples(network)
+    data, kept = (x.T, y), 11
+    mask = masks.random(jax.random.key(1), network.total, kept)
+    scores = models.saliency(network, x)
+    for swaps in (uniform_swap(), saliency_swap(scores)):
+        landscape = masked_mlp(network, swaps, cross_entropy())
+
+        @jax.jit
+        def one_step(state, key, landscape=landscape):
+            move, _ = landscape.propose(landscape.draw(key), state, jnp.float32(1))
+            _, pending = landscape.delta(state, move, data)
+            return landscape.commit(state, move, pending, jax.random.bernoulli(key))
+
+        state = landscape.init(mask, data)
+        for key in jax.random.split(jax.random.key(2), 300):
+            state = one_step(state, key)
+            kept_list = np.asarray(state.swaps.order[:kept])
+            assert sorted(kept_list) == np.flatnonzero(state.position).tolist()
+        refreshed = landscape.refresh(state, data)
+        np.testing.assert_allclose(state.energy, refreshed.energy, rtol=1e-5)
+        for cached, fresh in zip(state.outputs, refreshed.outputs, strict=True):
+            np.testing.assert_allclose(cached, fresh, rtol=1e-4, atol=1e-5)
+    # The integer sum that the exact ratio needs has not drifted at all.
+    assert state.swaps.kept_weight == swaps.init(state.position).kept_weight
+
+
+def squared_error(outputs, target, axis):
+    return ((outputs.squeeze(axis) - target) ** 2).mean()
+
+
+@jax.jit
+def lowest_energy(network, mask, data):
+    landscape = masked_mlp(network, uniform_swap(), squared_error)
+    return anneal(jax.random.key(0), landscape, mask, geometric(2.0, 0.005, 4_000), 4_000, data).best_energy
+
+
+def test_true_optimum_is_found_on_enumerable_networks(capsys):
+    """40 networks of 12 branches, 5 kept, 792 masks each: how often annealing ends in the best one."""
+    found = 0
+    for seed in range(40):
+        kernel_key, head_key, input_key, mask_key = jax.random.split(jax.random.key(seed), 4)
+        kernels = jax.random.normal(kernel_key, (2, 4)), jax.random.normal(head_key, (4, 1))
+        network = models.Network(kernels, (None, None))
+        x = jax.random.normal(input_key, (30, 2))
+        data = (x.T, 2 * x[:, 0] - x[:, 1])
+        _, energies = enumerate_masks(network, 5, data, squared_error)
+        lowest = lowest_energy(network, masks.random(mask_key, 12, 5), data)
+        found += float(lowest) <= energies.min() * (1 + 1e-4) + 1e-6
+    with capsys.disabled():
+        print(f"\ntrue optimum found on {found} of 40 enumerable networks")
+    assert found >= 38
+
+
+def test_swap_mask_leaves_a_rejected_mask_alone():
+    mask = jnp.array([True, False, True])
+    swap = Swap(jnp.int32(0), jnp.int32(1), jnp.zeros(2, jnp.int32))
+    assert swap_mask(mask, swap).tolist() == [False, True, True]
+    assert swap_mask(mask, swap, jnp.bool_(False)).tolist() == [True, False, True]

@@ -1,0 +1,223 @@
+"""The page on a run: well-formed, self-contained, complete, and made for every shape of run."""
+
+import itertools
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from sa_jax.report import render_report, write_report
+
+VOID = {"meta", "link", "br", "hr", "img"}
+OPTIONAL = (
+    "magnitude_test_accuracy",
+    "random_test_accuracy",
+    "num_steps",
+    "anneal_seconds",
+    "seed",
+    "versions",
+)
+
+
+class Page(HTMLParser):
+    """Collects what the tests look at, and fails on a tag that is not closed in order."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.loads: list[str] = []
+        self.svgs: list[dict[str, str | None]] = []
+        self.tags: list[str] = []
+        self.words: list[str] = []
+        self.feed(text)
+        self.close()
+        assert not self.open
+        self.text = re.sub(r"\s+", " ", " ".join(self.words))
+
+    def handle_startendtag(self, tag, attributes):
+        values = dict(attributes)
+        self.tags.append(tag)
+        self.ids += [values["id"]] if "id" in values else []
+        self.loads += [value for name, value in attributes if name in ("src", "href", "xlink:href")]
+        if tag == "svg":
+            self.svgs.append(values)
+
+    def handle_starttag(self, tag, attributes):
+        self.handle_startendtag(tag, attributes)
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] not in ("style", "script"):
+            self.words.append(data)
+
+
+def make_run(sizes=(16, 6, 5, 3), density=0.25, chains=3, entries=20):
+    """Makes the arguments of `render_report`, but for the image shape."""
+    rng = np.random.default_rng(0)
+    shapes = list(itertools.pairwise(sizes))
+    total = sum(inputs * outputs for inputs, outputs in shapes)
+    kept = round(density * total)
+    flat = rng.permutation(np.arange(total) < kept)
+    parts = np.split(flat, np.cumsum([inputs * outputs for inputs, outputs in shapes])[:-1])
+    masks = {f"Dense_{i}": part.reshape(shape) for i, (part, shape) in enumerate(zip(parts, shapes, strict=True))}
+    energy = rng.uniform(0.3, 2.3, (chains, entries))
+    trace = {
+        "step": np.arange(1, entries + 1) * 100,
+        "temperature": np.geomspace(0.02, 2e-5, entries, dtype=np.float32),
+        "energy": energy,
+        "best_energy": np.minimum.accumulate(energy, 1),
+        "acceptance": rng.choice([0, 0.001, 0.3], (chains, entries)),
+    }
+    result = {
+        "dataset": "digits",
+        "sizes": list(sizes),
+        "activation": "relu",
+        "weights": "random",
+        "density": density,
+        "kept": kept,
+        "total": total,
+        "kept_per_layer": [int(part.sum()) for part in parts],
+        "best_energy": float(energy.min()),
+        "test_accuracy": 0.8888,
+        "validation_accuracy": 0.8712,
+        "dense_test_accuracy": 0.9397,
+        "magnitude_test_accuracy": 0.7311,
+        "random_test_accuracy": 0.1083,
+        "num_steps": 2_000_000,
+        "num_chains": chains,
+        "steps_per_second": 61_234.5,
+        "anneal_seconds": 26.25,
+        "seed": 12345,
+        "versions": {"jax": "0.7.1", "sa_jax": "0.1.0"},
+        "warnings": [],
+    }
+    return result, trace, masks
+
+
+def test_page_holds_the_figures_of_the_run():
+    result, trace, masks = make_run()
+    page = Page(render_report(result, trace, masks, (4, 4)))
+    for expected in (
+        f"{result['kept']} of {result['total']} branches kept (25.0 %): 88.9 % test accuracy",
+        "16-6-5-3 relu network, random weights, on digits.",
+        "no weight was changed, nothing was back-propagated",
+        "pixels still feed the network",
+        *("87.1 %", "94.0 %", "73.1 %", "10.8 %", "2,000,000", "61,234", "26.25", "12345", "0.7.1"),
+        ", ".join(map(str, result["kept_per_layer"])),
+        "sa-jax run --gin_file=operative.gin --workdir=NEW_DIR",
+    ):
+        assert expected in page.text
+    assert page.tags.count("h1") == 1
+    assert "Warnings" not in page.text
+
+
+def test_page_loads_nothing_and_runs_nothing():
+    text = render_report(*make_run(), (4, 4))
+    page = Page(text)
+    assert page.loads
+    assert all(load.startswith(("#", "data:")) for load in page.loads)
+    assert "script" not in page.tags
+    assert "@import" not in text
+    assert set(re.findall(r"url\((.)", text)) <= {"#"}
+
+
+def test_figures_have_descriptions_and_ids_of_their_own():
+    page = Page(render_report(*make_run(), (4, 4)))
+    assert len(page.svgs) == 5
+    assert all(svg["role"] == "img" and svg["aria-label"] for svg in page.svgs)
+    assert len(page.ids) == len(set(page.ids))
+    assert {load[1:] for load in page.loads if load.startswith("#")} <= set(page.ids)
+
+
+def test_text_from_outside_is_escaped():
+    result, trace, masks = make_run()
+    result |= {"dataset": "<b>data</b>", "weights": "<i>$x$.npz", "warnings": ["<u>look"], "move": "<s>"}
+    masks = {f'<q>$"{name}': mask for name, mask in masks.items()}
+    text = render_report(result, trace, masks, None)
+    page = Page(text)
+    assert not {"b", "i", "u", "s", "q"} & set(page.tags)
+    for expected in ("on <b>data</b>.", "weights from <i>$x$.npz", "<u>look", '<q>$"Dense_0'):
+        assert expected in page.text
+
+
+def test_warnings_come_before_the_pictures():
+    result, trace, masks = make_run()
+    result["warnings"] = ["Only 3 of 10 classes are predicted."]
+    text = Page(render_report(result, trace, masks, None)).text
+    assert text.index("branches kept") < text.index("Only 3 of 10") < text.index("What the first layer")
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("shape", "image_shape"),
+    [
+        ({"chains": 1, "entries": 1}, None),
+        ({"chains": 20, "entries": 400}, (4, 4)),
+        ({"sizes": (12, 50, 8, 7, 6, 5)}, (2, 6)),
+        ({"sizes": (600, 300, 2)}, None),
+        ({"sizes": (1, 1), "density": 1.0}, (1, 1)),
+        ({"density": 1.0}, (4, 4)),
+    ],
+    ids=["one entry", "20 chains", "5 layers", "wide", "one branch", "dense"],
+)
+def test_every_shape_of_run(shape, image_shape):
+    result, trace, masks = make_run(**shape)
+    page = Page(render_report(result, trace, masks, image_shape))
+    assert all(name in page.text for name in masks)
+
+
+def test_page_stays_small_for_the_longest_trace():
+    run = make_run(sizes=(4096, 64, 10), density=0.5, chains=64, entries=400)
+    assert len(render_report(*run, (64, 64))) < 600_000
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 0.0])
+def test_odd_curves(value):
+    result, trace, masks = make_run()
+    for name in ("temperature", "energy", "best_energy", "acceptance"):
+        trace[name] = np.full_like(trace[name], value)
+    result["best_energy"] = value
+    Page(render_report(result, trace, masks, (4, 4)))
+    _, some, _ = make_run()
+    some["energy"][:, :3] = value
+    Page(render_report(result, some, masks, (4, 4)))
+
+
+@pytest.mark.parametrize("key", OPTIONAL)
+@pytest.mark.parametrize("left_out", [True, False])
+def test_optional_figures_may_be_missing(key, left_out):
+    result, trace, masks = make_run()
+    if left_out:
+        del result[key]
+    else:
+        result[key] = None
+    Page(render_report(result, trace, masks, None))
+
+
+def test_gallery_shows_the_busiest_units_first():
+    result, trace, _ = make_run(sizes=(4, 50, 2))
+    first = np.zeros((4, 50), bool)
+    first[:3, 7] = first[:2, 30] = first[0, 49] = True
+    masks = {"Dense_0": first, "Dense_1": np.ones((50, 2), bool)}
+    text = render_report(result, trace, masks, (2, 2))
+    gallery = re.search(r"<svg[^>]*40 of 50 hidden units.*?</svg>", text, re.DOTALL)[0]
+    assert re.findall(r"<text[^>]*>([^<]*)</text>", gallery) == ["3", "2", "1"] + ["0"] * 37
+    assert gallery.count("<image") == 1
+    assert "3 of 4 pixels still feed the network" in text
+
+
+def test_same_run_same_page(tmp_path):
+    run = (*make_run(), (4, 4))
+    for name in ("a.html", "b.html"):
+        write_report(tmp_path / name, *run)
+    assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
+    write_report(tmp_path / "a.html", *make_run(density=0.5), (4, 4))
+    assert "(50.0 %)" in (tmp_path / "a.html").read_text(encoding="utf-8")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.html", "b.html"]

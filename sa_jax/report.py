@@ -3,10 +3,8 @@
 import html
 import io
 import math
-import os
 import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -73,20 +71,6 @@ pre { margin: 0; padding: 10px 12px; white-space: pre-wrap; font-size: .8rem; ba
 @media (max-width: 760px) { main { padding: 8px; } section, aside { padding: 16px 14px; }
   .columns { grid-template-columns: minmax(0, 1fr); } .numbers { font-size: .78rem; } }
 """
-
-
-def write_report(
-    path: Path,
-    result: Mapping[str, Any],
-    trace: Mapping[str, np.ndarray],
-    masks: Mapping[str, np.ndarray],
-    image_shape: tuple[int, int] | None,
-) -> None:
-    """Writes the page of `render_report` to `path`; a reader never meets half a page."""
-    page = render_report(result, trace, masks, image_shape)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(page, encoding="utf-8")
-    os.replace(aside, path)
 
 
 def render_report(

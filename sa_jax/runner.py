@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from sa_jax import data, masks, models, pruning
 from sa_jax.anneal import BLOCK_STEPS, init
@@ -77,7 +77,7 @@ class RunConfig:
     num_samples: int = 2_000
     use_bias: bool = True
     initializer: str = "he_normal"
-    pretrain_epochs: int = 20
+    pretrain_epochs: int = 100
     pretrain_learning_rate: float = 3e-3
     energy: str = "cross_entropy"
     move: str = "saliency"
@@ -243,7 +243,7 @@ def anneal_chains(
     devices = jax.local_devices()[: config.num_chains]
     per_device = -(-config.num_chains // len(devices))
     chains = per_device * len(devices)
-    mesh = jax.make_mesh((len(devices),), ("chains",), devices=devices)
+    mesh = jax.make_mesh((len(devices),), ("chains",), axis_types=(AxisType.Auto,), devices=devices)
     over_chains = NamedSharding(mesh, PartitionSpec("chains"))
     problem = jax.device_put(problem, NamedSharding(mesh, PartitionSpec()))
     keys = jax.vmap(partial(jax.random.fold_in, chains_key))(jnp.arange(chains))
@@ -293,7 +293,7 @@ def anneal_chains(
     trace = {"step": step, "temperature": temperature}
     trace |= dict(zip(("energy", "best_energy", "acceptance"), (c.T for c in per_chain), strict=True))
     best_energy = np.asarray(states.best_energy)[: config.num_chains]
-    mask = np.asarray(states.best[int(best_energy.argmin())])
+    mask = np.asarray(states.best)[int(best_energy.argmin())]
     cpu_seconds = time.process_time() - cpu_start
     return Annealed(
         mask,
@@ -384,14 +384,12 @@ def evaluate(
     config: RunConfig, dataset: data.Dataset, network: Network, annealed: Annealed, kept: int
 ) -> dict[str, Any]:
     """Measures the best mask and its baselines, and collects what `result.json` holds."""
-    accuracy = jax.jit(
-        lambda network, mask, x, y: (
-            models.forward(models.masked(network, mask), x, config.activation).argmax(-1) == y
-        ).mean()
+    predict = jax.jit(
+        lambda network, mask, x: models.forward(models.masked(network, mask), x, config.activation).argmax(-1)
     )
 
     def on(split: data.Split, mask: jax.Array) -> float:
-        return float(accuracy(network, mask, split.inputs, split.labels))
+        return float(np.mean(np.asarray(predict(network, mask, split.inputs)) == split.labels))
 
     mask = jnp.asarray(annealed.mask)
     random_key = jax.random.fold_in(jax.random.key(config.seed), 2)

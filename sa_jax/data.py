@@ -160,7 +160,9 @@ def read_idx(path: Path) -> np.ndarray:
     content = _decompressed(path)
     magic = int.from_bytes(content[:4], "big")
     if len(content) < 4 or magic not in IDX_HEADERS:
-        raise InputError(f"{path} is not an IDX file of images or labels: it starts with {content[:4].hex() or 'nothing'}")
+        raise InputError(
+            f"{path} is not an IDX file of images or labels: it starts with {content[:4].hex() or 'nothing'}"
+        )
     rank = IDX_HEADERS[magic]
     header = 4 + 4 * rank
     if len(content) < header:
@@ -272,7 +274,9 @@ def _npz_arrays(path: Path) -> dict[str, np.ndarray]:
     layouts = (("x", "y"), ("x_train", "y_train", "x_test", "y_test"))
     layout = next((layout for layout in layouts if set(layout) <= set(arrays)), None)
     if layout is None:
-        raise InputError(f"{path} must hold x, y or x_train, y_train, x_test, y_test; it holds {', '.join(arrays)}")
+        raise InputError(
+            f"{path} must hold x, y or x_train, y_train, x_test, y_test; it holds {', '.join(arrays)}"
+        )
     optional = ("x_validation", "y_validation") if layout[0] == "x_train" else ()
     if optional and len(set(optional) & set(arrays)) == 1:
         raise InputError(f"{path} holds only one of x_validation, y_validation")
@@ -311,10 +315,13 @@ def _checked(name: str, suffix: str, inputs: np.ndarray, labels: np.ndarray) -> 
         raise InputError(f"{name}: x{suffix} must be [samples, features], not {list(inputs.shape)}")
     if labels.shape != inputs.shape[:1]:
         raise InputError(
-            f"{name}: y{suffix} {list(labels.shape)} must hold one label for each of the {len(inputs)} rows of x{suffix}"
+            f"{name}: y{suffix} {list(labels.shape)} must hold one label for each of the {len(inputs)} rows "
+            f"of x{suffix}"
         )
     if inputs.dtype.kind not in "fiub" or labels.dtype.kind not in "fiu":
-        raise InputError(f"{name}: x{suffix} and y{suffix} must hold numbers, not {inputs.dtype} and {labels.dtype}")
+        raise InputError(
+            f"{name}: x{suffix} and y{suffix} must hold numbers, not {inputs.dtype} and {labels.dtype}"
+        )
     if not (np.isfinite(inputs).all() and np.isfinite(labels).all()):
         raise InputError(f"{name}: x{suffix} or y{suffix} holds NaN or infinite values")
     if (labels != np.floor(labels)).any() or labels.min() < 0 or labels.max() >= 2**31:

@@ -95,15 +95,13 @@ def run(
       The chain after the last step, and its trace with `num_steps // trace_every` entries or None.
     """
     entries = num_steps // trace_every if trace_every else 0
-    energy_type = state.best_energy.dtype
-    dtypes = Trace(jnp.int32, jnp.float32, energy_type, energy_type, jnp.int32)
-    trace = jax.tree.map(lambda dtype: jnp.zeros(entries, dtype), dtypes)
+    steps, energies = jnp.zeros(entries, jnp.int32), jnp.zeros(entries, state.best_energy.dtype)
+    trace = Trace(steps, jnp.zeros(entries, jnp.float32), energies, energies, steps)
 
     def one_step(state, inputs):
         noise, log_u, temperature = inputs
         state = step(landscape, state, noise, log_u, temperature, data)
-        record = (state.walk.energy, state.best_energy, state.num_accepted) if trace_every else None
-        return state, record
+        return state, (state.walk.energy, state.best_energy, state.num_accepted) if trace_every else ()
 
     def one_block(block_steps, carry, start):
         state, trace = carry

@@ -6,9 +6,9 @@ import os
 import sys
 import tokenize
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import gin
+import gin.config
 import jax
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -111,7 +111,7 @@ def load_config(gin_file: str, bindings: list[str]) -> runner.RunConfig:
     gin.add_config_file_search_path(str(packaged))
     try:
         gin.parse_config_files_and_bindings([gin_file], bindings, print_includes_and_imports=False)
-        config = gin_run()
+        config = cast(runner.RunConfig, gin_run())
     except InputError as error:
         raise InputError(_first_line(error)) from None
     except OSError:

@@ -109,8 +109,8 @@ def load(name: str, input_mean: float = 0.0, input_std: float = 1.0) -> Dataset:
     if name == "digits":
         from sklearn.datasets import load_digits
 
-        bunch = load_digits()
-        arrays = {"x": (bunch.images / 16).astype(np.float32), "y": bunch.target}
+        pixels, labels = load_digits(return_X_y=True)
+        arrays = {"x": (np.asarray(pixels) / 16).astype(np.float32).reshape(-1, 8, 8), "y": np.asarray(labels)}
     elif name in SOURCES:
         arrays = _idx_arrays(SOURCES[name])
     elif name.endswith(".npz"):

@@ -37,7 +37,7 @@ class Network(NamedTuple):
     @property
     def shapes(self) -> list[tuple[int, int]]:
         """Shape `(inputs, outputs)` of each kernel."""
-        return [kernel.shape for kernel in self.kernels]
+        return [(kernel.shape[0], kernel.shape[1]) for kernel in self.kernels]
 
     @property
     def sizes(self) -> list[int]:
@@ -261,7 +261,8 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
 def _flat(tree: PyTree) -> dict[str, jax.Array]:
     if not isinstance(tree, Mapping):
         raise InputError(f"parameters must be nested mappings of arrays, not {type(tree).__name__}")
-    return {"/".join(path): leaf for path, leaf in flax.traverse_util.flatten_dict(dict(tree)).items()}
+    leaves: Any = flax.traverse_util.flatten_dict(dict(tree))
+    return {"/".join(path): leaf for path, leaf in leaves.items()}
 
 
 def _natural(name: str) -> list[Any]:

@@ -48,7 +48,7 @@ def pretrain(
 
     params = model.init(init_key, x[:1])["params"]
     optimizer_state = optimizer.init(params)
-    x, y = jnp.asarray(x), jnp.asarray(y)
+    samples = jnp.asarray(x), jnp.asarray(y)
     for key in jax.random.split(order_key, epochs):
-        params, optimizer_state = epoch(params, optimizer_state, key, x, y)
+        params, optimizer_state = epoch(params, optimizer_state, key, *samples)
     return params

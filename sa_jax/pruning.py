@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from sa_jax import masks, models, schedules
 from sa_jax.anneal import anneal
@@ -234,7 +235,7 @@ def check_samples(network: Network, x: Any, y: Any) -> None:
         raise InputError(f"labels must have the shape [{np.shape(x)[0]}], one per input, not {list(np.shape(y))}")
     if not jnp.issubdtype(jnp.result_type(y), jnp.integer):
         raise InputError(f"labels must be whole numbers, not {jnp.result_type(y)}")
-    if isinstance(x, jax.core.Tracer) or isinstance(y, jax.core.Tracer):
+    if isinstance(x, Tracer) or isinstance(y, Tracer):
         return  # inside someone's jit the values are not there to be looked at
     if not np.isfinite(np.asarray(x)).all():
         raise InputError("inputs hold NaN or infinite values")

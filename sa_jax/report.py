@@ -5,7 +5,7 @@ import io
 import math
 import re
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 # Stand-ins that `_svg` turns into what the page's style sheet defines, so charts follow light and dark.
 _INK, _ACCENT, _SECOND = "#010203", "#010204", "#010205"
 _PAGE_COLORS = {_INK: "currentColor", _ACCENT: "var(--accent)", _SECOND: "var(--second)"}
-_CHARTS = {
+_CHARTS: dict[Any, Any] = {
     **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), _INK),
     "font.size": 10,
     "axes.titlesize": 10,
@@ -219,6 +219,8 @@ def _units(mask: np.ndarray, image_shape: tuple[int, int]) -> str:
 
 def _matrix(mask: np.ndarray) -> str:
     """Draws the mask itself, one row per input and one column per unit."""
+    from matplotlib.ticker import MaxNLocator
+
     inputs, units = mask.shape
     figure = _new_figure(_WIDTH * min(1.0, max(0.3, inputs / units)))
     axes = figure.add_subplot()
@@ -226,7 +228,7 @@ def _matrix(mask: np.ndarray) -> str:
     axes.imshow(_colored(_shrink(mask, _MAX_SIDE)), interpolation="none", aspect="auto", extent=extent)
     axes.set(xlabel="unit of the first layer", ylabel="input")
     for axis in (axes.xaxis, axes.yaxis):
-        axis.get_major_locator().set_params(integer=True)
+        axis.set_major_locator(MaxNLocator("auto", integer=True))
     _strip(axes)
     fed = f"{np.count_nonzero(mask.any(1)):,} of {inputs:,} inputs still feed the network."
     caption = f"The mask of the first layer: {fed}"
@@ -363,7 +365,7 @@ def _percent(fraction: float) -> str:
     return f"{percent:.2g} %" if 0 < percent < 1 else f"{percent:.1f} %"
 
 
-def _new_figure(height: float, layout: str | None = "constrained") -> "Figure":
+def _new_figure(height: float, layout: Literal["constrained"] | None = "constrained") -> "Figure":
     from matplotlib.figure import Figure
 
     return Figure((_WIDTH, height), layout=layout)

@@ -170,7 +170,7 @@ def run(
         annealed = anneal_chains(config, network, *samples, kept, on_progress)
         result = evaluate(config, dataset, network, annealed, kept)
         kernel_names = [f"{name}/kernel" for name in names]
-        best_masks = masks.unflatten(annealed.mask, network.shapes)
+        best_masks = masks.unflatten(jnp.asarray(annealed.mask), network.shapes)
         mask_arrays = {name: np.asarray(m) for name, m in zip(kernel_names, best_masks, strict=True)}
         weights = dict(zip(kernel_names, map(np.asarray, network.kernels), strict=True))
         biases = zip(names, network.biases, strict=True)
@@ -482,7 +482,7 @@ def write_files(workdir: Path, files: Mapping[str, bytes]) -> None:
 
 def _npz(arrays: Mapping[str, np.ndarray]) -> bytes:
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
+    np.savez_compressed(buffer, **dict[str, Any](arrays))
     return buffer.getvalue()
 
 

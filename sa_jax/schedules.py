@@ -8,6 +8,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from sa_jax.types import InputError, Landscape, PyTree, Scalar, Schedule
 
@@ -113,7 +114,7 @@ def _progress(step, num_steps):
 
 def _check(*temperatures: Scalar, positive: str = "") -> None:
     for temperature in temperatures:
-        if isinstance(temperature, jax.core.Tracer):
+        if isinstance(temperature, Tracer):
             continue
         if not (math.isfinite(temperature) and (temperature > 0 if positive else temperature >= 0)):
             bound = f"above 0 for a {positive} schedule" if positive else "at least 0"

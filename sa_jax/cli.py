@@ -2,11 +2,16 @@
 
 import argparse
 import contextlib
+import dataclasses
+import difflib
+import logging
 import os
+import re
 import sys
 import tokenize
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import gin.config
 import jax
@@ -30,12 +35,22 @@ MACROS = (
     "NUM_SAMPLES",
 )
 
+SETTINGS = tuple(field.name for field in dataclasses.fields(runner.RunConfig))
+
 gin_run = gin.external_configurable(runner.RunConfig, name="run")
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports a mistake in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exits with 2."""
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line and returns the exit code: 0 done, 2 bad input, 130 interrupted."""
-    parser = argparse.ArgumentParser(prog="sa-jax", description="Prune networks by simulated annealing.")
+    parser = Parser(prog="sa-jax", description="Prune networks by simulated annealing.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     run = commands.add_parser("run", help="anneal the structure of a network as a gin file says")
     run.add_argument("--gin_file", required=True, metavar="FILE", help="such as configs/digits.gin")
@@ -103,29 +118,74 @@ def use_all_cores(num_chains: int) -> None:
 def load_config(gin_file: str, bindings: list[str]) -> runner.RunConfig:
     """Reads a gin file and bindings, and refuses whatever they hold that nothing uses.
 
+    Args:
+      gin_file: a path; `configs/digits.gin` and its kind are found from anywhere, since the package has them.
+      bindings: such as `DENSITY=0.05`; the last of a name counts.
+
     Raises:
       InputError: unreadable or malformed gin, a name that does not exist, a bad value.
     """
     gin.clear_config()
-    packaged = Path(__file__).parent
-    gin.add_config_file_search_path(str(packaged))
-    try:
-        gin.parse_config_files_and_bindings([gin_file], bindings, print_includes_and_imports=False)
+    # The configs lie in an installed package, or beside it in a checkout.
+    places = (Path(), *Path(__file__).parents[:2])
+    path = next((place / gin_file for place in places if (place / gin_file).is_file()), None)
+    if path is None:
+        raise InputError(f"gin file {gin_file} is not there")
+    with _gin_errors(gin_file):
+        gin.parse_config_file(str(path))
+    for binding in bindings:
+        with _gin_errors(f"binding {binding}"):
+            gin.parse_config(binding)
+    with _gin_errors(gin_file):
+        gin.finalize()
         config = cast(runner.RunConfig, gin_run())
-    except InputError as error:
-        raise InputError(_first_line(error)) from None
-    except OSError:
-        raise InputError(f"gin file {gin_file} cannot be read") from None
-    except (ValueError, TypeError, SyntaxError, NameError, AttributeError, RuntimeError, ImportError) as error:
-        raise InputError(_gin_message(error, bindings)) from None
-    except tokenize.TokenError as error:
-        raise InputError(f"malformed gin: {error.args[0]}; is a bracket or a quote left open?") from None
-    unused = [key for key in gin.config._CONFIG if key not in gin.config._OPERATIVE_CONFIG]
-    for scope, selector in unused:
-        if selector == "gin.macro":
-            raise InputError(f"{scope} is bound, but nothing uses it; everyday names: {', '.join(MACROS)}")
-        raise InputError(f"{selector} is bound, but nothing uses it")
+    for scope, selector in gin.config._CONFIG:
+        if (scope, selector) not in gin.config._OPERATIVE_CONFIG:
+            if selector == "gin.macro":
+                raise InputError(f"{scope} is bound, but nothing uses it; {_nearest(scope, MACROS)}")
+            raise InputError(f"{scope + '/' if scope else ''}{selector} is bound, but nothing uses it")
     return config
+
+
+@contextlib.contextmanager
+def _gin_errors(where: str):
+    """Turns what gin raises for a user's mistake into one line that names the place and the fix."""
+    logger = logging.getLogger()
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)  # gin logs a missing file before it raises
+    try:
+        yield
+    except tokenize.TokenError:
+        raise InputError(f"{where}: a bracket or a quote is left open") from None
+    except OSError as error:
+        missing = re.search(r"Unable to open file: (.*?)\.? Searched", str(error))
+        raise InputError(f"gin file {missing[1] if missing else where} is not there or cannot be read") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{where} is not a text file") from None
+    except Exception as error:  # gin lets through whatever Python's parser and importer raise
+        message = _first_line(error)
+        if isinstance(error, InputError):
+            raise InputError(message) from None
+        fix = ""
+        if "malformed node" in message or "Unable to parse value" in message:
+            line = (re.search(r" \(.*line \d+\)", message) or [""])[0] if "Unable" in message else ""
+            message, fix = f"a value is no Python literal{line}", "; text needs quotes, as in DATASET='mnist'"
+        elif match := re.search(r"doesn't have a parameter named '(.*)'", message):
+            message, fix = f"run has no setting {match[1]!r}", f"; {_nearest(match[1], SETTINGS)}"
+        elif match := re.search(r"No bindings specified for '(.*)/gin.macro'", message):
+            message, fix = f"%{match[1]} is used, but bound nowhere", f"; {_nearest(match[1], MACROS)}"
+        elif match := re.search("No configurable matching (?:reference )?'(.*)'", message):
+            message, fix = f"unknown name {match[1]!r}", "; settings are written NAME=... or run.name=..."
+        elif "Couldn't parse statement" in message or "Unexpected token" in message:
+            message, fix = "not of the form NAME = value", ", such as DENSITY = 0.05"
+        raise InputError(f"{where}: {message}{fix}") from None
+    finally:
+        logger.setLevel(before)
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, 1)
+    return f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
 
 
 def summary(result: dict[str, Any], workdir: Path) -> str:
@@ -151,7 +211,3 @@ def entry_point() -> None:
 def _first_line(error: Exception) -> str:
     # gin appends where a configurable was called.
     return str(error).split("\n")[0]
-
-
-def _gin_message(error: Exception, bindings: list[str]) -> str:
-    return "gin: " + _first_line(error)

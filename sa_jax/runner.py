@@ -4,9 +4,7 @@ import csv
 import importlib.metadata
 import io
 import json
-import os
 import platform
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from sa_jax import data, masks, models, pruning
+from sa_jax import data, masks, models, pruning, workdirs
 from sa_jax.anneal import BLOCK_STEPS, init
 from sa_jax.anneal import run as run_steps
 from sa_jax.models import Network
@@ -32,7 +30,6 @@ CHUNKS = 200
 LEAST_CHUNK_STEPS = 1_000
 # Random masks whose accuracy is averaged for comparison.
 RANDOM_MASKS = 10
-RESULT_FILES = ("masks.npz", "weights.npz", "operative.gin", "trace.csv", "report.html", "result.json")
 
 
 @dataclass(frozen=True)
@@ -147,7 +144,8 @@ def run(
 
     Args:
       config: the settings.
-      workdir: made if missing. Gets `RESULT_FILES`, each written aside and renamed, `result.json` last.
+      workdir: made if missing. Gets masks.npz, weights.npz, operative.gin, trace.csv, report.html and, last,
+        result.json: all written aside, then renamed.
       operative_config: text of `operative.gin`.
       overwrite: whether to replace an earlier run's results.
       on_progress: called after each chunk.
@@ -158,14 +156,14 @@ def run(
     Raises:
       InputError: bad data, weights or settings, or a workdir that cannot be used; nothing is written.
     """
-    check_workdir(workdir, overwrite)
+    workdirs.check(workdir, overwrite)
     dataset = data.load(config.dataset, config.input_mean, config.input_std)
     names, network = load_network(config, dataset)
     kept = masks.num_kept(config.density, network.total)
     for split in (dataset.train, dataset.validation, dataset.test):
         pruning.check_samples(network, split.inputs, split.labels)
     samples = dataset.train.inputs[: config.num_samples], dataset.train.labels[: config.num_samples]
-    made = make_workdir(workdir)
+    made = workdirs.make(workdir)
     try:
         annealed = anneal_chains(config, network, *samples, kept, on_progress)
         result = evaluate(config, dataset, network, annealed, kept)
@@ -176,18 +174,16 @@ def run(
         biases = zip(names, network.biases, strict=True)
         weights |= {f"{name}/bias": np.asarray(bias) for name, bias in biases if bias is not None}
         files = {
-            "masks.npz": _npz(mask_arrays),
-            "weights.npz": _npz(weights),
+            "masks.npz": workdirs.npz_bytes(mask_arrays),
+            "weights.npz": workdirs.npz_bytes(weights),
             "operative.gin": operative_config.encode(),
             "trace.csv": _trace_csv(annealed.trace).encode(),
             "report.html": render_report(result, annealed.trace, mask_arrays, dataset.image_shape).encode(),
             "result.json": (json.dumps(result, indent=2) + "\n").encode(),
         }
-        write_files(workdir, files)
+        workdirs.write(workdir, files)
     except BaseException:
-        for folder in made:
-            if not any(folder.iterdir()):
-                folder.rmdir()
+        workdirs.unmake(made)
         raise
     return result
 
@@ -434,7 +430,9 @@ def evaluate(
         "logit_scale": float(problem.logit_scale),
         "move": config.move,
         "start": config.start,
-        "schedule": config.schedule if isinstance(config.schedule, str) else repr(config.schedule),
+        "schedule": config.schedule
+        if isinstance(config.schedule, str)
+        else getattr(config.schedule, "__name__", "callable"),
         "temperature_start": float(problem.temperature_start),
         "temperature_end": float(problem.temperature_end),
         "warnings": warnings,
@@ -444,46 +442,6 @@ def evaluate(
             **{name: importlib.metadata.version(name) for name in ("sa_jax", "jax", "jaxlib", "flax", "numpy")},
         },
     }
-
-
-def check_workdir(workdir: Path, overwrite: bool) -> None:
-    """Raises `InputError` where results could not be written, or would replace an earlier run's."""
-    if (workdir / "result.json").exists() and not overwrite:
-        raise InputError(f"{workdir} already holds a run's result; name another workdir, or add --overwrite")
-    existing = next(folder for folder in (workdir, *workdir.absolute().parents) if folder.exists())
-    if not existing.is_dir():
-        raise InputError(f"workdir {workdir} cannot be made: {existing} is a file")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise InputError(f"workdir {workdir} cannot be written: no permission to write in {existing}")
-
-
-def make_workdir(workdir: Path) -> list[Path]:
-    """Makes the folder, tries a write in it, and returns the folders made, innermost first."""
-    made = [folder for folder in (workdir, *workdir.parents) if not folder.exists()]
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=workdir).close()
-    except OSError as error:
-        raise InputError(f"workdir {workdir} cannot be written: {error.strerror}") from None
-    return made
-
-
-def write_files(workdir: Path, files: Mapping[str, bytes]) -> None:
-    """Writes all files aside before it renames the first, so that none is ever half there."""
-    with tempfile.TemporaryDirectory(prefix=".writing-", dir=workdir) as aside:
-        for name, content in files.items():
-            with open(Path(aside) / name, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-        for name in files:
-            os.replace(Path(aside) / name, workdir / name)
-
-
-def _npz(arrays: Mapping[str, np.ndarray]) -> bytes:
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **dict[str, Any](arrays))
-    return buffer.getvalue()
 
 
 def _trace_csv(trace: Mapping[str, np.ndarray]) -> str:

@@ -1,0 +1,60 @@
+"""A run's folder: nothing half written, no earlier result lost, no trace of a run that failed."""
+
+import io
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sa_jax.types import InputError
+
+
+def check(workdir: Path, overwrite: bool) -> None:
+    """Raises `InputError` where results could not be written, or would replace an earlier run's."""
+    if (workdir / "result.json").exists() and not overwrite:
+        raise InputError(f"{workdir} already holds a run's result; name another workdir, or add --overwrite")
+    existing = next(folder for folder in (workdir, *workdir.absolute().parents) if folder.exists())
+    if not existing.is_dir():
+        raise InputError(f"workdir {workdir} cannot be made: {existing} is a file")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise InputError(f"workdir {workdir} cannot be written: no permission to write in {existing}")
+
+
+def make(workdir: Path) -> list[Path]:
+    """Makes the folder, tries a write in it, and returns the folders made, innermost first."""
+    made = [folder for folder in (workdir, *workdir.parents) if not folder.exists()]
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=workdir).close()
+    except OSError as error:
+        raise InputError(f"workdir {workdir} cannot be written: {error.strerror}") from None
+    return made
+
+
+def unmake(made: Sequence[Path]) -> None:
+    """Removes the folders that `make` made, as far as they are still empty."""
+    for folder in made:
+        if not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def write(workdir: Path, files: Mapping[str, bytes]) -> None:
+    """Writes all files aside before it renames the first, so that none is ever half there."""
+    with tempfile.TemporaryDirectory(prefix=".writing-", dir=workdir) as aside:
+        for name, content in files.items():
+            with open(Path(aside) / name, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        for name in files:
+            os.replace(Path(aside) / name, workdir / name)
+
+
+def npz_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """The content of a compressed .npz file with these arrays."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **dict[str, Any](arrays))
+    return buffer.getvalue()

@@ -195,6 +195,7 @@ class Annealed(NamedTuple):
       mask: the best of all chains, flat, bool `[total]`.
       start_mask: where all chains started, flat, bool `[total]`.
       problem: what was annealed.
+      start_energy: of the initial mask.
       best_energy: of each chain, float32 `[chains]`.
       num_accepted: of each chain, int32 `[chains]`.
       trace: arrays by name; `step` and `temperature` `[entries]`, `energy`, `best_energy` and `acceptance`
@@ -207,6 +208,7 @@ class Annealed(NamedTuple):
     mask: np.ndarray
     start_mask: np.ndarray
     problem: Problem
+    start_energy: float
     best_energy: np.ndarray
     num_accepted: np.ndarray
     trace: dict[str, np.ndarray]
@@ -245,6 +247,7 @@ def anneal_chains(
     keys = jax.vmap(partial(jax.random.fold_in, chains_key))(jnp.arange(chains))
     keys = jax.device_put(keys, over_chains)
     states = jax.jit(_start, static_argnums=(1, 2), out_shardings=over_chains)(problem, config.options, chains)
+    start_energy = float(states.best_energy[0])
     # Chains one after the other on a CPU, where vmapped ones cost more; all at once on wide hardware.
     batch_size = 1 if devices[0].platform == "cpu" else per_device
     chunk = chunk_steps(config.num_steps)
@@ -295,6 +298,7 @@ def anneal_chains(
         mask,
         np.asarray(problem.mask),
         problem,
+        start_energy,
         best_energy,
         previous,
         trace,
@@ -347,6 +351,20 @@ def _compile_chunk(problem, keys, states, config, steps, mesh, batch_size):
     return jitted.lower(problem, keys, states, jnp.int32(0)).compile()
 
 
+def search_warnings(acceptance: float, improved: bool) -> list[str]:
+    """What the figures of a finished search say against its settings.
+
+    >>> search_warnings(0.2, True), search_warnings(1e-7, False)
+    ([], ['a share of 1e-07 of the proposals was accepted: the temperatures are too low'])
+    """
+    accepted = f"a share of {acceptance:.2g} of the proposals was accepted"
+    if acceptance < 1e-4:
+        return [f"{accepted}: the temperatures are too low"]
+    if acceptance > 0.95:
+        return [f"{accepted}: the temperatures are too high"]
+    return [] if improved else ["no mask was better than the initial one: too few steps, or too high temperatures"]
+
+
 def load_network(config: RunConfig, dataset: data.Dataset) -> tuple[list[str], Network]:
     """Makes, trains or loads the fixed weights; returns the layers' names beside them.
 
@@ -394,10 +412,10 @@ def evaluate(
     kept_per_layer = [int(m.sum()) for m in masks.unflatten(mask, network.shapes)]
     acceptance = float(annealed.num_accepted.mean() / config.num_steps)
     warnings = []
-    if acceptance > 0.95 and kept < network.total:
-        warnings.append(f"{acceptance:.1%} of the proposals were accepted: the temperatures are too high")
-    if acceptance < 1e-4:
-        warnings.append(f"{acceptance:.4%} of the proposals were accepted: the temperatures are too low")
+    if kept < network.total:
+        warnings += search_warnings(acceptance, annealed.best_energy.min() < annealed.start_energy)
+    if config.weights not in ("random", "pretrain") and list(config.hidden) != network.sizes[1:-1]:
+        warnings.append(f"HIDDEN = {list(config.hidden)} was not used: the weights file has {network.sizes[1:-1]}")
     problem = annealed.problem
     return {
         "dataset": dataset.name,
@@ -409,6 +427,7 @@ def evaluate(
         "total": network.total,
         "kept_per_layer": kept_per_layer,
         "total_per_layer": [inputs * outputs for inputs, outputs in network.shapes],
+        "start_energy": annealed.start_energy,
         "best_energy": float(annealed.best_energy.min()),
         "best_energy_per_chain": [float(energy) for energy in annealed.best_energy],
         "test_accuracy": on(dataset.test, mask),

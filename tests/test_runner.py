@@ -1,0 +1,307 @@
+"""A run from its settings to its folder: what it leaves, what it never sees, what changes no bit of it."""
+
+import csv
+import dataclasses
+import io
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from sa_jax import InputError, data, runner, workdirs
+from sa_jax.runner import RunConfig
+
+SMALL = RunConfig(
+    weights="random", hidden=(12, 8), density=0.2, num_steps=2_500, num_chains=2, num_samples=300, use_bias=True
+)
+FILES = {"masks.npz", "weights.npz", "operative.gin", "trace.csv", "report.html", "result.json"}
+FIELDS = [
+    "dataset",
+    "sizes",
+    "density",
+    "kept",
+    "total",
+    "kept_per_layer",
+    "best_energy",
+    "test_accuracy",
+    "validation_accuracy",
+    "dense_test_accuracy",
+    "magnitude_test_accuracy",
+    "random_test_accuracy",
+    "num_steps",
+    "num_chains",
+    "steps_per_second",
+    "compile_seconds",
+    "anneal_seconds",
+    "cpu_seconds",
+    "seed",
+    "versions",
+]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run's folder and what `run` returned."""
+    workdir = tmp_path_factory.mktemp("runs") / "new" / "folder"
+    return workdir, runner.run(SMALL, workdir, "SEED = 0\n")
+
+
+def annealed(config, dataset=None):
+    """Anneals as `run` does, without writing anything."""
+    dataset = dataset or data.load(config.dataset)
+    _, network = runner.load_network(config, dataset)
+    x, y = dataset.train.inputs[: config.num_samples], dataset.train.labels[: config.num_samples]
+    return runner.anneal_chains(config, network, x, y, kept=100, on_progress=lambda progress: None)
+
+
+def test_folder_holds_the_whole_run(finished):
+    workdir, result = finished
+    assert {path.name for path in workdir.iterdir()} == FILES
+    written = json.loads((workdir / "result.json").read_text())
+    assert written == result and not set(FIELDS) - set(written)
+    assert written["kept"] == round(0.2 * 944) == sum(written["kept_per_layer"]) and written["total"] == 944
+    assert written["sizes"] == [64, 12, 8, 10]
+    assert (workdir / "operative.gin").read_text() == "SEED = 0\n"
+    assert (workdir / "report.html").read_text().startswith("<!DOCTYPE html>")
+    for name in FIELDS:
+        if name.endswith("accuracy"):
+            assert 0 <= written[name] <= 1
+        if name.endswith(("seconds", "per_second")):
+            assert written[name] > 0
+
+
+def test_saved_masks_and_weights_give_the_reported_figures(finished):
+    """Computed anew with numpy alone, as a stranger would who gets only the folder."""
+    workdir, result = finished
+    with np.load(workdir / "masks.npz") as masks, np.load(workdir / "weights.npz") as weights:
+        assert set(masks.files) == {name for name in weights.files if name.endswith("kernel")}
+        layers = sorted({name.split("/")[0] for name in weights.files})
+        assert [int(masks[f"{layer}/kernel"].sum()) for layer in layers] == result["kept_per_layer"]
+        dataset = data.load("digits")
+
+        def logits(x, masked):
+            for i, layer in enumerate(layers):
+                kernel = weights[f"{layer}/kernel"] * (masks[f"{layer}/kernel"] if masked else 1)
+                assert masks[f"{layer}/kernel"].dtype == bool
+                x = (np.maximum(x, 0) if i else x) @ kernel + weights[f"{layer}/bias"]
+            return x
+
+        for field, split, masked in (
+            ("test_accuracy", dataset.test, True),
+            ("validation_accuracy", dataset.validation, True),
+            ("dense_test_accuracy", dataset.test, False),
+        ):
+            accuracy = (logits(split.inputs, masked).argmax(1) == split.labels).mean()
+            assert result[field] == pytest.approx(accuracy, abs=0.003)  # a tie may round the other way
+        x, y = dataset.train.inputs[:300], dataset.train.labels[:300]
+        scaled = result["logit_scale"] * logits(x, True)
+        energy = np.mean(np.log(np.exp(scaled).sum(1)) - scaled[np.arange(300), y])
+        assert result["best_energy"] == pytest.approx(energy, rel=1e-4)
+
+
+def test_trace_follows_every_chain(finished):
+    workdir, result = finished
+    rows = list(csv.DictReader(io.StringIO((workdir / "trace.csv").read_text())))
+    for chain in ("0", "1"):
+        own = [row for row in rows if row["chain"] == chain]
+        steps = [int(row["step"]) for row in own]
+        assert steps[-1] == 2_500 and steps == sorted(set(steps))
+        best = [float(row["best_energy"]) for row in own]
+        assert best == sorted(best, reverse=True)
+        assert best[-1] == pytest.approx(result["best_energy_per_chain"][int(chain)])
+        assert float(own[-1]["temperature"]) == pytest.approx(result["temperature_end"], rel=1e-4)
+    assert result["best_energy"] == min(result["best_energy_per_chain"])
+
+
+def test_same_settings_same_bits(finished, tmp_path):
+    workdir, result = finished
+    again = runner.run(SMALL, tmp_path, "SEED = 0\n")
+    for name in ("masks.npz", "weights.npz", "trace.csv"):
+        assert (workdir / name).read_bytes() == (tmp_path / name).read_bytes()
+    assert again["best_energy"] == result["best_energy"]
+    other = annealed(dataclasses.replace(SMALL, seed=1))
+    assert float(other.best_energy.min()) != result["best_energy"]
+
+
+@pytest.mark.parametrize("num_chains", [1, 3])
+def test_chain_count_changes_no_bit_of_a_chain(num_chains):
+    two = annealed(SMALL)
+    other = annealed(dataclasses.replace(SMALL, num_chains=num_chains))
+    shared = min(2, num_chains)
+    for name in ("energy", "best_energy", "acceptance"):
+        np.testing.assert_array_equal(two.trace[name][:shared], other.trace[name][:shared])
+    np.testing.assert_array_equal(two.num_accepted[:shared], other.num_accepted[:shared])
+    assert other.best_energy.shape == (num_chains,)
+
+
+def test_chunk_length_changes_no_bit(monkeypatch):
+    long = annealed(SMALL)
+    monkeypatch.setattr(runner, "LEAST_CHUNK_STEPS", 300)
+    short = annealed(SMALL)
+    assert len(short.trace["step"]) > len(long.trace["step"])
+    np.testing.assert_array_equal(long.mask, short.mask)
+    np.testing.assert_array_equal(long.best_energy, short.best_energy)
+    np.testing.assert_array_equal(long.num_accepted, short.num_accepted)
+
+
+def test_nothing_compiles_between_chunks():
+    compilations, seen = [], []
+
+    def listen(event, duration, **_):
+        if event.endswith("backend_compile_duration"):
+            compilations.append(duration)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    dataset = data.load("digits")
+    _, network = runner.load_network(SMALL, dataset)
+    config = dataclasses.replace(SMALL, num_steps=6_100, density=0.3)
+    runner.anneal_chains(
+        config, network, *dataset.train, kept=300, on_progress=lambda progress: seen.append(len(compilations))
+    )
+    assert len(seen) >= 4 and seen[0] > 0
+    assert seen[-1] == seen[0]
+
+
+def test_validation_and_test_samples_play_no_part():
+    dataset = data.load("digits")
+    garbage = data.Split(dataset.test.inputs[::-1] * 7, (dataset.test.labels + 1) % 10)
+    np.testing.assert_array_equal(
+        annealed(SMALL).mask, annealed(SMALL, dataset._replace(validation=garbage, test=garbage)).mask
+    )
+
+
+def test_annealing_beats_magnitude_and_random(tmp_path):
+    config = RunConfig(hidden=(16,), density=0.1, num_steps=30_000, num_samples=500, pretrain_epochs=20)
+    result = runner.run(config, tmp_path)
+    assert result["validation_accuracy"] > 0.75
+    assert result["test_accuracy"] > max(result["magnitude_test_accuracy"], result["random_test_accuracy"]) + 0.1
+    assert not result["warnings"]
+
+
+def test_temperatures_far_off_are_warned_of(tmp_path):
+    hot = dataclasses.replace(SMALL, schedule="constant", move="uniform", temperature_start=1e9)
+    (warning,) = runner.run(hot, tmp_path)["warnings"]
+    assert warning == "a share of 1 of the proposals was accepted: the temperatures are too high"
+    assert "no mask was better" in runner.search_warnings(0.5, False)[0]
+
+
+def test_interruption_leaves_nothing(tmp_path):
+    def stop(progress):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        runner.run(SMALL, tmp_path / "a" / "b", on_progress=stop)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_finished_run_is_not_overwritten_unasked(finished, tmp_path):
+    workdir, _ = finished
+    before = {path.name: path.read_bytes() for path in workdir.iterdir()}
+    with pytest.raises(InputError, match="already holds a run's result; name another workdir, or add --overwrite"):
+        runner.run(dataclasses.replace(SMALL, seed=5), workdir)
+    assert before == {path.name: path.read_bytes() for path in workdir.iterdir()}
+    (tmp_path / "result.json").write_text("{}")
+    assert runner.run(SMALL, tmp_path, overwrite=True)["kept"] == 189
+    assert json.loads((tmp_path / "result.json").read_text())["kept"] == 189
+
+
+def test_a_write_that_fails_leaves_the_old_files_whole(tmp_path):
+    workdirs.write(tmp_path, {"a": b"old", "b": b"old"})
+    with pytest.raises(TypeError):
+        workdirs.write(tmp_path, {"a": b"new", "b": "no bytes"})  # pyright: ignore
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a": b"old", "b": b"old"}
+
+
+def test_workdir_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    for workdir in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(InputError, match=r"workdir .* cannot be made: .*file is a file"):
+            runner.run(SMALL, workdir)
+    assert (tmp_path / "file").read_text() == ""
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs Linux's /proc, which no one may write to")
+def test_workdir_that_cannot_be_written():
+    with pytest.raises(InputError, match="workdir /proc/sa_jax cannot be written"):
+        runner.run(SMALL, Path("/proc/sa_jax"))
+
+
+def save_weights(path, kernels, **extra):
+    named = {f"fc{i}.weight": kernel.T for i, kernel in enumerate(kernels)}
+    np.savez(path, **named, **extra)
+    return dataclasses.replace(SMALL, weights=str(path))
+
+
+def test_weights_file_fixes_the_layers(tmp_path, rng_key):
+    numbers = np.random.default_rng(0)
+    kernels = [numbers.normal(size=(64, 7)), numbers.normal(size=(7, 10))]
+    result = runner.run(save_weights(tmp_path / "w.npz", kernels), tmp_path / "run")
+    assert result["sizes"] == [64, 7, 10] and result["warnings"] == [
+        "HIDDEN = [12, 8] was not used: the weights file has [7]"
+    ]
+    with np.load(tmp_path / "run" / "masks.npz") as masks:
+        assert masks.files == ["fc0/kernel", "fc1/kernel"] and masks["fc0/kernel"].shape == (64, 7)
+
+
+@pytest.mark.parametrize(
+    ("kernels", "extra", "message"),
+    [
+        ([np.ones((63, 10))], {}, "a network 63-10 does not fit digits, which has 64 features and 10 classes"),
+        ([np.ones((64, 9))], {}, "a network 64-9 does not fit digits"),
+        ([np.ones((64, 5)), np.ones((6, 10))], {}, "'fc1' takes 6 inputs, but the layer before it has 5 outputs"),
+        ([np.full((64, 10), np.nan)], {}, "'fc0.weight' holds NaN or infinite values"),
+        ([np.ones((64, 10))], {"fc0.bias": np.ones(9)}, "bias .* does not fit kernel"),
+        ([np.ones((64, 10))], {"fc0.gain": np.ones(9)}, "'fc0.gain' is none of"),
+        ([np.full((64, 10), 1e38)], {}, "no finite .*: are the weights far too large"),
+    ],
+)
+def test_weights_that_do_not_fit(tmp_path, kernels, extra, message):
+    config = save_weights(tmp_path / "w.npz", kernels, **extra)
+    with pytest.raises(InputError, match=message):
+        runner.run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"density": 0.0}, r"density must be a number in \(0, 1\], not 0.0"),
+        ({"density": 1.01}, "density must be a number"),
+        ({"density": float("nan")}, "density must be a number"),
+        ({"density": "half"}, "density must be a number"),
+        ({"num_steps": 0}, "NUM_STEPS must be a whole number of at least 1, not 0"),
+        ({"num_steps": 2**31}, "NUM_STEPS must be below"),
+        ({"num_chains": 0}, "NUM_CHAINS must be a whole number of at least 1"),
+        ({"num_chains": True}, "NUM_CHAINS must be a whole number"),
+        ({"num_samples": 0.5}, "NUM_SAMPLES must be a whole number"),
+        ({"seed": -1}, "SEED must be a whole number from 0"),
+        ({"hidden": 300}, "HIDDEN must be a list"),
+        ({"hidden": [3, 0]}, "HIDDEN must be a list"),
+        ({"dataset": 5}, "DATASET must be text in quotes"),
+        ({"weights": None}, "WEIGHTS must be text in quotes"),
+        ({"activation": "sine"}, "activation must be one of relu, tanh, gelu"),
+        ({"input_std": 0}, "INPUT_STD must be above 0"),
+        ({"input_mean": float("inf")}, "INPUT_MEAN must be a finite number"),
+        ({"use_bias": 1}, "use_bias must be True or False"),
+        ({"initializer": "ones"}, "initializer must be one of"),
+        ({"energy": "loss"}, "energy must be one of cross_entropy, error_rate"),
+        ({"move": "flip"}, "move must be one of saliency, uniform"),
+        ({"start": "zero"}, "start must be one of"),
+        ({"schedule": "exponential"}, "schedule must be one of"),
+        ({"logit_scale": 0}, "logit_scale must be a finite number above 0"),
+        ({"temperature_start": float("nan")}, "temperature_start must be a finite number"),
+    ],
+)
+def test_bad_settings_are_named(settings, message):
+    with pytest.raises(InputError, match=message) as error:
+        dataclasses.replace(SMALL, **settings)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "logarithmic", "constant", lambda step: 1e-3])
+def test_every_schedule_runs(schedule, tmp_path):
+    config = dataclasses.replace(SMALL, schedule=schedule, move="uniform", num_steps=300, energy="error_rate")
+    result = runner.run(config, tmp_path)
+    assert result["kept"] == 189 and 0 <= result["best_energy"] <= 1

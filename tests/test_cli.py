@@ -1,0 +1,201 @@
+"""The command line as a user types it: good runs, and each mistake answered in one line with exit code 2."""
+
+import json
+import runpy
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sa_jax import cli
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted(ROOT.glob("configs/*.gin"))
+DIGITS = str(ROOT / "configs/digits.gin")
+TINY = ["WEIGHTS='random'", "HIDDEN=[12]", "DENSITY=0.05", "NUM_STEPS=400", "NUM_SAMPLES=200"]
+
+
+def arguments(workdir, *bindings, gin_file=DIGITS):
+    return ["run", f"--gin_file={gin_file}", *(f"--gin_bindings={b}" for b in bindings), f"--workdir={workdir}"]
+
+
+def test_run_with_overridden_macros(tmp_path, capsys):
+    assert cli.main(arguments(tmp_path / "run", *TINY)) == 0
+    output = capsys.readouterr()
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["kept"] == 44 and result["total"] == 888 and result["num_steps"] == 400
+    assert "44 of 888 branches kept" in output.out and str(tmp_path / "run" / "report.html") in output.out
+    assert output.err == ""  # no progress display where there is no terminal
+
+    # The settings it leaves behind are the run.
+    again = arguments(tmp_path / "again", gin_file=tmp_path / "run" / "operative.gin")
+    assert cli.main(again) == 0
+    for name in ("masks.npz", "trace.csv", "operative.gin"):
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+
+    assert cli.main(again) == 2
+    assert "already holds a run's result" in capsys.readouterr().err
+    assert cli.main([*again, "--overwrite"]) == 0
+
+
+def test_script_is_the_same_command(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["run.py", *arguments(tmp_path / "run", *TINY)[1:]])
+    with pytest.raises(SystemExit) as exit:
+        runpy.run_path(str(ROOT / "scripts/run.py"), run_name="__main__")
+    assert exit.value.code == 0
+    assert (tmp_path / "run" / "result.json").exists()
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_opens_with_the_same_macros(path, capsys):
+    text = path.read_text()
+    names = [line.split(" = ")[0] for line in text.splitlines() if line[:1].isupper()]
+    assert tuple(names) == cli.MACROS
+    # Found from anywhere, and everyday overriding is enough.
+    name = f"configs/{path.name}"
+    assert cli.main(["run", f"--gin_file={name}", "--gin_bindings=NUM_STEPS=77", "--dry_run"]) == 0
+    printed = capsys.readouterr().out
+    assert "NUM_STEPS = 77" in printed and "run.num_steps = %NUM_STEPS" in printed
+
+
+def test_all_five_configs_are_there():
+    assert [path.stem for path in CONFIGS] == [
+        "digits",
+        "lenet300_fashion",
+        "lenet300_mnist",
+        "mlpnet_mnist",
+        "random_weights_mnist",
+    ]
+
+
+def test_a_schedule_of_ones_own(tmp_path, monkeypatch, capsys):
+    (tmp_path / "my_schedules.py").write_text(
+        "import gin\n@gin.configurable\ndef sawtooth(step):\n    return 0.01 * (1 - (step % 100) / 100)\n"
+    )
+    (tmp_path / "own.gin").write_text(
+        f"import my_schedules\ninclude '{DIGITS}'\nrun.schedule = @my_schedules.sawtooth\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert cli.main(arguments(tmp_path / "run", *TINY, gin_file=tmp_path / "own.gin")) == 0
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["schedule"] == "sawtooth"
+
+
+BAD_BINDINGS = {
+    "DENSITY=0": "density must be a number in (0, 1], not 0",
+    "DENSITY=1.5": "density must be a number in (0, 1], not 1.5",
+    "DENSITY='half'": "density must be a number in (0, 1], not 'half'",
+    "DENSITY=1e-9": "density 1e-09 keeps 0 of 2720 branches; the least that keeps one is 0.00037",
+    "NUM_STEPS=0": "NUM_STEPS must be a whole number of at least 1, not 0",
+    "NUM_STEPS=1e5": "NUM_STEPS must be a whole number of at least 1, not 100000.0",
+    "NUM_CHAINS=0": "NUM_CHAINS must be a whole number of at least 1, not 0",
+    "SEED='a'": "SEED must be a whole number from 0",
+    "HIDDEN=32": "HIDDEN must be a list of positive whole numbers",
+    "DATASET='mnits'": "unknown dataset 'mnits'; known: digits, mnist, fashion_mnist, or the path of an .npz",
+    "DATASET='none.npz'": "file none.npz is not there",
+    "WEIGHTS='none.npz'": "file none.npz is not there",
+    "DENSTY=0.1": "DENSTY is bound, but nothing uses it; did you mean DENSITY?",
+    "SPEED=3": "SPEED is bound, but nothing uses it",
+    "run.densty=0.1": "run has no setting 'densty'; did you mean density?",
+    "ran.density=0.1": "unknown name 'ran'",
+    "DENSITY=%DENSTY": "%DENSTY is used, but bound nowhere; did you mean DENSITY?",
+    "DATASET=mnist": "text needs quotes",
+    "HIDDEN=[32,": "a bracket or a quote is left open",
+    "DENSITY=": "a value is no Python literal",
+    "DENSITY 0.1": "not of the form NAME = value",
+    "run.schedule=@nothing": "unknown name '@nothing'",
+    "import nothing_of_the_kind": "No module named 'nothing_of_the_kind'",
+    "include 'nothing.gin'": "gin file nothing.gin is not there",
+}
+
+
+@pytest.mark.parametrize("binding", BAD_BINDINGS)
+def test_bad_bindings(binding, tmp_path, capsys):
+    assert cli.main(arguments(tmp_path / "run", binding)) == 2
+    output = capsys.readouterr()
+    assert output.err.count("\n") == 1 and output.err.startswith("sa-jax: ") and output.out == ""
+    assert BAD_BINDINGS[binding] in output.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_bad_gin_files(tmp_path, capsys):
+    (tmp_path / "bad.gin").write_text("DENSITY = 0.1\nSEED = = 3\n")
+    (tmp_path / "binary.gin").write_bytes(b"\xff\xfe\x00")
+    for name, message in {
+        "bad.gin": "line 2",
+        "binary.gin": "is not a text file",
+        "none.gin": "none.gin is not there",
+        "": "is not there",
+    }.items():
+        assert cli.main(arguments(tmp_path / "run", gin_file=tmp_path / name)) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "required: COMMAND"),
+        (["prune"], "invalid choice: 'prune'"),
+        (["run"], "required: --gin_file"),
+        (["run", "--gin_file=a", "--fast"], "unrecognized arguments: --fast"),
+    ],
+)
+def test_bad_command_lines(argv, message, capsys):
+    with pytest.raises(SystemExit) as exit:
+        cli.main(argv)
+    error = capsys.readouterr().err
+    assert exit.value.code == 2 and message in error and error.count("\n") == 1
+
+
+def test_workdir_is_asked_for(capsys):
+    assert cli.main(["run", f"--gin_file={DIGITS}"]) == 2
+    assert "--workdir=DIR is missing" in capsys.readouterr().err
+
+
+def own_data(path, **changes):
+    numbers = np.random.default_rng(0)
+    arrays = {"x": numbers.normal(size=(60, 5)), "y": np.arange(60) % 3} | changes
+    np.savez(path, **arrays)
+    return f"DATASET='{path}'"
+
+
+def test_data_of_ones_own(tmp_path):
+    binding = own_data(tmp_path / "own.npz")
+    assert cli.main(arguments(tmp_path / "run", *TINY, binding, "DENSITY=0.3")) == 0
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["sizes"] == [5, 12, 3] and result["dataset"] == "own"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"x": np.full((60, 5), np.nan)}, "holds NaN or infinite values"),
+        ({"x": np.full((60, 5), np.inf)}, "holds NaN or infinite values"),
+        ({"y": np.arange(60) - 1}, "must be whole numbers from 0"),
+        ({"y": np.arange(59)}, "must hold one label for each of the 60 rows"),
+        ({"x": np.array(["a"] * 60).reshape(60, 1)}, "must hold numbers"),
+        ({"y": None}, "Object arrays cannot be loaded"),
+    ],
+)
+def test_bad_data(tmp_path, capsys, changes, message):
+    binding = own_data(tmp_path / "own.npz", **changes)
+    assert cli.main(arguments(tmp_path / "run", *TINY, binding)) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_truncated_download_is_named(tmp_path, monkeypatch, capsys):
+    (tmp_path / "mnist").mkdir()
+    names = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
+    for name in names:
+        (tmp_path / "mnist" / f"{name}-ubyte").write_bytes(bytes([0, 0, 8, 1, 0, 0, 0, 9, 1, 2]))
+    monkeypatch.setenv("SA_JAX_DATA", str(tmp_path))
+    assert cli.main(arguments(tmp_path / "run", *TINY, "DATASET='mnist'")) == 2
+    error = capsys.readouterr().err
+    assert "train-images-idx3-ubyte is truncated" in error and error.count("\n") == 1
+    shutil.rmtree(tmp_path / "mnist")
+    assert not list(tmp_path.iterdir())

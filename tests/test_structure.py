@@ -1,0 +1,75 @@
+"""The shape of the code: one direction of imports, no pickle, public functions that say what they do."""
+
+import ast
+import inspect
+from pathlib import Path
+
+import pytest
+
+import sa_jax
+
+ROOT = Path(__file__).parents[1]
+# Each module imports only from those before it.
+ORDER = [
+    "types",
+    "masks",
+    "models",
+    "data",
+    "energies",
+    "landscape",
+    "moves",
+    "incremental",
+    "schedules",
+    "anneal",
+    "pruning",
+    "pretrain",
+    "report",
+    "workdirs",
+    "runner",
+    "cli",
+]
+
+
+def imported(path):
+    """The modules of the package that a file imports, wherever in the file."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module == "sa_jax":
+            yield from (alias.name for alias in node.names if alias.name in ORDER)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("sa_jax."):
+            yield node.module.split(".")[1]
+        elif isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[1] for alias in node.names if alias.name.startswith("sa_jax."))
+
+
+def test_imports_point_one_way():
+    modules = {path.stem: path for path in ROOT.glob("sa_jax/*.py") if path.stem != "__init__"}
+    assert set(modules) == set(ORDER)
+    for name, path in modules.items():
+        wrong = [other for other in imported(path) if ORDER.index(other) >= ORDER.index(name)]
+        assert not wrong, f"{name} imports {wrong}"
+
+
+def outside(name):
+    tree = ast.parse((ROOT / f"sa_jax/{name}.py").read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield (node.module or "").split(".")[0]
+
+
+def test_optax_and_gin_stay_in_their_rooms():
+    assert [name for name in ORDER if "optax" in outside(name)] == ["pretrain"]
+    assert [name for name in ORDER if "gin" in outside(name)] == ["cli"]
+    assert not [name for name in ORDER if {"pickle", "shelve", "joblib"} & set(outside(name))]
+
+
+@pytest.mark.parametrize("name", sa_jax.__all__)
+def test_public_names_are_documented(name):
+    value = getattr(sa_jax, name)
+    assert value.__doc__ and value.__module__.startswith("sa_jax")
+    if inspect.isfunction(value):
+        hints = inspect.signature(value)
+        assert hints.return_annotation is not inspect.Signature.empty
+        for parameter in hints.parameters.values():
+            assert parameter.annotation is not inspect.Parameter.empty, parameter

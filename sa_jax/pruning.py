@@ -241,7 +241,8 @@ def check_samples(network: Network, x: Any, y: Any) -> None:
         raise InputError("the network's weights hold NaN or infinite values")
     if not np.isfinite(np.asarray(x)).all():
         raise InputError("inputs hold NaN or infinite values")
-    if np.min(y) < 0 or np.max(y) >= classes:
+    least, greatest = np.asarray(y).min(), np.asarray(y).max()
+    if least < 0 or greatest >= classes:
         raise InputError(
-            f"labels run from {np.min(y)} to {np.max(y)}, but the network has {classes} classes: 0..{classes - 1}"
+            f"labels run from {least} to {greatest}, but the network has {classes} classes: 0..{classes - 1}"
         )

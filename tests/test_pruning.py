@@ -1,0 +1,147 @@
+"""`prune` in a few lines, its calibration, and what it refuses."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sa_jax import InputError, calibrate, energies, from_energy, masks, models, prune
+from sa_jax.models import MLP
+from sa_jax.pruning import Options, make_energy, prepare
+
+
+@pytest.fixture(scope="module")
+def task():
+    """A network that sorts points by the larger of two of their eight coordinates, never trained."""
+    x = jax.random.normal(jax.random.key(0), (300, 8))
+    y = (x[:, 2] > x[:, 5]).astype(jnp.int32)
+    return MLP([16, 8, 2]).init(jax.random.key(1), x), x, y
+
+
+def accuracy(params, kernel_masks, x, y, activation="relu"):
+    return float((models.apply(params, kernel_masks, x, activation).argmax(-1) == y).mean())
+
+
+@pytest.mark.parametrize("activation", ["relu", "tanh", "gelu"])
+def test_prune_finds_a_network_within_random_weights(task, activation):
+    params, x, y = task
+    kernel_masks, result = prune(
+        jax.random.key(2), params, x, y, density=0.2, num_steps=6_000, activation=activation
+    )
+    kernels = {name: layer["kernel"] for name, layer in params["params"].items()}
+    assert jax.tree.map(jnp.shape, kernel_masks) == {
+        "params": {n: {"kernel": k.shape} for n, k in kernels.items()}
+    }
+    assert {leaf.dtype for leaf in jax.tree.leaves(kernel_masks)} == {jnp.dtype(bool)}
+    assert sum(int(leaf.sum()) for leaf in jax.tree.leaves(kernel_masks)) == round(0.2 * (128 + 128 + 16))
+    assert accuracy(params, kernel_masks, x, y, activation) > 0.85
+    assert result.best_energy <= result.final_energy
+    # The tree fits a Flax module's `apply`.
+    model = MLP([16, 8, 2], activation)
+    logits = model.apply({**params, "masks": kernel_masks["params"]}, x)
+    np.testing.assert_allclose(logits, models.apply(params, kernel_masks, x, activation), rtol=1e-5, atol=1e-5)
+
+
+def test_same_key_same_masks(task):
+    params, x, y = task
+    first, again, other = (
+        prune(jax.random.key(seed), params, x, y, density=0.3, num_steps=500)[1] for seed in (0, 0, 1)
+    )
+    np.testing.assert_array_equal(first.best, again.best)
+    assert first.best_energy == again.best_energy
+    assert (first.final != other.final).any()
+
+
+def test_prune_fits_inside_jit_and_vmap(task):
+    params, x, y = task
+    keys = jax.random.split(jax.random.key(0), 2)
+    together = jax.jit(jax.vmap(lambda key: prune(key, params, x, y, 0.3, 500)[1].best))(keys)
+    for key, best in zip(keys, together, strict=True):
+        assert int(best.sum()) == round(0.3 * 272)
+        alone = prune(key, params, x, y, 0.3, 500)[1]
+        assert best.shape == alone.best.shape
+
+
+def test_uniform_moves_other_starts_and_energies(task):
+    params, x, y = task
+    for options in (
+        {"move": "uniform", "start": "random"},
+        {"start": "saliency", "schedule": "cosine"},
+        {"energy": "error_rate", "schedule": lambda step: 1e-3},
+    ):
+        _, result = prune(jax.random.key(3), params, x, y, density=0.3, num_steps=500, **options)
+        assert int(result.best.sum()) == int(result.final.sum()) == round(0.3 * 272)
+        assert np.isfinite(result.best_energy)
+
+
+def test_everything_kept_changes_nothing(task):
+    params, x, y = task
+    kernel_masks, result = prune(jax.random.key(0), params, x, y, density=1.0, num_steps=200)
+    assert all(leaf.all() for leaf in jax.tree.leaves(kernel_masks)) and result.best.all()
+
+
+def test_calibration_has_the_units_of_the_energy():
+    def move(rng_key, x):
+        return x + jax.random.normal(rng_key)
+
+    start, end = calibrate(jax.random.key(0), from_energy(lambda x: 3 * jnp.abs(x), move), 100.0)
+    # Energy changes are normal with deviation 3; the median of their sizes is 0.6745 of it.
+    assert float(start) == pytest.approx(0.25 * 3 * 0.6745, rel=0.1)
+    assert float(end) == pytest.approx(float(start) / 100)
+    scaled, _ = calibrate(jax.random.key(0), from_energy(lambda x: 3e5 * jnp.abs(x), move), 100.0)
+    assert float(scaled) == pytest.approx(1e5 * float(start), rel=1e-4)
+    flat = calibrate(jax.random.key(0), from_energy(lambda x: 0 * x, move), 1.0)
+    assert [float(t) for t in flat] == [0.0, 0.0]
+
+
+def test_logit_scale_ignores_the_units_of_the_weights(task):
+    params, x, y = task
+    for factor in (1.0, 50.0):
+        network = models.network_of(jax.tree.map(lambda leaf, f=factor: f ** (1 / 3) * leaf, params))[1]
+        problem = prepare(jax.random.key(0), network, x, y, 272, Options())
+        spread = models.forward(network, x).std() * problem.logit_scale
+        assert float(spread) == pytest.approx(9.0, rel=1e-3)
+    # A given scale is taken, and is part of the energy.
+    problem = prepare(jax.random.key(0), network, x, y, 100, Options(logit_scale=2.0))
+    logits = models.forward(models.masked(network, problem.mask), x)
+    expected = energies.cross_entropy(2.0)(logits, y)
+    assert float(make_energy(problem, Options(logit_scale=2.0))(logits, y)) == pytest.approx(float(expected))
+
+
+def test_random_masks_are_uniform():
+    drawn = jax.vmap(lambda key: masks.random(key, 5, 2))(jax.random.split(jax.random.key(0), 4_000))
+    assert (drawn.sum(1) == 2).all()
+    np.testing.assert_allclose(drawn.mean(0), 0.4, atol=0.04)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"density": 0}, r"density must be a number in \(0, 1\], not 0"),
+        ({"density": 1e-6}, "density 1e-06 keeps 0 of 272 branches"),
+        ({"num_steps": 0}, "num_steps must be a whole number of at least 1, not 0"),
+        ({"num_steps": 1e3}, "num_steps must be a whole number"),
+        ({"movement": "uniform"}, "unknown option 'movement'; options: activation, energy"),
+        ({"move": "unifrom"}, "move must be one of saliency, uniform, not 'unifrom'"),
+        ({"temperature_end": -1.0}, "temperature_end must be a finite number above 0"),
+        ({"x": np.zeros((300, 7))}, r"inputs must have the shape \[samples, 8\], not \[300, 7\]"),
+        ({"x": np.zeros((0, 8)), "y": np.zeros(0, int)}, r"inputs must have the shape"),
+        ({"x": np.full((300, 8), np.inf)}, "inputs hold NaN or infinite values"),
+        ({"y": np.zeros(299, int)}, r"labels must have the shape \[300\], one per input"),
+        ({"y": np.zeros(300)}, "labels must be whole numbers, not float"),
+        ({"y": np.full(300, 2)}, "labels run from 2 to 2, but the network has 2 classes: 0..1"),
+        (
+            {"params": {"params": {"Conv_0": {"kernel": np.zeros((3, 3, 1, 2))}}}},
+            "does not belong to a multilayer",
+        ),
+        ({"params": {"Dense_0": {"kernel": np.full((8, 2), np.nan)}}}, "weights hold NaN or infinite values"),
+        ({"params": np.zeros((8, 2))}, "parameters must be nested mappings of arrays, not ndarray"),
+        ({"params": {}}, "the parameters hold no kernel"),
+    ],
+)
+def test_bad_input_is_named(task, change, message):
+    params, x, y = task
+    arguments = {"params": params, "x": x, "y": y, "density": 0.3, "num_steps": 100} | change
+    with pytest.raises(InputError, match=message) as error:
+        prune(jax.random.key(0), **arguments)
+    assert "\n" not in str(error.value)

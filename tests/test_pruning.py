@@ -1,5 +1,6 @@
 """`prune` in a few lines, its calibration, and what it refuses."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,10 +29,8 @@ def test_prune_finds_a_network_within_random_weights(task, activation):
     kernel_masks, result = prune(
         jax.random.key(2), params, x, y, density=0.2, num_steps=6_000, activation=activation
     )
-    kernels = {name: layer["kernel"] for name, layer in params["params"].items()}
-    assert jax.tree.map(jnp.shape, kernel_masks) == {
-        "params": {n: {"kernel": k.shape} for n, k in kernels.items()}
-    }
+    kernels = {"params": {name: {"kernel": layer["kernel"]} for name, layer in params["params"].items()}}
+    chex.assert_trees_all_equal_shapes(kernel_masks, kernels)
     assert {leaf.dtype for leaf in jax.tree.leaves(kernel_masks)} == {jnp.dtype(bool)}
     assert sum(int(leaf.sum()) for leaf in jax.tree.leaves(kernel_masks)) == round(0.2 * (128 + 128 + 16))
     assert accuracy(params, kernel_masks, x, y, activation) > 0.85

@@ -1,0 +1,266 @@
+"""Measures what README.md states, saves it in scripts/results/, and writes the README's tables from there.
+
+    python scripts/results.py accuracy   # MLPNet on MNIST: 3 densities, 3 seeds, a process each; 12 minutes
+    python scripts/results.py speed      # incremental against full evaluation, side by side; 1 minute
+    python scripts/results.py optimum    # how often the true optimum is found; 1 minute
+    python scripts/results.py readme     # tables and picture from the saved results; no measuring
+
+`accuracy` and `speed` need MNIST and mlpnet_mnist_93.97.npz in $SA_JAX_DATA. Quote seconds only from a machine
+that does nothing else.
+"""
+
+import argparse
+import importlib.metadata
+import itertools
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sa_jax import anneal, data, from_energy, geometric, masks, models
+from sa_jax.energies import cross_entropy
+from sa_jax.incremental import masked_mlp
+from sa_jax.moves import move_fn, uniform_swap
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "scripts" / "results"
+DENSITIES = (0.1, 0.05, 0.02)
+SEEDS = (0, 1, 2)
+SPEED_SAMPLES = 2_000
+SPEED_ROUNDS = 7
+FULL_STEPS, INCREMENTAL_STEPS = 300, 20_000
+
+
+def machine() -> dict[str, Any]:
+    """What ran the measurement."""
+    model = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), model)
+    versions = {name: importlib.metadata.version(name) for name in ("sa_jax", "jax", "jaxlib", "flax", "numpy")}
+    devices = [device.device_kind for device in jax.local_devices()]
+    return {"processor": model, "cores": os.cpu_count(), "devices": devices, "versions": versions}
+
+
+def measure_accuracy() -> dict[str, Any]:
+    """Runs `configs/mlpnet_mnist.gin` as a user would, each run in a process of its own."""
+    fields = ("density", "seed", "kept", "total", "test_accuracy", "validation_accuracy", "cpu_seconds")
+    fields += ("dense_test_accuracy", "magnitude_test_accuracy", "random_test_accuracy", "num_steps", "num_chains")
+    runs = []
+    for density, seed in itertools.product(DENSITIES, SEEDS):
+        with tempfile.TemporaryDirectory() as workdir:
+            command = [sys.executable, str(ROOT / "scripts/run.py"), "--gin_file=configs/mlpnet_mnist.gin"]
+            command += [f"--gin_bindings=DENSITY={density}", f"--gin_bindings=SEED={seed}"]
+            start = time.perf_counter()
+            subprocess.run([*command, f"--workdir={workdir}"], check=True, stdout=subprocess.DEVNULL)
+            wall_seconds = time.perf_counter() - start
+            result = json.loads((Path(workdir) / "result.json").read_text())
+            if (density, seed) == (DENSITIES[-1], SEEDS[0]):
+                (RESULTS / "masks.npz").write_bytes((Path(workdir) / "masks.npz").read_bytes())
+        runs.append({name: result[name] for name in fields} | {"wall_seconds": wall_seconds})
+        print(f"density {density}, seed {seed}: {result['test_accuracy']:.4f}, {wall_seconds:.0f} s", flush=True)
+    return {"runs": runs}
+
+
+def measure_speed() -> dict[str, Any]:
+    """Proposals per second of both landscapes of MLPNet, one chain each, taking turns in one process."""
+    dataset = data.load("mnist", 0.1307, 0.3081)
+    weights = models.load_weights(data.data_file("mlpnet_mnist_93.97.npz"))
+    network = models.network_of(weights)[1]
+    x, y = (jnp.asarray(part[:SPEED_SAMPLES]) for part in dataset.train)
+    mask = masks.by_score(jnp.abs(masks.flatten(network.kernels)), masks.num_kept(0.05, network.total))
+    swaps, energy = uniform_swap(), cross_entropy(4.0)
+    full = from_energy(lambda p, x, y: energy(models.forward(models.masked(network, p[0]), x), y), move_fn(swaps))
+    incremental = masked_mlp(network, swaps, energy)
+    cases = {
+        "full": (full, (mask, swaps.init(mask)), (x, y), FULL_STEPS),
+        "incremental": (incremental, mask, (x.T, y), INCREMENTAL_STEPS),
+    }
+    calls, seconds = {}, {name: [] for name in cases}
+    for name, (landscape, position, samples, steps) in cases.items():
+        schedule = geometric(2e-3, 1e-4, steps)
+        jitted = jax.jit(lambda k, p, d, of=landscape, t=schedule, n=steps: anneal(k, of, p, t, n, d).final_energy)
+        calls[name] = partial(jitted, jax.random.key(0), position, samples)
+        calls[name]().block_until_ready()
+    for _ in range(SPEED_ROUNDS):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call().block_until_ready()
+            seconds[name].append(time.perf_counter() - start)
+    rates = {name: cases[name][3] / statistics.median(times) for name, times in seconds.items()}
+    print(f"proposals per second: {rates}")
+    return {
+        "network": network.sizes,
+        "samples": SPEED_SAMPLES,
+        "rounds": SPEED_ROUNDS,
+        "steps": {name: case[3] for name, case in cases.items()},
+        "seconds": seconds,
+        "proposals_per_second": rates,
+        "ratio": rates["incremental"] / rates["full"],
+        "seed": 0,
+    }
+
+
+def measure_optimum(networks: int = 40, num_steps: int = 4_000) -> dict[str, Any]:
+    """Counts on how many small random networks annealing ends in the best of all masks.
+
+    Each has 2 inputs, 4 hidden units and 1 output, 12 branches of which 5 are kept: 792 masks, all tried. The
+    energy is the squared error to a linear target; the start is random.
+    """
+
+    def squared_error(outputs, target, axis):
+        return ((outputs.squeeze(axis) - target) ** 2).mean()
+
+    kept, total = 5, 12
+    all_masks = np.zeros((792, total), bool)
+    for row, branches in enumerate(itertools.combinations(range(total), kept)):
+        all_masks[row, list(branches)] = True
+
+    @jax.jit
+    def solve(key, kernels, mask, samples):
+        landscape = masked_mlp(models.Network(kernels, (None, None)), uniform_swap(), squared_error)
+        energies = jax.vmap(lambda candidate: landscape.init(candidate, samples).energy)(all_masks)
+        schedule = geometric(2.0, 0.005, num_steps)
+        return anneal(key, landscape, mask, schedule, num_steps, samples).best_energy, energies.min()
+
+    found = 0
+    for seed in range(networks):
+        key, kernel_key, head_key, input_key, mask_key = jax.random.split(jax.random.key(seed), 5)
+        kernels = jax.random.normal(kernel_key, (2, 4)), jax.random.normal(head_key, (4, 1))
+        x = jax.random.normal(input_key, (30, 2))
+        lowest, optimum = solve(key, kernels, masks.random(mask_key, total, kept), (x.T, 2 * x[:, 0] - x[:, 1]))
+        found += bool(lowest <= optimum * (1 + 1e-4) + 1e-6)
+    print(f"true optimum found on {found} of {networks} networks")
+    return {"found": found, "networks": networks, "masks": len(all_masks), "num_steps": num_steps}
+
+
+def accuracy_table(result: dict[str, Any]) -> str:
+    """The README's table of accuracies, means over seeds."""
+    lines = [
+        "| kept branches | annealed | global magnitude | random | wall time of a run |",
+        "|---|---|---|---|---|",
+    ]
+    for density in DENSITIES:
+        runs = [run for run in result["runs"] if run["density"] == density]
+        means = [
+            statistics.mean(run[f"{name}test_accuracy"] for run in runs) for name in ("", "magnitude_", "random_")
+        ]
+        spread = [100 * pick(run["test_accuracy"] for run in runs) for pick in (min, max)]
+        seconds = max(run["wall_seconds"] for run in runs)
+        lines.append(
+            f"| {runs[0]['kept']:,} of {runs[0]['total']:,} ({100 * density:g} %) "
+            f"| **{100 * means[0]:.1f} %** ({spread[0]:.1f} to {spread[1]:.1f}) | {100 * means[1]:.1f} % "
+            f"| {100 * means[2]:.1f} % | at most {seconds:.0f} s |"
+        )
+    return "\n".join(lines)
+
+
+def speed_line(result: dict[str, Any]) -> str:
+    """The README's sentence on speed."""
+    rates = result["proposals_per_second"]
+    return (
+        f"On {'-'.join(map(str, result['network']))} with {result['samples']:,} samples one chain made "
+        f"{rates['incremental']:,.0f} exact proposals a second, against {rates['full']:,.0f} by full evaluation: "
+        f"{result['ratio']:.0f} times as many (medians of {result['rounds']} alternating rounds, "
+        f"{result['machine']['cores']} cores of {result['machine']['processor']}, "
+        f"jax {result['machine']['versions']['jax']})."
+    )
+
+
+def optimum_line(result: dict[str, Any]) -> str:
+    """The README's sentence on the true optimum."""
+    return (
+        f"On {result['networks']} random networks small enough to try all {result['masks']} masks, "
+        f"{result['num_steps']:,} proposals found the true optimum {result['found']} times."
+    )
+
+
+def readme_with(text: str) -> str:
+    """Returns the README's text with every block between `<!-- NAME -->` and `<!-- end -->` written anew."""
+    for name, render in (("accuracy", accuracy_table), ("speed", speed_line), ("optimum", optimum_line)):
+        before, start, rest = text.partition(f"<!-- {name} -->\n")
+        _, end, after = rest.partition("<!-- end -->")
+        if not start or not end:
+            raise SystemExit(f"README.md has no block <!-- {name} --> ... <!-- end -->")
+        text = before + start + render(json.loads((RESULTS / f"{name}.json").read_text())) + "\n" + end + after
+    return text
+
+
+def draw(result: dict[str, Any]) -> None:
+    """Draws the README's picture: accuracies, and the pixels that 2 % of the branches still look at."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    figure = Figure((9.6, 3.5), layout="constrained", dpi=150)
+    left, right = figure.subplots(1, 2, width_ratios=(1.75, 1))
+    kinds = {
+        "": ("annealed", "#0072b2"),
+        "magnitude_": ("global magnitude", "#9aa3ab"),
+        "random_": ("random", "#d5dade"),
+    }
+    places = np.arange(len(DENSITIES))
+    for offset, (kind, (label, color)) in zip((-0.27, 0, 0.27), kinds.items(), strict=True):
+        values = [
+            [100 * run[f"{kind}test_accuracy"] for run in result["runs"] if run["density"] == density]
+            for density in DENSITIES
+        ]
+        means = [statistics.mean(seeds) for seeds in values]
+        bars = left.bar(places + offset, means, 0.25, color=color, label=label)
+        left.bar_label(bars, [f"{mean:.1f}" for mean in means], fontsize=9, padding=2)
+    dense = 100 * result["runs"][0]["dense_test_accuracy"]
+    left.axhline(dense, color="#1b232c", linestyle="--", linewidth=1)
+    left.text(len(DENSITIES) - 0.52, dense + 1.5, f"dense {dense:.2f}", ha="right", fontsize=9)
+    kept = {run["density"]: run["kept"] for run in result["runs"]}
+    labels = [f"{100 * density:g} % kept\n{kept[density]:,} branches" for density in DENSITIES]
+    left.set(
+        xticks=places,
+        xticklabels=labels,
+        ylim=(0, 118),
+        yticks=[],
+        title="MNIST test accuracy (%), weights never changed",
+    )
+    left.legend(frameon=False, ncols=3, loc="upper left", fontsize=9, bbox_to_anchor=(0, 1.0))
+    with np.load(RESULTS / "masks.npz") as arrays:
+        first = arrays[arrays.files[0]]
+    counts = first.sum(1).reshape(28, 28)
+    colors = matplotlib.colormaps["viridis"].with_extremes(under="#eceff2")
+    right.imshow(counts, colors, vmin=0.5, interpolation="nearest")
+    right.set(
+        xticks=[],
+        yticks=[],
+        title=f"{np.count_nonzero(counts)} of 784 pixels still feed\nthe {kept[DENSITIES[-1]]} branches",
+    )
+    for axes in (left, right):
+        axes.spines[:].set_visible(False)
+        axes.title.set_fontsize(10)
+    figure.savefig(RESULTS / "mlpnet_mnist.png", metadata={"Software": None})
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    measures = {"accuracy": measure_accuracy, "speed": measure_speed, "optimum": measure_optimum}
+    parser.add_argument("what", choices=[*measures, "readme"])
+    what = parser.parse_args().what
+    if what == "readme":
+        draw(json.loads((RESULTS / "accuracy.json").read_text()))
+        (ROOT / "README.md").write_text(readme_with((ROOT / "README.md").read_text()))
+        return
+    RESULTS.mkdir(exist_ok=True)
+    result = measures[what]() | {"machine": machine()}
+    (RESULTS / f"{what}.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sa_jax.npz import read_npz
 from sa_jax.types import InputError
 
 # Fixes which samples are in which split.
@@ -90,7 +91,8 @@ def load(name: str, input_mean: float = 0.0, input_std: float = 1.0) -> Dataset:
         IDX files are looked for in `$SA_JAX_DATA`, /usr/share/datasets and the user's cache, else downloaded
         there and checked. An .npz holds `x_train, y_train, x_test, y_test` and perhaps `x_validation,
         y_validation`, or just `x, y`; inputs `[samples, ...]`, labels whole numbers from 0.
-      input_mean: subtracted from the inputs, pixels having been scaled to 0..1.
+      input_mean: subtracted from the inputs. Before that, inputs of dtype uint8 are divided by 255, and
+        digits by 16; others are taken as they are.
       input_std: then divides them; above 0.
 
     Returns:
@@ -120,7 +122,10 @@ def load(name: str, input_mean: float = 0.0, input_std: float = 1.0) -> Dataset:
         raise InputError(f"unknown dataset {name!r}; known: {known}, or the path of an .npz")
     image_shape = arrays["x" if "x" in arrays else "x_train"].shape[1:]
     splits = _three_splits(name, arrays)
-    num_classes = int(splits[0].labels.max()) + 1
+    # Of all samples that the training split is cut from, so that a rare class may miss it.
+    num_classes = int(np.max(arrays["y" if "y" in arrays else "y_train"])) + 1
+    if num_classes < 2:
+        raise InputError(f"{name}: all labels are 0; there must be two classes at least")
     for kind, split in zip(("validation", "test"), splits[1:], strict=True):
         if split.labels.max() >= num_classes:
             raise InputError(
@@ -141,7 +146,10 @@ def data_file(name: str) -> Path:
     Raises:
       InputError: it is in neither place.
     """
-    given = Path(name).expanduser()
+    try:
+        given = Path(name).expanduser()
+    except RuntimeError:  # ~ of a user who is not there
+        given = Path(name)
     if given.is_file():
         return given
     folder = os.environ.get("SA_JAX_DATA")
@@ -262,15 +270,7 @@ def _has_digest(path: Path, digest: str) -> bool:
 
 
 def _npz_arrays(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            if not hasattr(file, "files"):
-                raise InputError(f"{path} is not an .npz archive")
-            arrays = {name: file[name] for name in file.files}
-    except InputError:
-        raise
-    except Exception as error:  # zipfile, zlib and numpy each raise their own kinds
-        raise InputError(f"{path} is damaged or not an .npz of plain arrays: {error}") from None
+    arrays = read_npz(path)
     layouts = (("x", "y"), ("x_train", "y_train", "x_test", "y_test"))
     layout = next((layout for layout in layouts if set(layout) <= set(arrays)), None)
     if layout is None:
@@ -311,7 +311,7 @@ def _cut(name: str, split: Split, sizes: list[int]) -> list[Split]:
 
 
 def _checked(name: str, suffix: str, inputs: np.ndarray, labels: np.ndarray) -> Split:
-    if inputs.ndim < 2 or len(inputs) == 0:
+    if inputs.ndim < 2 or inputs.size == 0:
         raise InputError(f"{name}: x{suffix} must be [samples, features], not {list(inputs.shape)}")
     if labels.shape != inputs.shape[:1]:
         raise InputError(
@@ -322,10 +322,11 @@ def _checked(name: str, suffix: str, inputs: np.ndarray, labels: np.ndarray) -> 
         raise InputError(
             f"{name}: x{suffix} and y{suffix} must hold numbers, not {inputs.dtype} and {labels.dtype}"
         )
-    if not (np.isfinite(inputs).all() and np.isfinite(labels).all()):
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite
+        flat = inputs.reshape(len(inputs), -1).astype(np.float32)
+    if not (np.isfinite(flat).all() and np.isfinite(labels).all()):
         raise InputError(f"{name}: x{suffix} or y{suffix} holds NaN or infinite values")
     if (labels != np.floor(labels)).any() or labels.min() < 0 or labels.max() >= 2**31:
         raise InputError(f"{name}: labels y{suffix} must be whole numbers from 0")
     scale = np.float32(255 if inputs.dtype == np.uint8 else 1)
-    flat = inputs.reshape(len(inputs), -1).astype(np.float32) / scale
-    return Split(flat, labels.astype(np.int32))
+    return Split(flat / scale, labels.astype(np.int32))

@@ -4,6 +4,7 @@ In flat form the branches of all kernels `[inputs, outputs]` follow each other, 
 row, so that the branches which leave one unit lie side by side.
 """
 
+import numbers
 from collections.abc import Sequence
 
 import jax
@@ -25,9 +26,9 @@ def num_kept(density: float, total: int) -> int:
     >>> num_kept(0.02, 32_360)
     647
     """
-    if isinstance(density, bool) or not isinstance(density, int | float) or not 0 < density <= 1:
+    if isinstance(density, bool) or not isinstance(density, numbers.Real) or not 0 < density <= 1:
         raise InputError(f"density must be a number in (0, 1], not {density!r}")
-    kept = round(density * total)
+    kept = round(float(density) * total)
     if kept == 0:
         raise InputError(
             f"density {density} keeps 0 of {total} branches; the least that keeps one is {1 / total:.2g}"

@@ -13,6 +13,7 @@ import numpy as np
 import safetensors.numpy
 
 from sa_jax import masks
+from sa_jax.npz import read_npz
 from sa_jax.types import InputError, PyTree
 
 # gelu is the tanh approximation, as in Flax.
@@ -138,8 +139,18 @@ def apply(params: PyTree, kernel_masks: PyTree, x: jax.Array, activation: str = 
 
     Returns:
       Logits, float `[samples, classes]`.
+
+    Raises:
+      InputError: params that are no multilayer perceptron, masks that do not fit them, an unknown activation.
     """
-    return forward(masked(network_of(params)[1], flat_mask(kernel_masks)), x, activation)
+    if activation not in ACTIVATIONS:
+        raise InputError(f"activation must be one of {', '.join(ACTIVATIONS)}, not {activation!r}")
+    names, network = network_of(params)
+    expected = _flat(mask_tree(names, network.kernels))
+    given = _flat(kernel_masks)
+    if {path: jnp.shape(leaf) for path, leaf in given.items()} != {p: leaf.shape for p, leaf in expected.items()}:
+        raise InputError("the masks do not fit the parameters: there must be one per kernel, of its shape")
+    return forward(masked(network, flat_mask(kernel_masks)), x, activation)
 
 
 def saliency(network: Network, x: jax.Array, activation: str = "relu") -> jax.Array:
@@ -168,6 +179,8 @@ def network_of(params: PyTree) -> tuple[list[str], Network]:
     Raises:
       InputError: a leaf of another name or shape, no kernel, or layers that do not follow each other.
     """
+    if isinstance(params, Mapping) and "params" in params:
+        params = {"params": params["params"]}  # and no other collection of variables
     leaves = _flat(params)
     layers: dict[str, dict[str, jax.Array]] = {}
     for path, leaf in leaves.items():
@@ -178,7 +191,7 @@ def network_of(params: PyTree) -> tuple[list[str], Network]:
                 f"parameter {path!r} of shape {list(jnp.shape(leaf))} does not belong to a multilayer perceptron: "
                 "every parameter must be a 'kernel' [inputs, outputs] or a 'bias' [outputs]"
             )
-        layers.setdefault(layer, {})[kind] = leaf
+        layers.setdefault(layer, {})[kind] = jnp.asarray(leaf, jnp.float32)
     names = sorted(layers, key=_natural)
     if not names:
         raise InputError("the parameters hold no kernel")
@@ -195,25 +208,25 @@ def network_of(params: PyTree) -> tuple[list[str], Network]:
                 f"layers in order of their names: {', '.join(names)}"
             )
         previous = kernel.shape[1]
-    kernels = tuple(jnp.asarray(layers[name]["kernel"], jnp.float32) for name in names)
-    biases = tuple(layers[name].get("bias") for name in names)
-    return names, Network(kernels, tuple(b if b is None else jnp.asarray(b, jnp.float32) for b in biases))
+    kernels = tuple(layers[name]["kernel"] for name in names)
+    return names, Network(kernels, tuple(layers[name].get("bias") for name in names))
 
 
 def mask_tree(names: Sequence[str], kernel_masks: Sequence[jax.Array]) -> PyTree:
     """Nests one mask per kernel as the kernels are nested in the params that `network_of` took apart."""
     return flax.traverse_util.unflatten_dict(
-        {(*name.split("/"), "kernel"): mask for name, mask in zip(names, kernel_masks, strict=True)}
+        {(*filter(None, name.split("/")), "kernel"): mask for name, mask in zip(names, kernel_masks, strict=True)}
     )
 
 
 def flat_mask(tree: PyTree) -> jax.Array:
     """Joins a tree from `mask_tree` to a flat mask, bool `[total]`."""
     leaves = _flat(tree)
-    return masks.flatten([leaves[path] for path in sorted(leaves, key=_natural)])
+    names = {path.rpartition("/")[0]: path for path in leaves}
+    return masks.flatten([leaves[names[name]] for name in sorted(names, key=_natural)])
 
 
-def load_weights(path: Path) -> PyTree:
+def load_weights(path: Path | str) -> PyTree:
     """Reads a multilayer perceptron's parameters from an .npz or .safetensors file.
 
     Args:
@@ -226,17 +239,24 @@ def load_weights(path: Path) -> PyTree:
     Raises:
       InputError: an unreadable file, an unknown name, a value that is not finite, or layers that do not fit.
     """
+    path = Path(path)
     params: dict[str, dict[str, np.ndarray]] = {}
     for name, array in _read_arrays(path).items():
         layer, _, kind = name.replace("/", ".").rpartition(".")
         if kind not in ("weight", "kernel", "bias") or not layer:
             raise InputError(f"{path}: array {name!r} is none of LAYER.weight, LAYER.kernel, LAYER.bias")
-        if array.ndim != (1 if kind == "bias" else 2) or array.dtype.kind not in "fiu":
+        # jnp knows bfloat16 as a float, numpy does not.
+        is_number = jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(array.dtype, jnp.integer)
+        if array.ndim != (1 if kind == "bias" else 2) or not is_number:
             raise InputError(f"{path}: array {name!r} is {array.dtype}{list(array.shape)}, not a matrix or a bias")
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite
+            array = (array.T if kind == "weight" else array).astype(np.float32)
         if not np.isfinite(array).all():
             raise InputError(f"{path}: array {name!r} holds NaN or infinite values")
-        array = array.T if kind == "weight" else array
-        params.setdefault(layer, {})["bias" if kind == "bias" else "kernel"] = array.astype(np.float32)
+        kind = "bias" if kind == "bias" else "kernel"
+        if kind in params.setdefault(layer, {}):
+            raise InputError(f"{path}: layer {layer!r} has two arrays for its {kind}")
+        params[layer][kind] = array
     try:
         network_of(params)
     except InputError as error:
@@ -245,24 +265,23 @@ def load_weights(path: Path) -> PyTree:
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    if path.suffix == ".npz":
+        return read_npz(path)
+    if path.suffix != ".safetensors":
+        raise InputError(f"{path}: weights must be a .npz or .safetensors file")
     try:
-        if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as file:
-                return {name: file[name] for name in file.files}
-        if path.suffix == ".safetensors":
-            return safetensors.numpy.load_file(path)
+        return safetensors.numpy.load_file(path)
     except OSError as error:
-        raise InputError(f"{path}: {error.strerror or 'cannot be read'}") from None
-    except Exception as error:  # zipfile, zlib, numpy and safetensors each raise their own kinds
-        raise InputError(f"{path} is damaged or not a {path.suffix} file: {error}") from None
-    raise InputError(f"{path}: weights must be a .npz or .safetensors file")
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
+    except Exception as error:  # of kinds that safetensors does not document
+        raise InputError(f"{path} is damaged or not a .safetensors file: {error}") from None
 
 
 def _flat(tree: PyTree) -> dict[str, jax.Array]:
     if not isinstance(tree, Mapping):
         raise InputError(f"parameters must be nested mappings of arrays, not {type(tree).__name__}")
     leaves: Any = flax.traverse_util.flatten_dict(dict(tree))
-    return {"/".join(path): leaf for path, leaf in leaves.items()}
+    return {"/".join(map(str, path)): leaf for path, leaf in leaves.items()}
 
 
 def _natural(name: str) -> list[Any]:

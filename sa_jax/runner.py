@@ -21,6 +21,7 @@ from sa_jax import data, masks, models, pruning, workdirs
 from sa_jax.anneal import BLOCK_STEPS, init
 from sa_jax.anneal import run as run_steps
 from sa_jax.models import Network
+from sa_jax.npz import npz_bytes
 from sa_jax.pruning import Options, Problem
 from sa_jax.report import render_report
 from sa_jax.types import AnnealState, InputError
@@ -174,8 +175,8 @@ def run(
         biases = zip(names, network.biases, strict=True)
         weights |= {f"{name}/bias": np.asarray(bias) for name, bias in biases if bias is not None}
         files = {
-            "masks.npz": workdirs.npz_bytes(mask_arrays),
-            "weights.npz": workdirs.npz_bytes(weights),
+            "masks.npz": npz_bytes(mask_arrays),
+            "weights.npz": npz_bytes(weights),
             "operative.gin": operative_config.encode(),
             "trace.csv": _trace_csv(annealed.trace).encode(),
             "report.html": render_report(result, annealed.trace, mask_arrays, dataset.image_shape).encode(),

@@ -1,13 +1,9 @@
 """A run's folder: nothing half written, no earlier result lost, no trace of a run that failed."""
 
-import io
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from sa_jax.types import InputError
 
@@ -51,10 +47,3 @@ def write(workdir: Path, files: Mapping[str, bytes]) -> None:
                 os.fsync(file.fileno())
         for name in files:
             os.replace(Path(aside) / name, workdir / name)
-
-
-def npz_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
-    """The content of a compressed .npz file with these arrays."""
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **dict[str, Any](arrays))
-    return buffer.getvalue()

@@ -417,6 +417,12 @@ def test_own_arrays_in_each_layout(tmp_path, arrays, sizes, in_order):
         np.testing.assert_array_equal(own[1 + split].labels, arrays[f"y_{name}"])
 
 
+def test_a_class_too_rare_for_the_training_split_still_counts(tmp_path):
+    for row in range(20):
+        labels = np.where(np.arange(20) == row, 3, Y)
+        assert data.load(save(tmp_path, {"x": X, "y": labels})).num_classes == 4
+
+
 def test_own_layouts_keep_their_own_splits_apart(tmp_path):
     own = data.load(save(tmp_path, TWO))
     assert rows(own.train, own.validation) == rows(data.Split(X[:12], Y[:12]))
@@ -471,6 +477,8 @@ def test_own_inputs_are_flattened_and_bytes_scaled(tmp_path, dtype, shape, scale
         ({"x": X, "labels": Y}, "must hold x, y or x_train, y_train, x_test, y_test; it holds x, labels"),
         ({"x_train": X, "y_train": Y}, "must hold x, y or x_train, y_train, x_test, y_test; it holds x_train"),
         ({}, "must hold x, y or x_train, y_train, x_test, y_test"),
+        ({"x": X, "y": 0 * Y}, "all labels are 0; there must be two classes at least"),
+        ({"x": X[:, :0], "y": Y}, "x must be [samples, features], not [20, 0]"),
         ({"x": X[:, 0], "y": Y}, "x must be [samples, features], not [20]"),
         ({"x": X, "y": Y[1:]}, "y [19] must hold one label for each of the 20 rows of x"),
         ({"x": X, "y": np.eye(20)}, "y [20, 20] must hold one label for each of the 20 rows of x"),
@@ -526,7 +534,7 @@ def plain_array(tmp_path):
             lambda folder: saved(folder, {"x": np.zeros(1, [(f"column {i}", "f4") for i in range(999)])}),
             "is damaged",
         ),
-        (plain_array, "is not an .npz archive"),
+        (plain_array, "it is a single array"),
     ],
     ids=["empty", "text", "truncated", "altered", "a header too long", "one array"],
 )

@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 # Each module imports only from those before it.
 ORDER = [
     "types",
+    "npz",
     "masks",
     "models",
     "data",

@@ -1,0 +1,37 @@
+"""Plain arrays in and out of .npz files, without pickle."""
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sa_jax.types import InputError
+
+
+def read_npz(path: Path) -> dict[str, np.ndarray]:
+    """Reads all arrays of an .npz file.
+
+    Raises:
+      InputError: the file cannot be read, is damaged, or holds anything but plain arrays.
+    """
+    try:
+        # numpy leaves open what it opened itself, if the archive is damaged.
+        with path.open("rb") as opened:
+            file = np.load(opened, allow_pickle=False)
+            if isinstance(file, np.ndarray):
+                raise InputError("it is a single array")
+            return {name: file[name] for name in file.files}
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
+    except Exception as error:  # zipfile, zlib and numpy each raise their own kinds
+        problem = str(error).partition("\n")[0]
+        raise InputError(f"{path} is damaged or not an .npz of plain arrays: {problem}") from None
+
+
+def npz_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """The content of a compressed .npz file with these arrays."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **dict[str, Any](arrays))
+    return buffer.getvalue()

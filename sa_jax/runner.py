@@ -194,7 +194,6 @@ class Annealed(NamedTuple):
 
     Attributes:
       mask: the best of all chains, flat, bool `[total]`.
-      start_mask: where all chains started, flat, bool `[total]`.
       problem: what was annealed.
       start_energy: of the initial mask.
       best_energy: of each chain, float32 `[chains]`.
@@ -207,7 +206,6 @@ class Annealed(NamedTuple):
     """
 
     mask: np.ndarray
-    start_mask: np.ndarray
     problem: Problem
     start_energy: float
     best_energy: np.ndarray
@@ -249,6 +247,8 @@ def anneal_chains(
     keys = jax.device_put(keys, over_chains)
     states = jax.jit(_start, static_argnums=(1, 2), out_shardings=over_chains)(problem, config.options, chains)
     start_energy = float(states.best_energy[0])
+    if not np.isfinite(start_energy):
+        raise InputError("the initial mask has no finite energy: are the weights far too large?")
     # Chains one after the other on a CPU, where vmapped ones cost more; all at once on wide hardware.
     batch_size = 1 if devices[0].platform == "cpu" else per_device
     chunk = chunk_steps(config.num_steps)
@@ -297,7 +297,6 @@ def anneal_chains(
     cpu_seconds = time.process_time() - cpu_start
     return Annealed(
         mask,
-        np.asarray(problem.mask),
         problem,
         start_energy,
         best_energy,

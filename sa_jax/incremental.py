@@ -12,8 +12,9 @@ import jax.numpy as jnp
 
 from sa_jax import masks
 from sa_jax.energies import Energy
+from sa_jax.landscape import from_energy
 from sa_jax.models import ACTIVATIONS, Network
-from sa_jax.moves import Swap, Swaps, swap_mask
+from sa_jax.moves import Swap, Swaps, move_fn, swap_mask
 from sa_jax.types import Landscape, PyTree
 
 
@@ -70,7 +71,7 @@ def masked_mlp(network: Network, swaps: Swaps, energy: Energy, activation: str =
       activation: 'relu', 'tanh' or 'gelu'.
 
     Returns:
-      A `Landscape`, equal to the full evaluation `mlp_energy` up to float rounding.
+      A `Landscape`, equal to `full_mlp` up to float rounding.
     """
     act = ACTIVATIONS[activation]
     weights = masks.flatten(network.kernels)
@@ -78,17 +79,8 @@ def masked_mlp(network: Network, swaps: Swaps, energy: Energy, activation: str =
     for inputs, outputs in network.shapes:
         starts.append(starts[-1] + inputs * outputs)
 
-    def evaluate(mask, data):
-        inputs, *targets = data
-        kernels = masks.unflatten(jnp.where(mask, weights, 0), network.shapes)
-        outputs, entering = [], inputs
-        for kernel, bias in zip(kernels, network.biases, strict=True):
-            outputs.append(_dense(kernel, bias, entering))
-            entering = act(outputs[-1])
-        return tuple(outputs), energy(outputs[-1], *targets, axis=0)
-
     def init(mask, data):
-        outputs, value = evaluate(mask, data)
+        outputs, value = _evaluate(network, mask, data, energy, activation)
         return MlpState(mask, value, swaps.init(mask), outputs)
 
     def propose(noise, state, temperature):
@@ -145,14 +137,37 @@ def masked_mlp(network: Network, swaps: Swaps, energy: Energy, activation: str =
         )
 
     def refresh(state, data):
-        outputs, value = evaluate(state.position, data)
+        outputs, value = _evaluate(network, state.position, data, energy, activation)
         return state._replace(outputs=outputs, energy=value)
 
     return Landscape(init, swaps.draw, propose, delta, commit, refresh)
 
 
+def full_mlp(network: Network, swaps: Swaps, energy: Energy, activation: str = "relu") -> Landscape:
+    """Makes the same landscape by full evaluation, for comparison: arguments and data as for `masked_mlp`.
+
+    Positions are `(mask, swaps.init(mask))`, so that a proposal does not rebuild the index lists.
+    """
+
+    def energy_fn(position, *data):
+        return _evaluate(network, position[0], data, energy, activation)[1]
+
+    return from_energy(energy_fn, move_fn(swaps))
+
+
+def _evaluate(network, mask, data, energy, activation):
+    inputs, *targets = data
+    outputs, entering = [], inputs
+    kernel_masks = masks.unflatten(mask, network.shapes)
+    for kernel, kept, bias in zip(network.kernels, kernel_masks, network.biases, strict=True):
+        outputs.append(_dense(jnp.where(kept, kernel, 0), bias, entering))
+        entering = ACTIVATIONS[activation](outputs[-1])
+    return tuple(outputs), energy(outputs[-1], *targets, axis=0)
+
+
 def _dense(kernel, bias, entering):
-    value = jax.lax.dot_general(kernel, entering, (((0,), (0,)), ((), ())))
+    # Transposed beforehand the product is a third faster on a CPU; without the barrier XLA undoes that.
+    value = jax.lax.optimization_barrier(kernel.T) @ entering
     return value if bias is None else value + bias[:, None]
 
 

@@ -83,8 +83,10 @@ def uniform_swap() -> Swaps:
         kept_slot = _below(noise[0], state.num_kept)
         pruned_slot = state.num_kept + _below(noise[1], num_pruned)
         pruned_slot = jnp.where((num_pruned > 0) & (state.num_kept > 0), pruned_slot, kept_slot)
-        swap = Swap(state.order[kept_slot], state.order[pruned_slot], jnp.stack([kept_slot, pruned_slot]))
-        return swap, jnp.zeros((), jnp.float32)
+        # Read once: XLA would read the list again after the commit, and copy it whole for that, every step.
+        slots = jnp.stack([kept_slot, pruned_slot])
+        branches = jax.lax.optimization_barrier(jnp.stack([state.order[kept_slot], state.order[pruned_slot]]))
+        return Swap(branches[0], branches[1], slots), jnp.zeros((), jnp.float32)
 
     def commit(state, swap, accepted):
         first = jnp.where(accepted, swap.grown, swap.pruned)
@@ -160,8 +162,9 @@ def saliency_swap(saliency: jax.Array) -> Swaps:
 def swap_mask(mask: jax.Array, swap: Swap, accepted: jax.Array | bool = True) -> jax.Array:
     """Returns the flat mask, bool `[total]`, after the swap, or unchanged where it is not accepted."""
     swapped = accepted & (swap.pruned != swap.grown)
-    mask = mask.at[swap.pruned].set(mask[swap.pruned] & ~swapped)
-    return mask.at[swap.grown].set(mask[swap.grown] | swapped)
+    # Both read before either is written, for the same reason as in `uniform_swap`.
+    kept = jax.lax.optimization_barrier(jnp.stack([mask[swap.pruned], mask[swap.grown]]))
+    return mask.at[swap.pruned].set(kept[0] & ~swapped).at[swap.grown].set(kept[1] | swapped)
 
 
 def move_fn(swaps: Swaps) -> Callable[[jax.Array, Any], tuple[Any, jax.Array]]:

@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sa_jax import anneal, from_energy, geometric, masks, models
+from sa_jax import anneal, geometric, masks, models
 from sa_jax.anneal import init, run
 from sa_jax.energies import cross_entropy, error_rate
-from sa_jax.incremental import masked_mlp
-from sa_jax.moves import Swap, move_fn, saliency_swap, swap_mask, uniform_swap
+from sa_jax.incremental import full_mlp, masked_mlp
+from sa_jax.moves import Swap, saliency_swap, swap_mask, uniform_swap
 
 SIZES = {1: [7, 4], 2: [6, 5, 3], 3: [6, 5, 4, 3], 4: [5, 4, 4, 3, 3], 5: [5, 4, 3, 4, 3, 2]}
 
@@ -139,18 +139,14 @@ def test_every_pair_of_branches_equals_full_evaluation(depth, activation):
 
 
 def test_full_landscape_walks_alike(rng_key):
-    """The same swaps through `from_energy` and through the cache end in the same masks."""
+    """The same swaps by full evaluation and through the cache end in the same masks."""
     network = make_network(3, True)
     x, y = make_samples(network, 40)
     kept = network.total // 2
     mask = masks.random(rng_key, network.total, kept)
     swaps, energy = uniform_swap(), cross_entropy(2.0)
 
-    def evaluate(position, x, y):
-        return energy(models.forward(models.masked(network, position[0]), x.T), y)
-
-    full = from_energy(evaluate, move_fn(swaps))
-    fast = masked_mlp(network, swaps, energy)
+    full, fast = full_mlp(network, swaps, energy), masked_mlp(network, swaps, energy)
     schedule = geometric(0.3, 0.003, 2_000)
     slow_result = anneal(rng_key, full, (mask, swaps.init(mask)), schedule, 2_000, data=(x.T, y))
     fast_result = anneal(rng_key, fast, mask, schedule, 2_000, data=(x.T, y))

@@ -32,6 +32,7 @@ from sa_jax import anneal, data, from_energy, geometric, masks, models
 from sa_jax.energies import cross_entropy
 from sa_jax.incremental import full_mlp, masked_mlp
 from sa_jax.moves import move_fn, uniform_swap
+from sa_jax.types import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "scripts" / "results"
@@ -63,7 +64,9 @@ def measure_accuracy() -> dict[str, Any]:
             command = [sys.executable, str(ROOT / "scripts/run.py"), "--gin_file=configs/mlpnet_mnist.gin"]
             command += [f"--gin_bindings=DENSITY={density}", f"--gin_bindings=SEED={seed}"]
             start = time.perf_counter()
-            subprocess.run([*command, f"--workdir={workdir}"], check=True, stdout=subprocess.DEVNULL)
+            done = subprocess.run([*command, f"--workdir={workdir}"], stdout=subprocess.DEVNULL, cwd=ROOT)
+            if done.returncode:
+                raise SystemExit(done.returncode)
             wall_seconds = time.perf_counter() - start
             result = json.loads((Path(workdir) / "result.json").read_text())
             if (density, seed) == (DENSITIES[-1], SEEDS[0]):
@@ -224,8 +227,11 @@ def draw(result: dict[str, Any]) -> None:
             for density in DENSITIES
         ]
         means = [statistics.mean(seeds) for seeds in values]
-        bars = left.bar(places + offset, means, 0.25, color=color, label=label)
-        left.bar_label(bars, [f"{mean:.1f}" for mean in means], fontsize=9, padding=2)
+        left.bar(places + offset, means, 0.25, color=color, label=label)
+        for place, mean in zip(places + offset, means, strict=True):
+            inside = mean > 25  # where the line of the dense network does not cross the figure
+            style = {"va": "top", "color": "white" if kind == "" else "black"} if inside else {"va": "bottom"}
+            left.text(place, mean + (-2 if inside else 1), f"{mean:.1f}", ha="center", fontsize=9, **style)
     dense = 100 * result["runs"][0]["dense_test_accuracy"]
     left.axhline(dense, color="#1b232c", linestyle="--", linewidth=1)
     left.text(len(DENSITIES) - 0.52, dense + 1.5, f"dense {dense:.2f}", ha="right", fontsize=9)
@@ -247,7 +253,7 @@ def draw(result: dict[str, Any]) -> None:
     right.set(
         xticks=[],
         yticks=[],
-        title=f"{np.count_nonzero(counts)} of 784 pixels still feed\nthe {kept[DENSITIES[-1]]} branches",
+        title=f"{np.count_nonzero(counts)} of 784 pixels still\nfeed the {kept[DENSITIES[-1]]} branches",
     )
     for axes in (left, right):
         axes.spines[:].set_visible(False)
@@ -266,7 +272,10 @@ def main() -> None:
         (ROOT / "README.md").write_text(readme_with((ROOT / "README.md").read_text()))
         return
     RESULTS.mkdir(exist_ok=True)
-    result = measures[what]() | {"machine": machine()}
+    try:
+        result = measures[what]() | {"machine": machine()}
+    except InputError as error:
+        raise SystemExit(f"results: {error}") from None
     (RESULTS / f"{what}.json").write_text(json.dumps(result, indent=1) + "\n")
 
 

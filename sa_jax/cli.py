@@ -70,6 +70,9 @@ def main(argv: list[str] | None = None) -> int:
     except InputError as error:
         print(f"sa-jax: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # whoever read the output has gone, as in `... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except KeyboardInterrupt:
         print("sa-jax: interrupted; nothing was written", file=sys.stderr)
         return 130

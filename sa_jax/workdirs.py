@@ -38,12 +38,19 @@ def unmake(made: Sequence[Path]) -> None:
 
 
 def write(workdir: Path, files: Mapping[str, bytes]) -> None:
-    """Writes all files aside before it renames the first, so that none is ever half there."""
-    with tempfile.TemporaryDirectory(prefix=".writing-", dir=workdir) as aside:
-        for name, content in files.items():
-            with open(Path(aside) / name, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-        for name in files:
-            os.replace(Path(aside) / name, workdir / name)
+    """Writes all files aside before it renames the first, so that none is ever half there.
+
+    Raises:
+      InputError: the disk is full or the folder has become unwritable.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix=".writing-", dir=workdir) as aside:
+            for name, content in files.items():
+                with open(Path(aside) / name, "wb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+            for name in files:
+                os.replace(Path(aside) / name, workdir / name)
+    except OSError as error:
+        raise InputError(f"the results could not be written to {workdir}: {error.strerror}") from None

@@ -211,6 +211,8 @@ def test_a_write_that_fails_leaves_the_old_files_whole(tmp_path):
     workdirs.write(tmp_path, {"a": b"old", "b": b"old"})
     with pytest.raises(TypeError):
         workdirs.write(tmp_path, {"a": b"new", "b": "no bytes"})  # pyright: ignore
+    with pytest.raises(InputError, match="could not be written"):
+        workdirs.write(tmp_path, {"a": b"new", "no such folder/b": b"new"})
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a": b"old", "b": b"old"}
 
 

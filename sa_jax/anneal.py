@@ -8,6 +8,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sa_jax.schedules import constant
 from sa_jax.types import AnnealResult, AnnealState, InputError, Landscape, PyTree, Scalar, Schedule, Trace
@@ -29,7 +30,8 @@ def accept(
 ) -> jax.Array:
     """The Metropolis-Hastings rule, `log u <= -energy_change / temperature + log_q_ratio`.
 
-    At temperature 0 it is greedy: every decrease is accepted and no increase. A NaN change is rejected.
+    At temperature 0 it is greedy: every decrease is accepted and no increase. A NaN change is rejected, and so
+    is a log ratio of -inf, by which a proposal says that it stays where it is.
 
     Args:
       energy_change: float32 `[]`.
@@ -43,7 +45,7 @@ def accept(
     positive = temperature > 0
     metropolis = -energy_change / jnp.where(positive, temperature, 1.0) + log_q_ratio
     greedy = jnp.where(energy_change < 0, jnp.inf, jnp.where(energy_change == 0, log_q_ratio, -jnp.inf))
-    return log_u <= jnp.where(positive, metropolis, greedy)
+    return (log_u <= jnp.where(positive, metropolis, greedy)) & (log_q_ratio > -jnp.inf)
 
 
 def step(
@@ -63,7 +65,7 @@ def step(
     # Without vmap a real branch: the position is copied only when it is a new best.
     best = jax.lax.cond(improved, lambda: walk.position, lambda: state.best)
     best_energy = jnp.where(improved, walk.energy, state.best_energy)
-    return AnnealState(walk, best, best_energy, state.num_accepted + accepted)
+    return AnnealState(walk, best, best_energy, state.num_accepted + accepted.astype(jnp.int32))
 
 
 def run(
@@ -147,7 +149,7 @@ def anneal(
     Args:
       rng_key: a key, `[]`; the only source of randomness. For many chains, `vmap` over keys.
       landscape: from `from_energy`, `masked_mlp`, or your own.
-      position: initial position, any pytree the landscape takes.
+      position: initial position, any pytree the landscape takes, of finite energy: a chain never leaves NaN.
       schedule: `step -> temperature` (a schedule of optax fits), or a number for a constant temperature.
       num_steps: proposals, at least 0; static under `jit`.
       data: arrays passed on to the energy, so that they need not be captured.
@@ -157,8 +159,8 @@ def anneal(
       An `AnnealResult`; best and final position are kept apart.
 
     Raises:
-      InputError: num_steps or trace_every is not a whole number or below 0, or the schedule is neither a
-        number nor callable.
+      InputError: num_steps or trace_every is not a whole number or below 0, the schedule is neither a
+        number nor callable, or data is no tuple.
 
     The lowest of nine wells:
 
@@ -173,9 +175,13 @@ def anneal(
     for name, value in (("num_steps", num_steps), ("trace_every", trace_every)):
         if isinstance(value, bool) or not hasattr(value, "__index__") or value < 0:
             raise InputError(f"{name} must be a whole number of at least 0, not {value!r}")
+    if not isinstance(data, tuple | list):
+        raise InputError(f"data must be a tuple, such as data=(x,), not {type(data).__name__}")
+    data = tuple(jax.tree.map(lambda leaf: jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf, data))
     if not callable(schedule):
         temperature = schedule
-        if not isinstance(temperature, jax.typing.ArrayLike) or jnp.ndim(temperature) != 0:
+        is_number = isinstance(temperature, jax.Array | np.ndarray | np.generic | int | float)
+        if not is_number or jnp.ndim(temperature) != 0:
             raise InputError("schedule must be a number or a callable `step -> temperature`")
         schedule = constant(temperature)
     state, trace = run(

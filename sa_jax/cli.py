@@ -7,6 +7,7 @@ import difflib
 import logging
 import os
 import re
+import signal
 import sys
 import tokenize
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ import jax
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from sa_jax import runner
+from sa_jax import pruning, runner
 from sa_jax.types import InputError
 
 MACROS = (
@@ -170,7 +171,11 @@ def _gin_errors(where: str):
         if isinstance(error, InputError):
             raise InputError(message) from None
         fix = ""
-        if "malformed node" in message or "Unable to parse value" in message:
+        if "Expected newline" in message:
+            message, fix = "more than one binding", "; give --gin_bindings once for each"
+        elif isinstance(error, RecursionError):
+            message = "a name is bound to itself"
+        elif "malformed node" in message or "Unable to parse value" in message:
             line = (re.search(r" \(.*line \d+\)", message) or [""])[0] if "Unable" in message else ""
             message, fix = f"a value is no Python literal{line}", "; text needs quotes, as in DATASET='mnist'"
         elif match := re.search(r"doesn't have a parameter named '(.*)'", message):
@@ -179,6 +184,8 @@ def _gin_errors(where: str):
             message, fix = f"%{match[1]} is used, but bound nowhere", f"; {_nearest(match[1], MACROS)}"
         elif match := re.search("No configurable matching (?:reference )?'(.*)'", message):
             message, fix = f"unknown name {match[1]!r}", "; settings are written NAME=... or run.name=..."
+            if match[1].lstrip("@(").rstrip("()") in pruning.SCHEDULES:
+                fix = "; the built-in schedules are text, such as 'geometric'"
         elif "Couldn't parse statement" in message or "Unexpected token" in message:
             message, fix = "not of the form NAME = value", ", such as DENSITY = 0.05"
         raise InputError(f"{where}: {message}{fix}") from None
@@ -187,7 +194,7 @@ def _gin_errors(where: str):
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, 1)
+    close = difflib.get_close_matches(name, known, 1) or difflib.get_close_matches(name.upper(), known, 1)
     return f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
 
 
@@ -207,7 +214,8 @@ def summary(result: dict[str, Any], workdir: Path) -> str:
 
 
 def entry_point() -> None:
-    """The console command."""
+    """The console command; being terminated is being interrupted."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(main())
 
 

@@ -123,9 +123,14 @@ def load(name: str, input_mean: float = 0.0, input_std: float = 1.0) -> Dataset:
     image_shape = arrays["x" if "x" in arrays else "x_train"].shape[1:]
     splits = _three_splits(name, arrays)
     # Of all samples that the training split is cut from, so that a rare class may miss it.
-    num_classes = int(np.max(arrays["y" if "y" in arrays else "y_train"])) + 1
-    if num_classes < 2:
-        raise InputError(f"{name}: all labels are 0; there must be two classes at least")
+    occurring = np.unique(arrays["y" if "y" in arrays else "y_train"])
+    num_classes = len(occurring)
+    if num_classes < 2 or not np.array_equal(occurring, np.arange(num_classes)):
+        raise InputError(
+            f"{name}: labels must run from 0 to the number of classes - 1, two classes at least, and each occur; "
+            f"they are {', '.join(f'{label:g}' for label in occurring[:5])}{', ...' if num_classes > 5 else ''}; "
+            "np.unique(y, return_inverse=True)[1] relabels them"
+        )
     for kind, split in zip(("validation", "test"), splits[1:], strict=True):
         if split.labels.max() >= num_classes:
             raise InputError(

@@ -15,7 +15,7 @@ from sa_jax.energies import Energy
 from sa_jax.landscape import from_energy
 from sa_jax.models import ACTIVATIONS, Network
 from sa_jax.moves import Swap, Swaps, move_fn, swap_mask
-from sa_jax.types import Landscape, PyTree
+from sa_jax.types import InputError, Landscape, PyTree
 
 
 class MlpState(NamedTuple):
@@ -70,9 +70,14 @@ def masked_mlp(network: Network, swaps: Swaps, energy: Energy, activation: str =
       energy: of the logits, such as `cross_entropy()`; called with `axis=0`.
       activation: 'relu', 'tanh' or 'gelu'.
 
+    Raises:
+      InputError: an unknown activation.
+
     Returns:
       A `Landscape`, equal to `full_mlp` up to float rounding.
     """
+    if activation not in ACTIVATIONS:
+        raise InputError(f"activation must be one of {', '.join(ACTIVATIONS)}, not {activation!r}")
     act = ACTIVATIONS[activation]
     weights = masks.flatten(network.kernels)
     starts = [0]
@@ -80,6 +85,7 @@ def masked_mlp(network: Network, swaps: Swaps, energy: Energy, activation: str =
         starts.append(starts[-1] + inputs * outputs)
 
     def init(mask, data):
+        mask = jnp.asarray(mask, bool)
         outputs, value = _evaluate(network, mask, data, energy, activation)
         return MlpState(mask, value, swaps.init(mask), outputs)
 
@@ -92,7 +98,7 @@ def masked_mlp(network: Network, swaps: Swaps, energy: Energy, activation: str =
         here = (branches >= starts[layer]) & (branches < starts[layer + 1])
         local = jnp.where(here, branches - starts[layer], 0)
         width = network.shapes[layer][1]
-        signed = jnp.array([-1.0, 1.0]) * weights[branches]
+        signed = jnp.array([-1, 1], weights.dtype) * weights[branches]
         return _Ends(local // width, local % width, jnp.where(here, signed, 0))
 
     def kept_weights(state, swap, start, size):

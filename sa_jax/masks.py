@@ -4,16 +4,17 @@ In flat form the branches of all kernels `[inputs, outputs]` follow each other, 
 row, so that the branches which leave one unit lie side by side.
 """
 
-import numbers
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sa_jax.types import InputError
 
 
-def num_kept(density: float, total: int) -> int:
+def num_kept(density: Any, total: int) -> int:
     """Returns `round(density * total)`, the number of branches that stay.
 
     Args:
@@ -26,9 +27,10 @@ def num_kept(density: float, total: int) -> int:
     >>> num_kept(0.02, 32_360)
     647
     """
-    if isinstance(density, bool) or not isinstance(density, numbers.Real) or not 0 < density <= 1:
+    value = density.item() if hasattr(density, "item") and np.ndim(density) == 0 else density
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
         raise InputError(f"density must be a number in (0, 1], not {density!r}")
-    kept = round(float(density) * total)
+    kept = round(value * total)
     if kept == 0:
         raise InputError(
             f"density {density} keeps 0 of {total} branches; the least that keeps one is {1 / total:.2g}"

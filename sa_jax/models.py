@@ -1,5 +1,6 @@
 """The fixed-weight multilayer perceptron: a Flax Linen module, and its parameters as plain arrays."""
 
+import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -167,7 +168,8 @@ def saliency(network: Network, x: jax.Array, activation: str = "relu") -> jax.Ar
 def network_of(params: PyTree) -> tuple[list[str], Network]:
     """Takes the parameters of a multilayer perceptron out of a Flax params tree.
 
-    Layers are ordered by name, numbers within names by value (`Dense_2` before `Dense_10`).
+    Layers are ordered by name, numbers within names by value (`Dense_2` before `Dense_10`); names without
+    numbers will do where the shapes fit in one order only, and the names are in that order.
 
     Args:
       params: nested mappings whose leaves are all called `kernel`, float `[inputs, outputs]`, or `bias`,
@@ -177,7 +179,8 @@ def network_of(params: PyTree) -> tuple[list[str], Network]:
       The layers' names, as paths joined by '/', and the network.
 
     Raises:
-      InputError: a leaf of another name or shape, no kernel, or layers that do not follow each other.
+      InputError: a leaf of another name or shape, no kernel, or layers that do not follow each other in the
+        order of their names, or would in other orders too.
     """
     if isinstance(params, Mapping) and "params" in params:
         params = {"params": params["params"]}  # and no other collection of variables
@@ -208,6 +211,15 @@ def network_of(params: PyTree) -> tuple[list[str], Network]:
                 f"layers in order of their names: {', '.join(names)}"
             )
         previous = kernel.shape[1]
+    if len(names) <= 6 and not re.search(r"\d", "".join(name.rpartition("/")[2] for name in names)):
+        shapes = [layers[name]["kernel"].shape for name in names]
+        orders = itertools.permutations(shapes)
+        fitting = sum(all(a[1] == b[0] for a, b in itertools.pairwise(order)) for order in orders)
+        if fitting > 1:
+            raise InputError(
+                f"the layers {', '.join(names)} fit each other in several orders, and their names hold no "
+                "numbers: number them in network order"
+            )
     kernels = tuple(layers[name]["kernel"] for name in names)
     return names, Network(kernels, tuple(layers[name].get("bias") for name in names))
 

@@ -19,7 +19,7 @@ CANDIDATES = 8
 
 
 class Swap(NamedTuple):
-    """One proposal. `pruned == grown` stands for staying in place.
+    """One proposal. `pruned == grown` stands for staying in place; its log proposal ratio is -inf.
 
     Attributes:
       pruned: flat index of the kept branch to prune, int32 `[]`.
@@ -86,7 +86,8 @@ def uniform_swap() -> Swaps:
         # Read once: XLA would read the list again after the commit, and copy it whole for that, every step.
         slots = jnp.stack([kept_slot, pruned_slot])
         branches = jax.lax.optimization_barrier(jnp.stack([state.order[kept_slot], state.order[pruned_slot]]))
-        return Swap(branches[0], branches[1], slots), jnp.zeros((), jnp.float32)
+        swap = Swap(branches[0], branches[1], slots)
+        return swap, jnp.where(swap.pruned == swap.grown, -jnp.inf, jnp.float32(0))
 
     def commit(state, swap, accepted):
         first = jnp.where(accepted, swap.grown, swap.pruned)
@@ -149,7 +150,7 @@ def saliency_swap(saliency: jax.Array) -> Swaps:
             + log_tries(state.kept_weight + weight_change)
             - log_tries(state.kept_weight)
         )
-        return Swap(pruned, grown, jnp.stack([slot, slot])), log_q_ratio
+        return Swap(pruned, grown, jnp.stack([slot, slot])), jnp.where(found, log_q_ratio, -jnp.inf)
 
     def commit(state, swap, accepted):
         order = state.order.at[swap.slots[0]].set(jnp.where(accepted, swap.grown, swap.pruned))

@@ -39,7 +39,8 @@ class Options(NamedTuple):
       schedule: 'geometric', 'linear', 'cosine', 'logarithmic', 'constant', or `step -> temperature`.
       logit_scale: factor on the logits in the cross-entropy; None calibrates it.
       temperature_start: in units of the energy; None calibrates it.
-      temperature_end: likewise; unused by 'logarithmic' and 'constant'.
+      temperature_end: likewise, a hundredth of the start if that is given; unused by 'logarithmic' and
+        'constant'.
     """
 
     activation: str = "relu"
@@ -115,7 +116,7 @@ def prune(
     >>> bool((apply(params, masks, x).argmax(-1) == y).mean() > 0.8)
     True
     """
-    if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 1:
+    if isinstance(num_steps, bool) or not hasattr(num_steps, "__index__") or num_steps < 1:
         raise InputError(f"num_steps must be a whole number of at least 1, not {num_steps!r}")
     unknown = set(options) - set(Options._fields)
     if unknown:
@@ -123,8 +124,11 @@ def prune(
     chosen = check_options(Options(**options))
     names, network = models.network_of(params)
     kept = masks.num_kept(density, network.total)
-    check_samples(network, x, y)
-    result = _prune(rng_key, network, jnp.asarray(x), jnp.asarray(y), kept, num_steps, chosen)
+    samples = [array if isinstance(array, jax.Array) else np.asarray(array) for array in (x, y)]
+    check_samples(network, *samples)
+    result = _prune(rng_key, network, *map(jnp.asarray, samples), kept, int(num_steps), chosen)
+    if not isinstance(result.best_energy, Tracer) and not np.isfinite(result.best_energy):
+        raise InputError("the initial mask has no finite energy: are the weights or inputs far too large?")
     return models.mask_tree(names, masks.unflatten(result.best, network.shapes)), result
 
 
@@ -170,8 +174,11 @@ def prepare(
     start, end = schedules.calibrate(calibration_key, make_landscape(problem, options), mask, data)
     if options.temperature_start is not None:
         start = jnp.float32(options.temperature_start)
+        end = start * (schedules.END_SHARE / schedules.START_SHARE)
     if options.temperature_end is not None:
         end = jnp.float32(options.temperature_end)
+        if options.temperature_start is None:
+            start = jnp.maximum(start, end)
     return problem._replace(temperature_start=start, temperature_end=end)
 
 
@@ -216,6 +223,9 @@ def check_options(options: Options) -> Options:
             raise InputError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")
     for name in ("logit_scale", "temperature_start", "temperature_end"):
         value = getattr(options, name)
+        if isinstance(value, jax.Array | np.ndarray | np.generic) and value.ndim == 0:
+            value = value.item()
+            options = options._replace(**{name: value})
         zero_fits = name != "logit_scale" and options.schedule != "geometric"
         if value is None:
             continue
@@ -233,14 +243,17 @@ def check_samples(network: Network, x: Any, y: Any) -> None:
         raise InputError(f"inputs must have the shape [samples, {features}], not {list(np.shape(x))}")
     if np.shape(y) != np.shape(x)[:1]:
         raise InputError(f"labels must have the shape [{np.shape(x)[0]}], one per input, not {list(np.shape(y))}")
-    if not jnp.issubdtype(jnp.result_type(y), jnp.integer):
-        raise InputError(f"labels must be whole numbers, not {jnp.result_type(y)}")
+    if not jnp.issubdtype(y.dtype, jnp.integer):
+        raise InputError(f"labels must be whole numbers, not {y.dtype}")
+    if not any(jnp.issubdtype(x.dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_)):
+        raise InputError(f"inputs must be numbers, not {x.dtype}")
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((network, x, y))):
         return  # inside someone's jit the values are not there to be looked at
     if not all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(network)):
         raise InputError("the network's weights hold NaN or infinite values")
-    if not np.isfinite(np.asarray(x)).all():
-        raise InputError("inputs hold NaN or infinite values")
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite
+        if not np.isfinite(np.asarray(x).astype(np.float32)).all():
+            raise InputError("inputs hold NaN or infinite values")
     least, greatest = np.asarray(y).min(), np.asarray(y).max()
     if least < 0 or greatest >= classes:
         raise InputError(

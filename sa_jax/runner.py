@@ -3,6 +3,7 @@
 import csv
 import importlib.metadata
 import io
+import itertools
 import json
 import platform
 import time
@@ -29,6 +30,8 @@ from sa_jax.types import AnnealState, InputError
 # A run is cut into about this many chunks, each an entry of the trace, of at least so many steps.
 CHUNKS = 200
 LEAST_CHUNK_STEPS = 1_000
+# Flat indices are int32, and the integer weights of a saliency swap must leave room for each branch.
+MOST_BRANCHES = 2**27
 # Random masks whose accuracy is averaged for comparison.
 RANDOM_MASKS = 10
 
@@ -110,7 +113,7 @@ class RunConfig:
                 raise InputError(f"{name.upper()} must be above 0, not {value!r}")
         if not isinstance(self.use_bias, bool):
             raise InputError(f"use_bias must be True or False, not {self.use_bias!r}")
-        if self.initializer not in models.INITIALIZERS:
+        if not isinstance(self.initializer, str) or self.initializer not in models.INITIALIZERS:
             raise InputError(
                 f"initializer must be one of {', '.join(models.INITIALIZERS)}, not {self.initializer!r}"
             )
@@ -374,6 +377,11 @@ def load_network(config: RunConfig, dataset: data.Dataset) -> tuple[list[str], N
     features = dataset.train.inputs.shape[1]
     if config.weights in ("random", "pretrain"):
         widths = [*config.hidden, dataset.num_classes]
+        sizes = [features, *widths]
+        total = sum(inputs * outputs for inputs, outputs in itertools.pairwise(sizes))
+        if total > MOST_BRANCHES:
+            raise InputError(f"HIDDEN makes {total:,} branches; at most {MOST_BRANCHES:,} are possible")
+        masks.num_kept(config.density, total)  # before the training, which may take long
         model = models.MLP(widths, config.activation, config.use_bias, config.initializer)
         weights_key = jax.random.fold_in(jax.random.key(config.seed), 0)
         if config.weights == "random":

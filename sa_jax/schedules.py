@@ -14,6 +14,8 @@ from sa_jax.types import InputError, Landscape, PyTree, Scalar, Schedule
 
 # Energy changes sampled by `calibrate`.
 CALIBRATION_MOVES = 1000
+# Temperatures that it chooses, in units of their median size.
+START_SHARE, END_SHARE = 0.25, 0.0025
 
 
 def constant(temperature: Scalar) -> Schedule:
@@ -76,8 +78,8 @@ def calibrate(
     landscape: Landscape,
     position: PyTree,
     data: tuple = (),
-    start: float = 0.25,
-    end: float = 0.0025,
+    start: float = START_SHARE,
+    end: float = END_SHARE,
 ) -> tuple[jax.Array, jax.Array]:
     """Chooses a start and an end temperature from the energy changes of sampled moves.
 
@@ -99,8 +101,8 @@ def calibrate(
     state = landscape.init(position, data)
 
     def sample(rng_key):
-        move, _ = landscape.propose(landscape.draw(rng_key), state, jnp.zeros(()))
-        return landscape.delta(state, move, data)[0]
+        move, log_q_ratio = landscape.propose(landscape.draw(rng_key), state, jnp.zeros(()))
+        return jnp.where(log_q_ratio > -jnp.inf, landscape.delta(state, move, data)[0], 0)
 
     changes = jnp.abs(jax.lax.map(sample, jax.random.split(rng_key, CALIBRATION_MOVES)))
     typical = jnp.nanmedian(jnp.where(jnp.isfinite(changes) & (changes > 0), changes, jnp.nan))

@@ -26,7 +26,8 @@ class Landscape(NamedTuple):
       init: `(position, data) -> state`, a full evaluation.
       draw: `(rng_key) -> noise`, all the random numbers that one proposal consumes.
       propose: `(noise, state, temperature) -> (move, log_q_ratio)`, with
-        `log_q_ratio = log q(current | proposed) - log q(proposed | current)`, 0 for a symmetric move.
+        `log_q_ratio = log q(current | proposed) - log q(proposed | current)`, 0 for a symmetric move, -inf
+        where the proposal is to stay, which then counts as rejected.
       delta: `(state, move, data) -> (energy_change, pending)`; `pending` is whatever `commit` can reuse.
       commit: `(state, move, pending, accepted) -> state`; returns the state unchanged where not accepted.
       refresh: `(state, data) -> state`, recomputed from the position; ends float drift, takes new data.

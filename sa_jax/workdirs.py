@@ -1,5 +1,6 @@
 """A run's folder: nothing half written, no earlier result lost, no trace of a run that failed."""
 
+import contextlib
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -7,12 +8,17 @@ from pathlib import Path
 
 from sa_jax.types import InputError
 
+FILES = ("masks.npz", "weights.npz", "operative.gin", "trace.csv", "report.html", "result.json")
+
 
 def check(workdir: Path, overwrite: bool) -> None:
     """Raises `InputError` where results could not be written, or would replace an earlier run's."""
-    if (workdir / "result.json").exists() and not overwrite:
+    if os.path.exists(workdir / "result.json") and not overwrite:
         raise InputError(f"{workdir} already holds a run's result; name another workdir, or add --overwrite")
-    existing = next(folder for folder in (workdir, *workdir.absolute().parents) if folder.exists())
+    for name in FILES:
+        if os.path.isdir(workdir / name):
+            raise InputError(f"workdir {workdir} cannot be written: {name} in it is a folder")
+    existing = next(folder for folder in (workdir, *workdir.absolute().parents) if os.path.exists(folder))
     if not existing.is_dir():
         raise InputError(f"workdir {workdir} cannot be made: {existing} is a file")
     if not os.access(existing, os.W_OK | os.X_OK):
@@ -21,11 +27,13 @@ def check(workdir: Path, overwrite: bool) -> None:
 
 def make(workdir: Path) -> list[Path]:
     """Makes the folder, tries a write in it, and returns the folders made, innermost first."""
-    made = [folder for folder in (workdir, *workdir.parents) if not folder.exists()]
+    made: list[Path] = []
     try:
+        made = [folder for folder in (workdir, *workdir.parents) if not os.path.exists(folder)]
         workdir.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=workdir).close()
     except OSError as error:
+        unmake(made)
         raise InputError(f"workdir {workdir} cannot be written: {error.strerror}") from None
     return made
 
@@ -33,7 +41,7 @@ def make(workdir: Path) -> list[Path]:
 def unmake(made: Sequence[Path]) -> None:
     """Removes the folders that `make` made, as far as they are still empty."""
     for folder in made:
-        if not any(folder.iterdir()):
+        with contextlib.suppress(OSError):
             folder.rmdir()
 
 
@@ -50,6 +58,8 @@ def write(workdir: Path, files: Mapping[str, bytes]) -> None:
                     file.write(content)
                     file.flush()
                     os.fsync(file.fileno())
+            # Without its result a mix of old and new files can never pass for a finished run.
+            (workdir / "result.json").unlink(missing_ok=True)
             for name in files:
                 os.replace(Path(aside) / name, workdir / name)
     except OSError as error:

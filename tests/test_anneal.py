@@ -81,6 +81,7 @@ def test_acceptance_rule():
     assert accepts(1.0, 1.0, 1.0, 1.0) and not accepts(0.0, -1.0, 1.0, 0.4)
     assert accepts(-1e-9, 0.0, 0.0, 1.0) and accepts(0.0, 0.0, 0.0, 1.0) and not accepts(1e-9, 9.0, 0.0, 1e-30)
     assert not accepts(nan, 0.0, 1.0, 1e-30) and not accepts(nan, 0.0, 0.0, 1e-30)
+    assert not accepts(-1.0, -inf, 1.0, 1e-30) and not accepts(-1.0, -inf, 0.0, 1e-30)
     assert not accepts(inf, 0.0, 1.0, 1e-30) and accepts(-inf, 0.0, 1.0, 1.0)
 
 
@@ -196,6 +197,26 @@ def test_any_pytree_is_a_position(rng_key):
     assert jax.tree.structure(result.best) == jax.tree.structure(position)
 
 
+def test_temperature_may_be_traced(rng_key):
+    energies = jax.jit(jax.vmap(lambda t: anneal(rng_key, ring, 4, t, 200).final_energy))(jnp.array([0.0, 0.5]))
+    assert energies[0] == anneal(rng_key, ring, 4, 0.0, 200).final_energy
+
+
+def test_data_may_be_numpy(rng_key):
+    landscape = from_energy(lambda x, wells: wells[x], ring_move)
+    result = anneal(rng_key, landscape, 4, 0.5, 200, data=(np.asarray(WELLS),))
+    assert result.best_energy == anneal(rng_key, ring, 4, 0.5, 200).best_energy
+
+
+def test_strict_promotion_of_dtypes(rng_key):
+    def move(key, x):
+        return (x + jnp.where(jax.random.bernoulli(key), jnp.int32(1), jnp.int32(-1))) % jnp.int32(6)
+
+    with jax.numpy_dtype_promotion("strict"):
+        result = anneal(rng_key, from_energy(ring_energy, move), jnp.int32(4), 0.5, 200)
+    assert result.num_accepted.dtype == jnp.int32
+
+
 def test_optax_schedules_fit(rng_key):
     import optax
 
@@ -225,6 +246,7 @@ def test_calls_compile_once_for_new_keys_positions_and_data(rng_key):
         (lambda key: anneal(key, ring, 0, 1.0, 10, trace_every=-2), "trace_every must be a whole number"),
         (lambda key: anneal(key, ring, 0, jnp.ones(3), 10), "schedule must be a number or a callable"),
         (lambda key: anneal(key, ring, 0, "cold", 10), "schedule must be a number or a callable"),
+        (lambda key: anneal(key, ring, 0, 1.0, 10, data=WELLS), "data must be a tuple"),
         (lambda key: anneal(key, ring, 0, -1.0, 10), "temperature must be finite and at least 0, not -1.0"),
         (
             lambda key: anneal(key, from_energy(lambda x: x, ring_move), jnp.ones(2), 1.0, 10),

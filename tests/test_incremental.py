@@ -97,7 +97,6 @@ def test_random_walks_equal_full_evaluation(depth, use_bias, activation, energy,
     walked, expected, chosen, decisions = mask.copy(), [], [], []
     for _ in range(12):
         pruned = numbers.choice(np.flatnonzero(walked))
-        # Often a branch of the same unit, so that both ends meet in one row.
         grown = numbers.choice(np.flatnonzero(~walked))
         accept = bool(numbers.random() < 0.7)
         proposed = walked.copy()

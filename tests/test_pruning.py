@@ -8,7 +8,7 @@ import pytest
 
 from sa_jax import InputError, calibrate, energies, from_energy, masks, models, prune
 from sa_jax.models import MLP
-from sa_jax.pruning import Options, make_energy, prepare
+from sa_jax.pruning import Options, check_options, make_energy, prepare
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +93,46 @@ def test_calibration_has_the_units_of_the_energy():
     assert [float(t) for t in flat] == [0.0, 0.0]
 
 
+@pytest.mark.parametrize("density", [0.5, 0.7, 0.9])
+def test_proposals_that_stay_play_no_part(task, density):
+    """At high densities most saliency proposals find nothing to keep."""
+    params, x, y = task
+    network = models.network_of(params)[1]
+    kept = masks.num_kept(density, network.total)
+    starts = [
+        float(prepare(jax.random.key(0), network, x, y, kept, Options(move=move)).temperature_start)
+        for move in ("saliency", "uniform")
+    ]
+    assert 1 / 4 < starts[0] / starts[1] < 4
+    frozen = prune(jax.random.key(1), params, x, y, density, 1_000, schedule="constant", temperature_start=1e-30)[
+        1
+    ]
+    assert int(frozen.num_accepted) < 300  # few proposals improve a mask, many stay
+
+
+def test_given_temperatures_are_kept_in_order(task):
+    params, x, y = task
+    network = models.network_of(params)[1]
+    for options, expected in (
+        ({"temperature_start": 1e-6}, (1e-6, 1e-8)),
+        ({"temperature_start": jnp.float32(0.5), "temperature_end": np.float32(0.25)}, (0.5, 0.25)),
+        ({"temperature_end": 1e3}, (1e3, 1e3)),
+    ):
+        chosen = check_options(Options(**options))
+        problem = prepare(jax.random.key(0), network, x, y, 100, chosen)
+        given = float(problem.temperature_start), float(problem.temperature_end)
+        assert given == pytest.approx(expected, rel=1e-5)
+
+
+def test_prune_takes_lists_and_numpy_numbers(task):
+    params, x, y = task
+    plain = prune(jax.random.key(0), params, x, y, 0.3, 200)[1]
+    other = prune(
+        jax.random.key(0), params, np.asarray(x).tolist(), np.asarray(y).tolist(), np.float64(0.3), np.int64(200)
+    )[1]
+    np.testing.assert_array_equal(plain.best, other.best)
+
+
 def test_logit_scale_ignores_the_units_of_the_weights(task):
     params, x, y = task
     for factor in (1.0, 50.0):
@@ -126,6 +166,9 @@ def test_random_masks_are_uniform():
         ({"x": np.zeros((300, 7))}, r"inputs must have the shape \[samples, 8\], not \[300, 7\]"),
         ({"x": np.zeros((0, 8)), "y": np.zeros(0, int)}, r"inputs must have the shape"),
         ({"x": np.full((300, 8), np.inf)}, "inputs hold NaN or infinite values"),
+        ({"x": np.full((300, 8), 1e300)}, "inputs hold NaN or infinite values"),
+        ({"x": np.full((300, 8), "a")}, "inputs must be numbers, not <U1"),
+        ({"x": 1e30 * np.random.default_rng(0).normal(size=(300, 8)), "logit_scale": 1e30}, "no finite energy"),
         ({"y": np.zeros(299, int)}, r"labels must have the shape \[300\], one per input"),
         ({"y": np.zeros(300)}, "labels must be whole numbers, not float"),
         ({"y": np.full(300, 2)}, "labels run from 2 to 2, but the network has 2 classes: 0..1"),
@@ -136,6 +179,10 @@ def test_random_masks_are_uniform():
         ({"params": {"Dense_0": {"kernel": np.full((8, 2), np.nan)}}}, "weights hold NaN or infinite values"),
         ({"params": np.zeros((8, 2))}, "parameters must be nested mappings of arrays, not ndarray"),
         ({"params": {}}, "the parameters hold no kernel"),
+        (
+            {"params": {n: {"kernel": np.ones((8, 8))} for n in ("input", "hidden")}, "y": np.zeros(300, int)},
+            "fit each other in several orders",
+        ),
     ],
 )
 def test_bad_input_is_named(task, change, message):

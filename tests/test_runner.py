@@ -164,12 +164,16 @@ def test_nothing_compiles_between_chunks():
     assert seen[-1] == seen[0]
 
 
-def test_validation_and_test_samples_play_no_part():
+def test_validation_and_test_samples_play_no_part(tmp_path, monkeypatch):
+    """Neither in the pretraining, nor in the search, nor in which chain is taken."""
+    config = dataclasses.replace(SMALL, weights="pretrain", pretrain_epochs=2, num_steps=500)
+    runner.run(config, tmp_path / "true")
     dataset = data.load("digits")
     garbage = data.Split(dataset.test.inputs[::-1] * 7, (dataset.test.labels + 1) % 10)
-    np.testing.assert_array_equal(
-        annealed(SMALL).mask, annealed(SMALL, dataset._replace(validation=garbage, test=garbage)).mask
-    )
+    monkeypatch.setattr(data, "load", lambda *ignored: dataset._replace(validation=garbage, test=garbage))
+    runner.run(config, tmp_path / "garbage")
+    for name in ("masks.npz", "weights.npz", "trace.csv"):
+        assert (tmp_path / "true" / name).read_bytes() == (tmp_path / "garbage" / name).read_bytes()
 
 
 def test_annealing_beats_magnitude_and_random(tmp_path):
@@ -222,6 +226,12 @@ def test_workdir_that_cannot_be_made(tmp_path):
         with pytest.raises(InputError, match=r"workdir .* cannot be made: .*file is a file"):
             runner.run(SMALL, workdir)
     assert (tmp_path / "file").read_text() == ""
+    with pytest.raises(InputError, match="cannot be written: File name too long"):
+        runner.run(SMALL, tmp_path / "new" / ("a" * 300))
+    (tmp_path / "taken" / "report.html").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"report\.html in it is a folder"):
+        runner.run(SMALL, tmp_path / "taken")
+    assert {path.name for path in tmp_path.rglob("*")} == {"file", "taken", "report.html"}
 
 
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs Linux's /proc, which no one may write to")

@@ -255,11 +255,9 @@ def anneal_chains(
     # Chains one after the other on a CPU, where vmapped ones cost more; all at once on wide hardware.
     batch_size = 1 if devices[0].platform == "cpu" else per_device
     chunk = chunk_steps(config.num_steps)
-    rest = config.num_steps % chunk
     compiled = {
         steps: _compile_chunk(problem, keys, states, config, steps, mesh, batch_size)
-        for steps in (chunk, rest)
-        if steps
+        for steps in {min(chunk, config.num_steps), config.num_steps % chunk} - {0}
     }
     schedule = jax.jit(lambda p, step: pruning.make_schedule(p, config.options, config.num_steps)(step))
     schedule(problem, 0)

@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from sa_jax import pruning, runner
+from sa_jax.settings import RunConfig
 from sa_jax.types import InputError
 
 MACROS = (
@@ -36,9 +37,9 @@ MACROS = (
     "NUM_SAMPLES",
 )
 
-SETTINGS = tuple(field.name for field in dataclasses.fields(runner.RunConfig))
+SETTINGS = tuple(field.name for field in dataclasses.fields(RunConfig))
 
-gin_run = gin.external_configurable(runner.RunConfig, name="run")
+gin_run = gin.external_configurable(RunConfig, name="run")
 
 
 class Parser(argparse.ArgumentParser):
@@ -119,7 +120,7 @@ def use_all_cores(num_chains: int) -> None:
         jax.config.update("jax_num_cpu_devices", min(num_chains, cores))
 
 
-def load_config(gin_file: str, bindings: list[str]) -> runner.RunConfig:
+def load_config(gin_file: str, bindings: list[str]) -> RunConfig:
     """Reads a gin file and bindings, and refuses whatever they hold that nothing uses.
 
     Args:
@@ -142,7 +143,7 @@ def load_config(gin_file: str, bindings: list[str]) -> runner.RunConfig:
             gin.parse_config(binding)
     with _gin_errors(gin_file):
         gin.finalize()
-        config = cast(runner.RunConfig, gin_run())
+        config = cast(RunConfig, gin_run())
     for scope, selector in gin.config._CONFIG:
         if (scope, selector) not in gin.config._OPERATIVE_CONFIG:
             if selector == "gin.macro":

@@ -7,8 +7,7 @@ import itertools
 import json
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,8 +22,9 @@ from sa_jax.anneal import BLOCK_STEPS, init
 from sa_jax.anneal import run as run_steps
 from sa_jax.models import Network
 from sa_jax.npz import npz_bytes
-from sa_jax.pruning import Options, Problem
+from sa_jax.pruning import Problem
 from sa_jax.report import render_report
+from sa_jax.settings import RunConfig
 from sa_jax.types import AnnealState, InputError
 
 # A run is cut into about this many chunks, each an entry of the trace, of at least so many steps.
@@ -34,96 +34,6 @@ LEAST_CHUNK_STEPS = 1_000
 MOST_BRANCHES = 2**27
 # Random masks whose accuracy is averaged for comparison.
 RANDOM_MASKS = 10
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    """All settings of a run. The first eleven are the macros that open every config.
-
-    Attributes:
-      dataset: 'digits', 'mnist', 'fashion_mnist' or the path of an .npz.
-      input_mean: subtracted from the inputs, after pixels are scaled to 0..1.
-      input_std: then divides them.
-      weights: 'random', 'pretrain', or a file .npz or .safetensors, whose shapes then fix the layers.
-      hidden: widths of the hidden layers; unused with a weights file.
-      activation: 'relu', 'tanh' or 'gelu'.
-      density: kept / total, in (0, 1].
-      seed: of everything random.
-      num_steps: proposals per chain.
-      num_chains: independent chains; the one of lowest energy is the result.
-      num_samples: training samples in the energy; as many as there are, if fewer.
-      use_bias: whether random and pretrained networks have biases.
-      initializer: of random and pretrained weights, one of `models.INITIALIZERS`.
-      pretrain_epochs: passes over the training split.
-      pretrain_learning_rate: of Adam, at the start.
-      energy: see `pruning.Options`, as for the following.
-      move: 'saliency' or 'uniform'.
-      start: 'magnitude', 'saliency' or 'random'.
-      schedule: 'geometric', 'linear', 'cosine', 'logarithmic', 'constant' or a callable.
-      logit_scale: None calibrates it.
-      temperature_start: None calibrates it.
-      temperature_end: None calibrates it.
-    """
-
-    dataset: str = "digits"
-    input_mean: float = 0.0
-    input_std: float = 1.0
-    weights: str = "pretrain"
-    hidden: Sequence[int] = (32, 16)
-    activation: str = "relu"
-    density: float = 0.05
-    seed: int = 0
-    num_steps: int = 200_000
-    num_chains: int = 2
-    num_samples: int = 2_000
-    use_bias: bool = True
-    initializer: str = "he_normal"
-    pretrain_epochs: int = 100
-    pretrain_learning_rate: float = 3e-3
-    energy: str = "cross_entropy"
-    move: str = "saliency"
-    start: str = "magnitude"
-    schedule: str | Callable = "geometric"
-    logit_scale: float | None = None
-    temperature_start: float | None = None
-    temperature_end: float | None = None
-
-    def __post_init__(self):
-        for name in ("dataset", "weights"):
-            value = getattr(self, name)
-            if not isinstance(value, str) or not value:
-                raise InputError(f"{name.upper()} must be text in quotes, not {value!r}")
-        for name in ("num_steps", "num_chains", "num_samples", "pretrain_epochs"):
-            if not _is_whole(getattr(self, name)) or getattr(self, name) < 1:
-                raise InputError(
-                    f"{name.upper()} must be a whole number of at least 1, not {getattr(self, name)!r}"
-                )
-        if not _is_whole(self.seed) or not 0 <= self.seed < 2**32:
-            raise InputError(f"SEED must be a whole number from 0 to 4294967295, not {self.seed!r}")
-        if self.num_steps >= 2**31:
-            raise InputError(f"NUM_STEPS must be below 2147483648, not {self.num_steps}")
-        widths = self.hidden
-        if not isinstance(widths, list | tuple) or not all(_is_whole(w) and w > 0 for w in widths):
-            raise InputError(f"HIDDEN must be a list of positive whole numbers such as [300, 100], not {widths!r}")
-        for name in ("input_mean", "input_std", "pretrain_learning_rate"):
-            value = getattr(self, name)
-            if not isinstance(value, int | float) or isinstance(value, bool) or not np.isfinite(value):
-                raise InputError(f"{name.upper()} must be a finite number, not {value!r}")
-            if name != "input_mean" and value <= 0:
-                raise InputError(f"{name.upper()} must be above 0, not {value!r}")
-        if not isinstance(self.use_bias, bool):
-            raise InputError(f"use_bias must be True or False, not {self.use_bias!r}")
-        if not isinstance(self.initializer, str) or self.initializer not in models.INITIALIZERS:
-            raise InputError(
-                f"initializer must be one of {', '.join(models.INITIALIZERS)}, not {self.initializer!r}"
-            )
-        masks.num_kept(self.density, 2**62)  # the range; how many are kept is known with the network
-        pruning.check_options(self.options)
-
-    @property
-    def options(self) -> Options:
-        """The part of the settings that the pure functions take."""
-        return Options(*(getattr(self, name) for name in Options._fields))
 
 
 class Progress(NamedTuple):
@@ -324,7 +234,7 @@ def chunk_steps(num_steps: int) -> int:
     return min(least, blocks) * BLOCK_STEPS
 
 
-def _start(problem: Problem, options: Options, chains: int) -> AnnealState:
+def _start(problem: Problem, options: pruning.Options, chains: int) -> AnnealState:
     state = init(pruning.make_landscape(problem, options), problem.mask, problem.data)
     return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (chains, *leaf.shape)), state)
 
@@ -478,7 +388,3 @@ def _trace_csv(trace: Mapping[str, np.ndarray]) -> str:
             per_chain = (float(trace[name][chain, entry]) for name in ("energy", "best_energy", "acceptance"))
             writer.writerow([chain, int(trace["step"][entry]), float(trace["temperature"][entry]), *per_chain])
     return text.getvalue()
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)

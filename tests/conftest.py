@@ -1,7 +1,11 @@
 """Several host devices, as chains are spread over them; set before JAX is first used."""
 
+from contextlib import contextmanager
+
 import jax
 import pytest
+
+from sa_jax import InputError
 
 jax.config.update("jax_num_cpu_devices", 2)
 
@@ -16,3 +20,14 @@ def compile_each_program_once(tmp_path_factory):
 @pytest.fixture
 def rng_key():
     return jax.random.key(0)
+
+
+@contextmanager
+def refusal(*parts):
+    """Expects one line that holds all the parts."""
+    with pytest.raises(InputError) as refused:
+        yield
+    message = str(refused.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message

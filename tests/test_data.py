@@ -8,29 +8,18 @@ import os
 import pickle
 import socket
 import threading
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pooch
 import pytest
+from conftest import refusal
 from sklearn.datasets import load_digits
 
-from sa_jax import InputError, data
+from sa_jax import data
 
 GIVEN = os.environ.get("SA_JAX_DATA")
 NAMES = [f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
-
-
-@contextmanager
-def refusal(*parts):
-    """Expects one line that holds all the parts."""
-    with pytest.raises(InputError) as refused:
-        yield
-    message = str(refused.value)
-    assert "\n" not in message
-    for part in parts:
-        assert part in message
 
 
 def rows(*splits):

@@ -3,7 +3,6 @@
 import gc
 import itertools
 import os
-from contextlib import contextmanager
 from pathlib import Path
 
 import flax
@@ -12,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+from conftest import refusal
 
-from sa_jax import InputError, data, masks, models
+from sa_jax import data, masks, models
 from sa_jax.pretrain import pretrain
 
 GIVEN = os.environ.get("SA_JAX_DATA")
@@ -23,17 +23,6 @@ NUMPY_ACTIVATIONS = {
     "tanh": np.tanh,
     "gelu": lambda z: 0.5 * z * (1 + np.tanh(np.sqrt(2 / np.pi) * (z + 0.044715 * z**3))),
 }
-
-
-@contextmanager
-def refusal(*parts):
-    """Expects one line that holds all the parts."""
-    with pytest.raises(InputError) as refused:
-        yield
-    message = str(refused.value)
-    assert "\n" not in message
-    for part in parts:
-        assert part in message
 
 
 def ones(*shape):

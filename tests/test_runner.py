@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from sa_jax import InputError, data, runner, workdirs
-from sa_jax.runner import RunConfig
+from sa_jax.settings import RunConfig
 
 SMALL = RunConfig(
     weights="random", hidden=(12, 8), density=0.2, num_steps=2_500, num_chains=2, num_samples=300, use_bias=True

@@ -26,6 +26,7 @@ ORDER = [
     "pretrain",
     "report",
     "workdirs",
+    "settings",
     "runner",
     "cli",
 ]

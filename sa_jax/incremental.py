@@ -13,9 +13,9 @@ import jax.numpy as jnp
 from sa_jax import masks
 from sa_jax.energies import Energy
 from sa_jax.landscape import from_energy
-from sa_jax.models import ACTIVATIONS, Network
+from sa_jax.models import ACTIVATIONS, Network, check_activation
 from sa_jax.moves import Swap, Swaps, move_fn, swap_mask
-from sa_jax.types import InputError, Landscape, PyTree
+from sa_jax.types import Landscape, PyTree
 
 
 class MlpState(NamedTuple):
@@ -70,14 +70,13 @@ def masked_mlp(network: Network, swaps: Swaps, energy: Energy, activation: str =
       energy: of the logits, such as `cross_entropy()`; called with `axis=0`.
       activation: 'relu', 'tanh' or 'gelu'.
 
-    Raises:
-      InputError: an unknown activation.
-
     Returns:
       A `Landscape`, equal to `full_mlp` up to float rounding.
+
+    Raises:
+      InputError: an unknown activation.
     """
-    if activation not in ACTIVATIONS:
-        raise InputError(f"activation must be one of {', '.join(ACTIVATIONS)}, not {activation!r}")
+    check_activation(activation)
     act = ACTIVATIONS[activation]
     weights = masks.flatten(network.kernels)
     starts = [0]
@@ -153,7 +152,11 @@ def full_mlp(network: Network, swaps: Swaps, energy: Energy, activation: str = "
     """Makes the same landscape by full evaluation, for comparison: arguments and data as for `masked_mlp`.
 
     Positions are `(mask, swaps.init(mask))`, so that a proposal does not rebuild the index lists.
+
+    Raises:
+      InputError: an unknown activation.
     """
+    check_activation(activation)
 
     def energy_fn(position, *data):
         return _evaluate(network, position[0], data, energy, activation)[1]

@@ -25,6 +25,12 @@ INITIALIZERS = {
 }
 
 
+def check_activation(activation: str) -> None:
+    """Raises `InputError` where an activation is none of `ACTIVATIONS`."""
+    if activation not in ACTIVATIONS:
+        raise InputError(f"activation must be one of {', '.join(ACTIVATIONS)}, not {activation!r}")
+
+
 class Network(NamedTuple):
     """A multilayer perceptron's weights, in network order.
 
@@ -144,8 +150,7 @@ def apply(params: PyTree, kernel_masks: PyTree, x: jax.Array, activation: str = 
     Raises:
       InputError: params that are no multilayer perceptron, masks that do not fit them, an unknown activation.
     """
-    if activation not in ACTIVATIONS:
-        raise InputError(f"activation must be one of {', '.join(ACTIVATIONS)}, not {activation!r}")
+    check_activation(activation)
     names, network = network_of(params)
     expected = _flat(mask_tree(names, network.kernels))
     given = _flat(kernel_masks)

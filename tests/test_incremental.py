@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sa_jax import anneal, geometric, masks, models
+from sa_jax import InputError, anneal, geometric, masks, models
 from sa_jax.anneal import init, run
 from sa_jax.energies import cross_entropy, error_rate
 from sa_jax.incremental import full_mlp, masked_mlp
@@ -279,6 +279,12 @@ def test_true_optimum_is_found_on_enumerable_networks():
     script = runpy.run_path(str(Path(__file__).parents[1] / "scripts/results.py"))
     result = script["measure_optimum"]()
     assert result["networks"] == 40 and result["found"] >= 38
+
+
+@pytest.mark.parametrize("make", [masked_mlp, full_mlp])
+def test_an_unknown_activation_is_named(make):
+    with pytest.raises(InputError, match="activation must be one of relu, tanh, gelu, not 'sine'"):
+        make(TINY, uniform_swap(), cross_entropy(), "sine")
 
 
 def test_swap_mask_leaves_a_rejected_mask_alone():

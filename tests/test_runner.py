@@ -58,7 +58,7 @@ def annealed(config, dataset=None):
 
 def test_folder_holds_the_whole_run(finished):
     workdir, result = finished
-    assert {path.name for path in workdir.iterdir()} == FILES
+    assert {path.name for path in workdir.iterdir()} == FILES == set(workdirs.FILES)
     written = json.loads((workdir / "result.json").read_text())
     assert written == result and not set(FIELDS) - set(written)
     assert written["kept"] == round(0.2 * 944) == sum(written["kept_per_layer"]) and written["total"] == 944

@@ -107,7 +107,10 @@ def run_command(arguments: argparse.Namespace) -> int:
             )
             bar.update(task, completed=progress.step, figures=figures)
 
-        result = runner.run(config, arguments.workdir, operative, arguments.overwrite, show)
+        def tell(message: str) -> None:
+            print(f"sa-jax: {message}", file=sys.stderr)
+
+        result = runner.run(config, arguments.workdir, operative, arguments.overwrite, show, tell)
     print(summary(result, arguments.workdir))
     return 0
 

@@ -1,10 +1,13 @@
 """The landscape of a masked multilayer perceptron, where a swap costs what it touches.
 
 Pre-activations of every layer are cached as `[units, samples]`, so that a unit's row is contiguous. A swap
-in the first layer changes one or two rows of the first pre-activations, hence the second by a rank-one
-update each; what follows is recomputed.
+changes few of them: in the first layer the rows of one or two units, in the second those of the units
+that these feed through kept branches, and so on. Only these rows are read, and the logits are updated
+rather than computed anew. How many they are differs from proposal to proposal, while shapes are static:
+so loops over chunks of rows run as often as the proposal at hand needs.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -14,8 +17,32 @@ from sa_jax import masks
 from sa_jax.energies import Energy
 from sa_jax.landscape import from_energy
 from sa_jax.models import ACTIVATIONS, Network, check_activation
-from sa_jax.moves import Swap, Swaps, move_fn, swap_mask
+from sa_jax.moves import Swaps, move_fn, swap_mask
 from sa_jax.types import Landscape, PyTree
+
+# The figures below were measured on x86 with AVX2; none of them changes what is computed.
+# A second layer so narrow is updated whole: finding its changed rows would cost more.
+NARROW = 32
+# Rows of a chunk: the least that holds all changed rows, or the greatest, repeatedly.
+CHUNKS = (4, 8, 16, 32)
+# Samples worked on at once, so that what a proposal computes stays in the cache.
+BLOCK_SAMPLES = 4096
+# Branches that enter a unit, added in one pass.
+FAN_IN_CHUNK = 8
+# Share of kept branches above which a matrix product is faster than a sum over kept branches.
+DENSE_SHARE = 0.25
+
+
+class Neighbours(NamedTuple):
+    """The kept branches that enter each unit of a layer.
+
+    Attributes:
+      units: units at their other end, the first `count` of each row, int16 or int32 `[outputs, inputs]`.
+      count: int32 `[outputs]`.
+    """
+
+    units: jax.Array
+    count: jax.Array
 
 
 class MlpState(NamedTuple):
@@ -26,12 +53,33 @@ class MlpState(NamedTuple):
       energy: float32 `[]`.
       swaps: state of the proposals, such as the index lists of kept and pruned branches.
       outputs: per layer, its outputs before the activation, float32 `[units, samples]`; last, the logits.
+      fan_in: of each kernel between two hidden layers but the first such.
+      scratch: changes of activations of the hidden layers but the first, float32 `[units + 1, samples]`, where
+        there are at least three; between proposals, nothing that matters.
     """
 
     position: jax.Array
     energy: jax.Array
     swaps: PyTree
     outputs: tuple[jax.Array, ...]
+    fan_in: tuple[Neighbours, ...]
+    scratch: tuple[jax.Array, ...]
+
+
+class Changes(NamedTuple):
+    """What a swap changes before anything is carried to a later layer.
+
+    Attributes:
+      at_ends: what each of the two branches adds to the unit at its end, float32 `[2, samples]`.
+      units: units of the first layer where the branches end, if they lie in that layer, int32 `[2]`.
+      first: changes of the two units' activations, float32 `[2, samples]`; the second is 0 where both are one.
+      leaving: weights after the swap of the branches by which these changes go on, float32 `[2, units]`.
+    """
+
+    at_ends: jax.Array
+    units: jax.Array
+    first: jax.Array
+    leaving: jax.Array
 
 
 class Pending(NamedTuple):
@@ -39,23 +87,25 @@ class Pending(NamedTuple):
 
     Attributes:
       energy: float32 `[]`.
-      units: units of the first layer whose inputs change, int32 `[2]`, perhaps the same twice.
-      changes: what is added to their outputs, float32 `[2, samples]`.
-      outputs: new outputs of all layers but the first, float32 `[units, samples]` each.
+      changes: see `Changes`.
+      changed: which units of the hidden layers from the second on may change, bool `[units]` each.
+      logits: float32 `[classes, samples]`.
+      scratch: see `MlpState`.
     """
 
     energy: jax.Array
-    units: jax.Array
-    changes: jax.Array
-    outputs: tuple[jax.Array, ...]
+    changes: Changes
+    changed: tuple[jax.Array, ...]
+    logits: jax.Array
+    scratch: tuple[jax.Array, ...]
 
 
 class _Ends(NamedTuple):
-    """The two ends of a swap seen from one layer, `[2]` each; weight 0 where a branch is in another layer."""
+    """The two branches of a swap seen from one layer, `[2]` each; units 0 where a branch is in another one."""
 
+    here: jax.Array
     unit_in: jax.Array
     unit_out: jax.Array
-    weight: jax.Array
 
 
 def masked_mlp(network: Network, swaps: Swaps, energy: Energy, activation: str = "relu") -> Landscape:
@@ -79,70 +129,308 @@ def masked_mlp(network: Network, swaps: Swaps, energy: Energy, activation: str =
     check_activation(activation)
     act = ACTIVATIONS[activation]
     weights = masks.flatten(network.kernels)
+    shapes = network.shapes
     starts = [0]
-    for inputs, outputs in network.shapes:
+    for inputs, outputs in shapes:
         starts.append(starts[-1] + inputs * outputs)
+    head = len(shapes) - 1
+
+    def evaluate(mask, data, outputs=None):
+        # Layer by layer and block by block, into the old outputs: beside them little memory is needed.
+        inputs, *targets = data
+        samples = inputs.shape[1]
+        number, block = _blocks(samples)
+        if outputs is None:
+            outputs = [jnp.zeros((width, samples)) for _, width in shapes]
+        entering, evaluated = inputs, []
+        kernel_masks, kernels = masks.unflatten(mask, shapes), masks.unflatten(weights, shapes)
+        for layer, (kept, kernel, old) in enumerate(zip(kernel_masks, kernels, outputs, strict=True)):
+            kernel = jax.lax.optimization_barrier(jnp.where(kept, kernel, 0).T)
+
+            def one_block(i, values, layer=layer, kernel=kernel, entering=entering):
+                start = jnp.minimum(i * block, samples - block)
+                part = jax.lax.dynamic_slice(entering, (0, start), (entering.shape[0], block))
+                value = _product(kernel, network.biases[layer], act(part) if layer else part)
+                return jax.lax.dynamic_update_slice(values, value, (0, start))
+
+            entering = jax.lax.fori_loop(0, number, one_block, old)
+            evaluated.append(entering)
+        return tuple(evaluated), energy(entering, *targets, axis=0)
 
     def init(mask, data):
         mask = jnp.asarray(mask, bool)
-        outputs, value = _evaluate(network, mask, data, energy, activation)
-        return MlpState(mask, value, swaps.init(mask), outputs)
+        outputs, value = evaluate(mask, data)
+        fan_in = tuple(map(_neighbours, masks.unflatten(mask, shapes)[2:head]))
+        # One row more than units: see `_each`.
+        sizes = [(shapes[layer][1] + 1, data[0].shape[1]) for layer in range(1, head) if head > 2]
+        scratch = tuple(jnp.zeros(size) for size in sizes)
+        return MlpState(mask, value, swaps.init(mask), outputs, fan_in, scratch)
 
     def propose(noise, state, temperature):
         del temperature
         return swaps.propose(noise, state.swaps, state.position)
 
-    def ends(swap: Swap, layer: int) -> _Ends:
+    def ends(swap, layer):
         branches = jnp.stack([swap.pruned, swap.grown])
-        here = (branches >= starts[layer]) & (branches < starts[layer + 1])
+        here = (branches >= starts[layer]) & (branches < starts[layer + 1]) & (swap.pruned != swap.grown)
         local = jnp.where(here, branches - starts[layer], 0)
-        width = network.shapes[layer][1]
-        signed = jnp.array([-1, 1], weights.dtype) * weights[branches]
-        return _Ends(local // width, local % width, jnp.where(here, signed, 0))
+        width = shapes[layer][1]
+        return _Ends(here, local // width, local % width)
 
-    def kept_weights(state, swap, start, size):
-        # Weights of consecutive branches after the swap, 0 where pruned.
-        branches = start + jnp.arange(size)
-        kept = jax.lax.dynamic_slice(state.position, (start,), (size,))
-        swapped = swap.pruned != swap.grown
-        kept = (kept & ~(swapped & (branches == swap.pruned))) | (swapped & (branches == swap.grown))
-        return jnp.where(kept, jax.lax.dynamic_slice(weights, (start,), (size,)), 0)
+    def places(swap, layer):
+        # [2, units]: 1 where a branch of the swap ends.
+        end = ends(swap, layer)
+        return (end.here[:, None] & (jnp.arange(shapes[layer][1]) == end.unit_out[:, None])).astype(weights.dtype)
+
+    def kept_weights(position, swap, branches):
+        # 0 where pruned, after the swap where it is still proposed.
+        kept = position[branches]
+        if swap is not None:
+            swapped = swap.pruned != swap.grown
+            kept = (kept & ~(swapped & (branches == swap.pruned))) | (swapped & (branches == swap.grown))
+        return jnp.where(kept, weights[branches], 0)
+
+    def fan_out(position, swap, layer, units):
+        # [units, outputs]: weights of the branches that leave each of the units.
+        width = shapes[layer][1]
+        return kept_weights(position, swap, starts[layer] + units[:, None] * width + jnp.arange(width))
+
+    def first_changes(state, swap, inputs):
+        def entering(branch):
+            # The activation that a branch multiplies, `[samples]`, whichever its layer.
+            def of_layer(layer):
+                unit = (branch - starts[layer]) // shapes[layer][1]
+                row = jax.lax.dynamic_index_in_dim(([inputs, *state.outputs])[layer], unit, keepdims=False)
+                return row if layer == 0 else act(row)
+
+            layer = (branch >= jnp.array(starts[1:-1], jnp.int32)).sum(dtype=jnp.int32)
+            return jax.lax.switch(layer, [partial(of_layer, layer) for layer in range(head + 1)])
+
+        moves = swap.pruned != swap.grown
+        removed = jnp.where(moves, -weights[swap.pruned] * entering(swap.pruned), 0)
+        added = jnp.where(moves, weights[swap.grown] * entering(swap.grown), 0)
+        at_ends = jnp.stack([removed, added])
+        end = ends(swap, 0)
+        # When both ends lie in one unit its whole change counts once, as the first.
+        one_unit = end.here.all() & (end.unit_out[0] == end.unit_out[1])
+        counted = end.here & ~(one_unit & jnp.array([False, True]))
+        whole = jnp.where(counted[:, None], at_ends, 0).at[0].add(jnp.where(one_unit, at_ends[1], 0))
+        old = _rows(state.outputs[0], end.unit_out)
+        leaving = jnp.zeros((2, 0))
+        if head > 0:
+            leaving = jnp.where(counted[:, None], fan_out(state.position, swap, 1, end.unit_out), 0)
+        changes = Changes(at_ends, end.unit_out, act(old + whole) - act(old), leaving)
+        # Once for all that follows: XLA would compute them again in every loop, and keep the old rows for it.
+        return jax.lax.optimization_barrier(changes)
+
+    def second_change(swap, changes, start, block):
+        # `unit -> [1, block]`: how the outputs of the second layer change.
+        rows = jnp.concatenate([changes.first, changes.at_ends])
+        rows = jax.lax.dynamic_slice(rows, (0, start), (4, block))
+        factors = jnp.concatenate([changes.leaving, places(swap, 1)])
+        return lambda unit: jnp.stack([sum(_at(factors[j], unit) * rows[j] for j in range(4))])
+
+    def later_change(state, swap, changes, layer, sources, start, block, proposed):
+        """How the outputs of a hidden layer after the second change, given changed units of the one before.
+
+        Returns it as a function `unit -> [1, block]`, and for all units at once as `i -> [units, block]`, whose
+        argument is 0. While proposed, `state` is the one before the swap, else the one after it.
+        """
+        shape, after = shapes[layer], swap if proposed else None
+        neighbours, entering = state.fan_in[layer - 2], state.scratch[layer - 2]
+        place, end = places(swap, layer), ends(swap, layer)
+        at_ends = jax.lax.dynamic_slice(changes.at_ends, (0, start), (2, block))
+
+        def row(unit):
+            return jax.lax.dynamic_slice(entering, (unit, start), (1, block))
+
+        direct = at_ends
+        if proposed:
+            # The list of kept branches does not hold the grown one yet.
+            grows = end.here[1] & sources[end.unit_in[1]]
+            direct = direct.at[1].add(jnp.where(grows, weights[swap.grown] * row(end.unit_in[1])[0], 0))
+
+        def of_unit(unit):
+            count = _at(neighbours.count, unit)
+
+            def add(i, change):
+                slots = i * FAN_IN_CHUNK + jnp.arange(FAN_IN_CHUNK)
+                units_in = neighbours.units[unit, slots].astype(jnp.int32)
+                branches = starts[layer] + units_in * shape[1] + unit
+                factors = jnp.where(slots < count, kept_weights(state.position, after, branches), 0)
+                factors = jnp.where(sources[units_in], factors, 0)
+                # Rows of unchanged units hold whatever was there before, perhaps NaN.
+                terms = [jnp.where(factors[j] != 0, factors[j] * row(units_in[j]), 0) for j in range(FAN_IN_CHUNK)]
+                return change + sum(terms)
+
+            change = (_at(place[0], unit) * direct[0] + _at(place[1], unit) * direct[1])[None]
+            return jax.lax.fori_loop(0, _most(-(-count // FAN_IN_CHUNK)), add, change)
+
+        def of_all(i):
+            # Depends on the loop it stands in by i, lest XLA move it out and compute it in any case.
+            branches = i + starts[layer] + jnp.arange(shape[0] * shape[1])
+            kernel = kept_weights(state.position, after, branches).reshape(shape)
+            values = jax.lax.dynamic_slice(entering, (0, start), (shape[0], block))
+            return _dense(kernel, None, jnp.where(sources[:, None], values, 0)) + place.T @ at_ends
+
+        return of_unit, of_all
+
+    def reached(state, swap, layer, sources):
+        # Units of a layer that may change, given those of the one before.
+        def reach(units, real, reached):
+            return reached | (real[:, None] & (fan_out(state.position, swap, layer, units) != 0)).any(0)
+
+        return _chunks(sources, CHUNKS[-1:], reach, (places(swap, layer) != 0).any(0))
+
+    def dense_pays(state, layer, changed):
+        work = jnp.where(changed, state.fan_in[layer - 2].count, 0).sum()
+        return work > DENSE_SHARE * shapes[layer][0] * shapes[layer][1]
+
+    def hidden_activations(state, swap, changes, changed, start, block):
+        """Writes the changes of the hidden layers' activations from the second layer on to `scratch`."""
+
+        def change_of(old, change):
+            return act(old + change) - act(old)
+
+        def write(layer, of_unit):
+            def one(unit, scratch):
+                old = jax.lax.dynamic_slice(state.outputs[layer], (unit, start), (1, block))
+                return jax.lax.dynamic_update_slice(scratch, change_of(old, of_unit(unit)), (unit, start))
+
+            return one
+
+        scratch = list(state.scratch)
+        scratch[0] = _each(changed[0], write(1, second_change(swap, changes, start, block)), scratch[0])
+        for layer in range(2, head):
+            before = state._replace(scratch=tuple(scratch))
+            sources, units = changed[layer - 2 : layer]
+            of_unit, of_all = later_change(before, swap, changes, layer, sources, start, block, True)
+            pays = dense_pays(state, layer, units)
+            scratch[layer - 1] = _each(units & ~pays, write(layer, of_unit), scratch[layer - 1])
+
+            def write_all(i, scratch, layer=layer, of_all=of_all, pays=pays):
+                old = jax.lax.dynamic_slice(state.outputs[layer], (0, start), (shapes[layer][1], block))
+                kept = jax.lax.dynamic_slice(scratch, (0, start), old.shape)
+                new = jnp.where(pays, change_of(old, of_all(i)), kept)
+                return jax.lax.dynamic_update_slice(scratch, new, (0, start))
+
+            times = _most(pays.astype(jnp.int32))
+            scratch[layer - 1] = jax.lax.fori_loop(0, times, write_all, scratch[layer - 1])
+        return tuple(scratch)
+
+    def hidden_outputs(state, swap, changes, changed, accepted):
+        """Adds the changes of the hidden layers' outputs from the second layer on, once accepted."""
+        outputs, samples = list(state.outputs), state.outputs[0].shape[1]
+
+        def add_row(of_unit):
+            def one(unit, value):
+                old = jax.lax.dynamic_slice(value, (unit, 0), (1, samples))
+                return jax.lax.dynamic_update_slice(value, old + of_unit(unit), (unit, 0))
+
+            return one
+
+        outputs[1] = _each(changed[0] & accepted, add_row(second_change(swap, changes, 0, samples)), outputs[1])
+        for layer in range(2, head):
+            sources, units = changed[layer - 2 : layer]
+            of_unit, of_all = later_change(state, swap, changes, layer, sources, 0, samples, False)
+            pays = dense_pays(state, layer, units)
+            outputs[layer] = _each(units & ~pays & accepted, add_row(of_unit), outputs[layer])
+            outputs[layer] = jax.lax.fori_loop(
+                0,
+                _most((pays & accepted).astype(jnp.int32)),
+                lambda i, value, of_all=of_all, pays=pays: value + jnp.where(pays & accepted, of_all(i), 0),
+                outputs[layer],
+            )
+        return outputs
+
+    def block_logits(state, swap, changes, changed, start, block):
+        """The logits of one block of samples after the swap; `state.scratch` holds the hidden changes."""
+        logits = jax.lax.dynamic_slice(state.outputs[-1], (0, start), (shapes[head][1], block))
+        at_ends = jax.lax.dynamic_slice(changes.at_ends, (0, start), (2, block))
+        first = jax.lax.dynamic_slice(changes.first, (0, start), (2, block))
+        if head == 2 and shapes[1][1] <= NARROW:
+            second = jax.lax.dynamic_slice(state.outputs[1], (0, start), (shapes[1][1], block))
+            second = second + changes.leaving.T @ first + places(swap, 1).T @ at_ends
+            kernel = fan_out(state.position, swap, head, jnp.arange(shapes[1][1]))
+            return _dense(kernel, network.biases[head], act(second))
+        place = places(swap, head)
+        direct = _most((place != 0).any().astype(jnp.int32)) > 0
+        logits = jax.lax.cond(direct, lambda: logits + place.T @ at_ends, lambda: logits)
+        if head == 0:
+            return logits
+        if head == 1:
+            return logits + changes.leaving.T @ first
+        if head == 2:
+            sources = jnp.concatenate([first, at_ends])
+            coefficients = jnp.concatenate([changes.leaving, places(swap, 1)])
+
+        def add(units, real, logits):
+            if head == 2:
+                old = _gather(state.outputs[1], units, start, block)
+                change = act(old + jnp.where(real, coefficients[:, units], 0).T @ sources) - act(old)
+            else:
+                change = jnp.where(real[:, None], _gather(state.scratch[-1], units, start, block), 0)
+            return logits + _dense(fan_out(state.position, swap, head, units), None, change)
+
+        return _chunks(changed[-1], CHUNKS, add, logits)
 
     def delta(state, swap, data):
         inputs, *targets = data
-        first = state.outputs[0]
-        units_in, units, signed = ends(swap, 0)
-        changes = signed[:, None] * inputs[units_in]
-        outputs = []
-        for layer, (bias, shape) in enumerate(zip(network.biases, network.shapes, strict=True)):
-            if layer == 0:
-                value = _add_rows(first, units, changes)
-            elif layer == 1:
-                value = state.outputs[1]
-                for unit, change in zip(units, _activation_changes(first, units, changes, act), strict=True):
-                    fan_out = kept_weights(state, swap, starts[1] + unit * shape[1], shape[1])
-                    value = value + fan_out[:, None] * change
-                second = ends(swap, 1)
-                value = _add_rows(value, second.unit_out, second.weight[:, None] * act(first[second.unit_in]))
-            else:
-                kernel = kept_weights(state, swap, starts[layer], shape[0] * shape[1]).reshape(shape)
-                value = _dense(kernel, bias, act(outputs[-1]))
-            outputs.append(value)
-        value = energy(outputs[-1], *targets, axis=0)
-        return value - state.energy, Pending(value, units, changes, tuple(outputs[1:]))
+        changes = first_changes(state, swap, inputs)
+        changed = []
+        for layer in range(1, head):
+            by_first = (changes.leaving != 0).any(0) | (places(swap, 1) != 0).any(0)
+            changed.append(by_first if layer == 1 else reached(state, swap, layer, changed[-1]))
+        samples = inputs.shape[1]
+        number, block = _blocks(samples)
+
+        def one_block(i, carry):
+            logits, scratch = carry
+            start = jnp.minimum(i * block, samples - block)
+            now = state._replace(scratch=scratch)
+            if head > 2:
+                now = now._replace(scratch=hidden_activations(now, swap, changes, changed, start, block))
+            new = block_logits(now, swap, changes, changed, start, block)
+            return new if number == 1 else jax.lax.dynamic_update_slice(logits, new, (0, start)), now.scratch
+
+        if number == 1:
+            logits, scratch = one_block(0, (None, state.scratch))
+        else:
+            carry = jnp.zeros_like(state.outputs[-1]), state.scratch
+            logits, scratch = jax.lax.fori_loop(0, number, one_block, carry)
+        # Where nothing leads on to the logits the energy is what it was.
+        touched = (places(swap, head) != 0).any() | (changes.leaving != 0).any()
+        touched |= jnp.array([units.any() for units in changed], bool).any()
+        touched = _most(touched.astype(jnp.int32)) > 0
+        value = jax.lax.cond(touched, lambda: energy(logits, *targets, axis=0), lambda: state.energy)
+        return value - state.energy, Pending(value, changes, tuple(changed), logits, scratch)
 
     def commit(state, swap, pending, accepted):
-        first = _add_rows(state.outputs[0], pending.units, jnp.where(accepted, pending.changes, 0))
-        later = jax.lax.cond(accepted, lambda: pending.outputs, lambda: state.outputs[1:])
-        return MlpState(
-            swap_mask(state.position, swap, accepted),
-            jnp.where(accepted, pending.energy, state.energy),
-            swaps.commit(state.swaps, swap, accepted),
-            (first, *later),
+        changes = jax.tree.map(lambda leaf: jnp.where(accepted, leaf, 0), pending.changes)
+        fan_in = tuple(
+            _swapped(neighbours, ends(swap, layer), accepted) for layer, neighbours in enumerate(state.fan_in, 2)
+        )
+        # Written before it is read again: XLA would copy it to read it first.
+        position = swap_mask(state.position, swap, accepted)
+        state = state._replace(position=position, fan_in=fan_in, scratch=pending.scratch)
+        outputs = list(state.outputs)
+        if head > 1:
+            outputs = hidden_outputs(state, swap, changes, pending.changed, accepted)
+        if head > 0:
+            added = jnp.where(ends(swap, 0).here[:, None], changes.at_ends, 0)
+            outputs[0] = outputs[0].at[changes.units[0]].add(added[0]).at[changes.units[1]].add(added[1])
+        times = _most(accepted.astype(jnp.int32))
+        outputs[-1] = jax.lax.fori_loop(
+            0, times, lambda _, logits: jnp.where(accepted, pending.logits, logits), outputs[-1]
+        )
+        return state._replace(
+            energy=jnp.where(accepted, pending.energy, state.energy),
+            swaps=swaps.commit(state.swaps, swap, accepted),
+            outputs=tuple(outputs),
         )
 
     def refresh(state, data):
-        outputs, value = _evaluate(network, state.position, data, energy, activation)
+        outputs, value = evaluate(state.position, data, state.outputs)
         return state._replace(outputs=outputs, energy=value)
 
     return Landscape(init, swaps.draw, propose, delta, commit, refresh)
@@ -176,19 +464,115 @@ def _evaluate(network, mask, data, energy, activation):
 
 def _dense(kernel, bias, entering):
     # Transposed beforehand the product is a third faster on a CPU; without the barrier XLA undoes that.
-    value = jax.lax.optimization_barrier(kernel.T) @ entering
+    return _product(jax.lax.optimization_barrier(kernel.T), bias, entering)
+
+
+def _product(transposed, bias, entering):
+    value = transposed @ entering
     return value if bias is None else value + bias[:, None]
 
 
-def _add_rows(value, rows, changes):
-    # One after the other, since both may be the same row.
-    return value.at[rows[0]].add(changes[0]).at[rows[1]].add(changes[1])
+def _blocks(samples):
+    """How many blocks of samples to work on, and of what size; the last may overlap the one before."""
+    number = -(-samples // BLOCK_SAMPLES)
+    return number, -(-samples // number)
 
 
-def _activation_changes(outputs, units, changes, act):
-    # When both ends lie in one unit its whole change counts once, as the first.
-    same = units[0] == units[1]
-    old = outputs[units]
-    first = act(old[0] + changes[0] + jnp.where(same, changes[1], 0)) - act(old[0])
-    second = jnp.where(same, 0, act(old[1] + changes[1]) - act(old[1]))
-    return first, second
+def _rows(array, units):
+    return jnp.stack([jax.lax.dynamic_index_in_dim(array, units[j], keepdims=False) for j in range(2)])
+
+
+def _gather(array, units, start, block):
+    # `array[units, start : start + block]`
+    return jax.vmap(lambda unit: jax.lax.dynamic_slice(array, (unit, start), (1, block))[0])(units)
+
+
+def _at(array, unit):
+    # 0 at the end, where `_each` sends chains that have no unit left.
+    return array.at[unit].get(mode="fill", fill_value=0)
+
+
+@jax.custom_batching.custom_vmap
+def _most(number):
+    # Under vmap the greatest of all chains, so that a loop's bound stays one number: with a bound of its own
+    # for each chain, every pass of the loop would copy all that it carries.
+    return number
+
+
+@_most.def_vmap
+def _most_of_batch(axis_size, in_batched, number):
+    del axis_size, in_batched
+    return _most(number.max(0)), False
+
+
+def _chunks(changed, sizes, body, carry):
+    """Calls `body(units, real, carry) -> carry` with the changed units, in order, a chunk at a time.
+
+    All units come up in one chunk of the least size that holds them, or in several of the greatest. A chunk
+    is filled up with arbitrary units that are not real.
+    """
+    width, own = changed.size, changed.sum(dtype=jnp.int32)
+    count, upto = _most(own), _running_count(changed)
+    smaller = 0
+    for size in sizes:
+        if size == sizes[-1]:
+            times = jnp.where(count > smaller, -(-count // size), 0)
+        else:
+            times = ((count > smaller) & (count <= size)).astype(jnp.int32)
+
+        def chunk(i, carry, size=size):
+            wanted = i * size + 1 + jnp.arange(size)
+            units = jnp.minimum(jnp.searchsorted(upto, wanted, method="scan_unrolled"), width - 1)
+            return body(units, wanted <= own, carry)
+
+        carry = jax.lax.fori_loop(0, times, chunk, carry)
+        smaller = size
+    return carry
+
+
+def _running_count(changed):
+    """The cumulative sum of a boolean vector, int32 of the same shape."""
+    # Counted in groups by a product, since a long cumulative sum is slow on a CPU. Whole numbers: exact.
+    groups = jnp.pad(changed, (0, -changed.size % 32)).reshape(-1, 32).astype(jnp.float32)
+    within = groups @ jnp.triu(jnp.ones((32, 32)))
+    before = jnp.cumsum(within[:, -1]) - within[:, -1]
+    return (within + before[:, None]).astype(jnp.int32).reshape(-1)[: changed.size]
+
+
+def _each(changed, body, carry):
+    """Calls `body(unit, carry) -> carry` with each changed unit, in order, and under vmap also with `width`."""
+
+    def chunk(units, real, carry):
+        units = jnp.where(real, units, changed.size)
+        number = _most(real.sum(dtype=jnp.int32))
+        return jax.lax.fori_loop(0, number, lambda i, carry: body(units[i], carry), carry)
+
+    return _chunks(changed, CHUNKS[-1:], chunk, carry)
+
+
+def _neighbours(kept):
+    kept = kept.T
+    dtype = jnp.int16 if kept.shape[1] < 2**15 else jnp.int32
+    units = jnp.argsort(~kept, axis=1, stable=True).astype(dtype)
+    return Neighbours(jnp.pad(units, ((0, 0), (0, -kept.shape[1] % FAN_IN_CHUNK))), kept.sum(1, dtype=jnp.int32))
+
+
+def _swapped(neighbours, end, accepted):
+    """The lists of kept branches after a swap."""
+
+    def update(_, neighbours):
+        units, count = neighbours
+        into, unit = end.unit_out[0], end.unit_in[0]
+        prunes = accepted & end.here[0]
+        last = count[into] - 1
+        slot = jnp.where(units[into] == unit, jnp.arange(units.shape[1]), units.shape[1]).min()
+        slot = jnp.where(prunes, jnp.minimum(slot, last), last)
+        units = units.at[into, slot].set(units[into, last])
+        count = count.at[into].add(-prunes.astype(jnp.int32))
+        into, unit = end.unit_out[1], end.unit_in[1]
+        grows = accepted & end.here[1]
+        slot = jnp.where(grows, count[into], units.shape[1])
+        units = units.at[into, slot].set(unit.astype(units.dtype), mode="drop")
+        return Neighbours(units, count.at[into].add(grows.astype(jnp.int32)))
+
+    return jax.lax.fori_loop(0, _most((accepted & end.here.any()).astype(jnp.int32)), update, neighbours)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import psutil
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from sa_jax import data, masks, models, pruning, workdirs
@@ -53,6 +54,7 @@ def run(
     operative_config: str = "",
     overwrite: bool = False,
     on_progress: Callable[[Progress], None] = lambda progress: None,
+    on_message: Callable[[str], None] = lambda message: None,
 ) -> dict[str, Any]:
     """Anneals as configured and writes the results to `workdir`.
 
@@ -63,6 +65,7 @@ def run(
       operative_config: text of `operative.gin`.
       overwrite: whether to replace an earlier run's results.
       on_progress: called after each chunk.
+      on_message: called with what a user should know before the run begins, such as the memory it needs.
 
     Returns:
       What `result.json` holds.
@@ -79,7 +82,7 @@ def run(
     samples = dataset.train.inputs[: config.num_samples], dataset.train.labels[: config.num_samples]
     made = workdirs.make(workdir)
     try:
-        annealed = anneal_chains(config, network, *samples, kept, on_progress)
+        annealed = anneal_chains(config, network, *samples, kept, on_progress, on_message)
         result = evaluate(config, dataset, network, annealed, kept)
         kernel_names = [f"{name}/kernel" for name in names]
         best_masks = masks.unflatten(jnp.asarray(annealed.mask), network.shapes)
@@ -113,6 +116,8 @@ class Annealed(NamedTuple):
       num_accepted: of each chain, int32 `[chains]`.
       trace: arrays by name; `step` and `temperature` `[entries]`, `energy`, `best_energy` and `acceptance`
         (since the entry before) `[chains, entries]`.
+      memory_bytes: what the programs need, over all devices of a CPU or on one of an accelerator.
+      chain_batch: chains vmapped together.
       compile_seconds: wall time.
       anneal_seconds: wall time.
       cpu_seconds: CPU time over compiling and annealing, all threads.
@@ -124,6 +129,8 @@ class Annealed(NamedTuple):
     best_energy: np.ndarray
     num_accepted: np.ndarray
     trace: dict[str, np.ndarray]
+    memory_bytes: int
+    chain_batch: int
     compile_seconds: float
     anneal_seconds: float
     cpu_seconds: float
@@ -136,6 +143,7 @@ def anneal_chains(
     y: np.ndarray,
     kept: int,
     on_progress: Callable[[Progress], None],
+    on_message: Callable[[str], None] = lambda message: None,
 ) -> Annealed:
     """Anneals `config.num_chains` chains, spread over the local devices, in chunks.
 
@@ -143,32 +151,50 @@ def anneal_chains(
     change no bit of it.
     """
     cpu_start, wall_start = time.process_time(), time.perf_counter()
-    setup_key, chains_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 1))
-    problem = jax.jit(pruning.prepare, static_argnums=(4, 5))(
-        setup_key, network, jnp.asarray(x), jnp.asarray(y), kept, config.options
-    )
-    for name in ("logit_scale", "temperature_start", "temperature_end"):
-        if not np.isfinite(getattr(problem, name)):
-            raise InputError(f"the weights and inputs give no finite {name}: are the weights far too large?")
     devices = jax.local_devices()[: config.num_chains]
+    mesh = jax.make_mesh((len(devices),), ("chains",), axis_types=(AxisType.Auto,), devices=devices)
+    everywhere, over_chains = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("chains",)))
     per_device = -(-config.num_chains // len(devices))
     chains = per_device * len(devices)
-    mesh = jax.make_mesh((len(devices),), ("chains",), axis_types=(AxisType.Auto,), devices=devices)
-    over_chains = NamedSharding(mesh, PartitionSpec("chains"))
-    problem = jax.device_put(problem, NamedSharding(mesh, PartitionSpec()))
-    keys = jax.vmap(partial(jax.random.fold_in, chains_key))(jnp.arange(chains))
-    keys = jax.device_put(keys, over_chains)
-    states = jax.jit(_start, static_argnums=(1, 2), out_shardings=over_chains)(problem, config.options, chains)
-    start_energy = float(states.best_energy[0])
-    if not np.isfinite(start_energy):
-        raise InputError("the initial mask has no finite energy: are the weights far too large?")
-    # Chains one after the other on a CPU, where vmapped ones cost more; all at once on wide hardware.
-    batch_size = 1 if devices[0].platform == "cpu" else per_device
+    setup_key, chains_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 1))
+    keys = jax.device_put(jax.vmap(partial(jax.random.fold_in, chains_key))(jnp.arange(chains)), over_chains)
+
+    # All is compiled from shapes, so that a run which does not fit is refused before it takes any memory.
+    samples = x.astype(np.float32), y.astype(np.int32)
+    prepare = jax.jit(pruning.prepare, static_argnums=(4, 5)).lower(
+        setup_key, network, *samples, kept, config.options
+    )
+    problem = _shapes(prepare.out_info, everywhere)
+    start = jax.jit(_start, static_argnums=(1, 2), out_shardings=over_chains)
+    start = start.lower(problem, config.options, chains)
+    states = _shapes(start.out_info, over_chains)
+    batch_size = config.chain_batch or default_chain_batch(devices[0].platform, per_device)
     chunk = chunk_steps(config.num_steps)
+    prepare, start = prepare.compile(), start.compile()
     compiled = {
         steps: _compile_chunk(problem, keys, states, config, steps, mesh, batch_size)
         for steps in {min(chunk, config.num_steps), config.num_steps % chunk} - {0}
     }
+    on_cpu = devices[0].platform == "cpu"
+    memory = max(_memory(program) for program in (prepare, start, *compiled.values()))
+    memory *= len(devices) if on_cpu else 1  # host devices share one memory, and each holds its own copy
+    free = free_memory(devices[0])
+    needed, left = (f"{size / 1e6:,.1f} MB" for size in (memory, free or 0))
+    on_message(f"needs {needed} of memory" + ("" if free is None else f"; {left} are free"))
+    if free is not None and memory > free:
+        raise InputError(
+            f"the run needs {needed} of memory and {left} are free: lower NUM_SAMPLES, NUM_CHAINS or HIDDEN"
+        )
+
+    problem = prepare(setup_key, network, *samples)
+    for name in ("logit_scale", "temperature_start", "temperature_end"):
+        if not np.isfinite(getattr(problem, name)):
+            raise InputError(f"the weights and inputs give no finite {name}: are the weights far too large?")
+    problem = jax.device_put(problem, everywhere)
+    states = start(problem)
+    start_energy = float(states.best_energy[0])
+    if not np.isfinite(start_energy):
+        raise InputError("the initial mask has no finite energy: are the weights far too large?")
     schedule = jax.jit(lambda p, step: pruning.make_schedule(p, config.options, config.num_steps)(step))
     schedule(problem, 0)
     compile_seconds = time.perf_counter() - wall_start
@@ -213,6 +239,8 @@ def anneal_chains(
         best_energy,
         previous,
         trace,
+        memory,
+        batch_size,
         compile_seconds,
         anneal_seconds,
         cpu_seconds,
@@ -232,6 +260,42 @@ def chunk_steps(num_steps: int) -> int:
             if blocks % candidate == 0:
                 return candidate * BLOCK_STEPS
     return min(least, blocks) * BLOCK_STEPS
+
+
+def default_chain_batch(platform: str, chains: int) -> int:
+    """How many of a device's chains to vmap together: one on a CPU, where more cost more, else all.
+
+    >>> default_chain_batch("cpu", 64), default_chain_batch("gpu", 64)
+    (1, 64)
+    """
+    return 1 if platform == "cpu" else chains
+
+
+def free_memory(device: jax.Device) -> int | None:
+    """Bytes that can still be taken on a device, or of the host's memory if it is a CPU; None if unknown."""
+    if device.platform != "cpu":
+        stats = device.memory_stats() or {}
+        return stats["bytes_limit"] - stats["bytes_in_use"] if "bytes_limit" in stats else None
+    free = psutil.virtual_memory().available
+    # What a container may take is less than what its host has.
+    limits = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if all(path.is_file() for path in limits):
+        limit, current = (path.read_text().strip() for path in limits)
+        if limit != "max":
+            free = min(free, int(limit) - int(current))
+    return free
+
+
+def _shapes(tree, sharding):
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
+
+
+def _memory(program):
+    used = program.memory_analysis()
+    if used is None:  # not every platform tells
+        return 0
+    kept = used.argument_size_in_bytes + used.output_size_in_bytes - used.alias_size_in_bytes
+    return kept + used.temp_size_in_bytes
 
 
 def _start(problem: Problem, options: pruning.Options, chains: int) -> AnnealState:
@@ -357,6 +421,8 @@ def evaluate(
         "num_chains": config.num_chains,
         "steps_per_second": config.num_steps / annealed.anneal_seconds,
         "proposals_per_second": config.num_chains * config.num_steps / annealed.anneal_seconds,
+        "chain_batch": annealed.chain_batch,
+        "memory_bytes": annealed.memory_bytes,
         "compile_seconds": annealed.compile_seconds,
         "anneal_seconds": annealed.anneal_seconds,
         "cpu_seconds": annealed.cpu_seconds,

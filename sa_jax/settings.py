@@ -27,6 +27,8 @@ class RunConfig:
       num_steps: proposals per chain.
       num_chains: independent chains; the one of lowest energy is the result.
       num_samples: training samples in the energy; as many as there are, if fewer.
+      chain_batch: chains of a device that are vmapped together: 1 runs one after the other, and None chooses, 1
+        on a CPU and all elsewhere.
       use_bias: whether random and pretrained networks have biases.
       initializer: of random and pretrained weights, one of `models.INITIALIZERS`.
       pretrain_epochs: passes over the training split.
@@ -51,6 +53,7 @@ class RunConfig:
     num_steps: int = 200_000
     num_chains: int = 2
     num_samples: int = 2_000
+    chain_batch: int | None = None
     use_bias: bool = True
     initializer: str = "he_normal"
     pretrain_epochs: int = 100
@@ -73,6 +76,10 @@ class RunConfig:
                 raise InputError(
                     f"{name.upper()} must be a whole number of at least 1, not {getattr(self, name)!r}"
                 )
+        if self.chain_batch is not None and (not _is_whole(self.chain_batch) or self.chain_batch < 1):
+            raise InputError(
+                f"chain_batch must be a whole number of at least 1, or None to choose it, not {self.chain_batch!r}"
+            )
         if not _is_whole(self.seed) or not 0 <= self.seed < 2**32:
             raise InputError(f"SEED must be a whole number from 0 to 4294967295, not {self.seed!r}")
         if self.num_steps >= 2**31:

@@ -12,18 +12,32 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sa_jax import InputError, anneal, geometric, masks, models
+from sa_jax import InputError, anneal, constant, geometric, incremental, masks, models
 from sa_jax.anneal import init, run
 from sa_jax.energies import cross_entropy, error_rate
-from sa_jax.incremental import full_mlp, masked_mlp
+from sa_jax.incremental import NARROW, full_mlp, masked_mlp
 from sa_jax.moves import Swap, saliency_swap, swap_mask, uniform_swap
 
-SIZES = {1: [7, 4], 2: [6, 5, 3], 3: [6, 5, 4, 3], 4: [5, 4, 4, 3, 3], 5: [5, 4, 3, 4, 3, 2]}
+SIZES = {
+    "one layer": [7, 4],
+    "two layers": [6, 5, 3],
+    "three, narrow": [6, 5, 4, 3],
+    "three, wide": [6, 5, NARROW + 5, 3],
+    "four": [5, 4, 4, 3, 3],
+    "five": [5, 4, 3, 4, 3, 2],
+}
+# Some of all combinations, since each is a program to compile.
+VARIANTS = [
+    (True, "relu", "cross_entropy"),
+    (False, "tanh", "error_rate"),
+    (True, "gelu", "cross_entropy"),
+]
 
 
-def make_network(depth, use_bias, seed=0):
+def make_network(name, use_bias, seed=0):
+    shapes = list(itertools.pairwise(SIZES[name]))
+    depth = len(shapes)
     keys = jax.random.split(jax.random.key(seed), 2 * depth)
-    shapes = list(itertools.pairwise(SIZES[depth]))
     kernels = tuple(jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=False))
     biases = tuple(jax.random.normal(key, shape[1:]) for key, shape in zip(keys[depth:], shapes, strict=True))
     return models.Network(kernels, biases if use_bias else (None,) * depth)
@@ -80,15 +94,14 @@ def apply_swaps(network, mask, data, energy, activation, swaps, accepted):
 
 @hypothesis.settings(deadline=None, max_examples=60)
 @hypothesis.given(
-    depth=st.integers(1, 5),
-    use_bias=st.booleans(),
-    activation=st.sampled_from(["relu", "tanh", "gelu"]),
-    energy=st.sampled_from(["cross_entropy", "error_rate"]),
+    name=st.sampled_from(list(SIZES)),
+    variant=st.sampled_from(VARIANTS),
     seed=st.integers(0, 1_000),
     density=st.floats(0.1, 0.9),
 )
-def test_random_walks_equal_full_evaluation(depth, use_bias, activation, energy, seed, density):
-    network = make_network(depth, use_bias, seed)
+def test_random_walks_equal_full_evaluation(name, variant, seed, density):
+    use_bias, activation, energy = variant
+    network = make_network(name, use_bias, seed)
     x, y = make_samples(network)
     numbers = np.random.default_rng(seed)
     kept = masks.num_kept(density, network.total)
@@ -117,15 +130,17 @@ def test_random_walks_equal_full_evaluation(depth, use_bias, activation, energy,
     assert energies[-1] == state.energy
 
 
-@pytest.mark.parametrize("depth", range(1, 6))
+@pytest.mark.parametrize("name", SIZES)
 @pytest.mark.parametrize("activation", ["relu", "tanh", "gelu"])
-def test_every_pair_of_branches_equals_full_evaluation(depth, activation):
+def test_every_pair_of_branches_equals_full_evaluation(name, activation):
     """All layer pairs, both ends in one unit, neighbouring layers: every swap there is from one mask."""
-    network = make_network(depth, use_bias=depth % 2 == 0)
+    network = make_network(name, use_bias=len(SIZES[name]) % 2 == 0)
     x, y = make_samples(network, 5)
     mask = np.asarray(masks.random(jax.random.key(4), network.total, network.total // 2))
-    pairs = itertools.product(np.flatnonzero(mask), np.flatnonzero(~mask))
-    pruned, grown = np.array(list(pairs), np.int32).T
+    pairs = list(itertools.product(np.flatnonzero(mask), np.flatnonzero(~mask)))
+    # The wide network has too many for the slow evaluation of this test.
+    pairs = pairs[:: -(-len(pairs) // 2_000)]
+    pruned, grown = np.array(pairs, np.int32).T
     swaps = Swap(jnp.asarray(pruned), jnp.asarray(grown), jnp.zeros((len(pruned), 2), jnp.int32))
     rejected = jnp.zeros(len(pruned), bool)
     state, (proposed, _, _) = apply_swaps(network, mask, (x.T, y), "cross_entropy", activation, swaps, rejected)
@@ -137,9 +152,51 @@ def test_every_pair_of_branches_equals_full_evaluation(depth, activation):
     np.testing.assert_array_equal(state.position, mask)
 
 
+@pytest.mark.parametrize("name", ["three, narrow", "three, wide", "five"])
+def test_blocks_of_samples_change_nothing(name, monkeypatch):
+    """Three blocks, of which the last overlaps the one before."""
+    network = make_network(name, True)
+    x, y = make_samples(network, 10)
+    mask = masks.random(jax.random.key(3), network.total, network.total // 3)
+
+    def walk():
+        landscape = masked_mlp(network, uniform_swap(), cross_entropy(2.0))
+        return jax.jit(
+            lambda key: run(key, landscape, init(landscape, mask, (x.T, y)), constant(0.1), 0, 300, (x.T, y))
+        )
+
+    whole, _ = walk()(jax.random.key(4))
+    monkeypatch.setattr(incremental, "BLOCK_SAMPLES", 4)
+    blocked, _ = walk()(jax.random.key(4))
+    assert 20 < whole.num_accepted < 300
+    np.testing.assert_array_equal(whole.walk.position, blocked.walk.position)
+    for one, other in zip(whole.walk.outputs, blocked.walk.outputs, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["two layers", "three, narrow", "three, wide", "five"])
+def test_vmapped_chains_walk_as_each_alone(name):
+    """Loops then run as often as the chain needs that needs it most."""
+    network = make_network(name, True)
+    x, y = make_samples(network, 10)
+    landscape = masked_mlp(network, uniform_swap(), cross_entropy(2.0))
+    keys = jax.random.split(jax.random.key(5), 3)
+    starts = jax.vmap(lambda key: masks.random(key, network.total, network.total // 3))(keys)
+
+    def walk(key, mask):
+        return run(key, landscape, init(landscape, mask, (x.T, y)), constant(0.1), 0, 300, (x.T, y))[0]
+
+    together = jax.jit(jax.vmap(walk))(keys, starts)
+    alone = jax.jit(lambda *chains: jax.lax.map(lambda chain: walk(*chain), chains))(keys, starts)
+    assert len(set(alone.num_accepted.tolist())) > 1
+    np.testing.assert_array_equal(together.walk.position, alone.walk.position)
+    for one, other in zip(together.walk.outputs, alone.walk.outputs, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+
+
 def test_full_landscape_walks_alike(rng_key):
     """The same swaps by full evaluation and through the cache end in the same masks."""
-    network = make_network(3, True)
+    network = make_network("three, narrow", True)
     x, y = make_samples(network, 40)
     kept = network.total // 2
     mask = masks.random(rng_key, network.total, kept)
@@ -247,7 +304,7 @@ def test_with_nothing_to_swap_it_stays(swaps, kept):
 
 
 def test_exactly_k_kept_and_lists_true_after_every_step():
-    network = make_network(4, True)
+    network = make_network("four", True)
     x, y = make_samples(network)
     data, kept = (x.T, y), 11
     mask = masks.random(jax.random.key(1), network.total, kept)

@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from conftest import refusal
 
 from sa_jax import InputError, data, runner, workdirs
 from sa_jax.settings import RunConfig
@@ -33,6 +34,8 @@ FIELDS = [
     "num_steps",
     "num_chains",
     "steps_per_second",
+    "chain_batch",
+    "memory_bytes",
     "compile_seconds",
     "anneal_seconds",
     "cpu_seconds",
@@ -317,3 +320,42 @@ def test_every_schedule_runs(schedule, tmp_path):
     config = dataclasses.replace(SMALL, schedule=schedule, move="uniform", num_steps=300, energy="error_rate")
     result = runner.run(config, tmp_path)
     assert result["kept"] == 189 and 0 <= result["best_energy"] <= 1
+
+
+def test_chain_batches_walk_alike_up_to_rounding():
+    config = dataclasses.replace(SMALL, num_chains=5, num_steps=1_500)
+    alone = annealed(config)
+    grouped = annealed(dataclasses.replace(config, chain_batch=2))
+    assert (alone.chain_batch, grouped.chain_batch) == (1, 2)
+    np.testing.assert_allclose(alone.best_energy, grouped.best_energy, rtol=0.05)
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5, True, "all"])
+def test_a_bad_chain_batch_is_refused(value):
+    with refusal("chain_batch must be a whole number of at least 1, or None", repr(value)):
+        dataclasses.replace(SMALL, chain_batch=value)
+
+
+def test_a_run_that_does_not_fit_is_refused_before_it_begins(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "free_memory", lambda device: 20_000)
+    messages = []
+    with refusal("the run needs", "MB of memory", "0.0 MB are free", "lower NUM_SAMPLES"):
+        runner.run(SMALL, tmp_path / "run", on_message=messages.append)
+    assert messages and messages[0].startswith("needs ")
+    assert not (tmp_path / "run").exists()
+
+
+def test_memory_is_stated_and_does_not_grow_with_the_steps():
+    """Against the arrays that must exist on each of the two devices, for a network large enough to tell."""
+    dataset = data.load("digits")
+    config = dataclasses.replace(SMALL, hidden=(300, 300), weights="random", num_samples=1_000)
+    short, long = (annealed(dataclasses.replace(config, num_steps=n), dataset) for n in (1_000, 4_000))
+    assert short.memory_bytes == long.memory_bytes
+    branches = 64 * 300 + 300 * 300 + 300 * 10
+    fixed = 4 * branches * 2 + 4 * 1_000 * 64  # weights and saliency, inputs
+    chain = branches * (1 + 1 + 4) + 4 * 1_000 * 610  # mask, best mask, index list, outputs
+    assert fixed + chain < short.memory_bytes / 2 < 2.5 * (fixed + chain)
+
+
+def test_free_memory_is_a_number_of_bytes():
+    assert 0 < runner.free_memory(jax.local_devices()[0]) < 2**50

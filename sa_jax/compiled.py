@@ -318,19 +318,19 @@ def _cross_entropy(problem, chain, scratch, block):
 # of a row: a slice would cost as much as the loop.
 
 
-@njit(fastmath=True)
+@njit(fastmath=True, forceinline=True)
 def _copy(copies, copies_block, copy, values, block, row):
     for k in range(values.shape[2]):
         copies[copies_block, copy, k] = values[block, row, k]
 
 
-@njit(fastmath=True)
+@njit(fastmath=True, forceinline=True)
 def _relu(changes, change, values, block, row):
     for k in range(values.shape[2]):
         changes[0, change, k] = max(values[block, row, k], ZERO)
 
 
-@njit(fastmath=True)
+@njit(fastmath=True, forceinline=True)
 def _relu_change(changes, new, old, block, row):
     size = ZERO
     for k in range(old.shape[2]):
@@ -340,14 +340,14 @@ def _relu_change(changes, new, old, block, row):
     return size
 
 
-@njit(fastmath=True)
+@njit(fastmath=True, forceinline=True)
 def _set_one(new, unit, old, block, factors, changes, rows, target):
     a, u = rows[target, 0], factors[target, 0]
     for k in range(old.shape[2]):
         new[0, unit, k] = old[block, unit, k] + u * changes[0, a, k]
 
 
-@njit(fastmath=True)
+@njit(fastmath=True, forceinline=True)
 def _set_four(new, unit, old, block, factors, changes, rows, target):
     a, b, c, d = rows[target, 0], rows[target, 1], rows[target, 2], rows[target, 3]
     u, v, w, x = factors[target, 0], factors[target, 1], factors[target, 2], factors[target, 3]
@@ -356,14 +356,14 @@ def _set_four(new, unit, old, block, factors, changes, rows, target):
         new[0, unit, k] = old[block, unit, k] + four
 
 
-@njit(fastmath=True)
+@njit(fastmath=True, forceinline=True)
 def _add_one(new, unit, factors, changes, rows, target, index):
     a, u = rows[target, index], factors[target, index]
     for k in range(new.shape[2]):
         new[0, unit, k] += u * changes[0, a, k]
 
 
-@njit(fastmath=True)
+@njit(fastmath=True, forceinline=True)
 def _add_four(new, unit, factors, changes, rows, target, index):
     a, b, c, d = rows[target, index], rows[target, index + 1], rows[target, index + 2], rows[target, index + 3]
     u, v = factors[target, index], factors[target, index + 1]
@@ -373,21 +373,21 @@ def _add_four(new, unit, factors, changes, rows, target, index):
         new[0, unit, k] += four
 
 
-@njit(fastmath=True)
+@njit(fastmath=True, forceinline=True)
 def _reset(softmax):
     for k in range(softmax.shape[1]):
         softmax[0, k] = LEAST
         softmax[1, k] = softmax[2, k] = ZERO
 
 
-@njit(fastmath=True)
+@njit(fastmath=True, forceinline=True)
 def _raise_largest(softmax, values, block, row):
     # A plain maximum would become a conditional store.
     for k in range(values.shape[2]):
         softmax[0, k] += max(values[block, row, k] - softmax[0, k], ZERO)
 
 
-@njit(fastmath=True)
+@njit(fastmath=True, forceinline=True)
 def _add_exponentials(softmax, values, block, row, labels, labels_block, label, scale):
     for k in range(values.shape[2]):
         value = values[block, row, k]
@@ -395,7 +395,7 @@ def _add_exponentials(softmax, values, block, row, labels, labels_block, label, 
         softmax[2, k] += value if labels[labels_block, k] == label else ZERO
 
 
-@njit(fastmath=True)
+@njit(fastmath=True, forceinline=True)
 def _sum_losses(softmax, products, size, scale):
     products[:] = 1.0
     whole = size - size % LANES

@@ -44,6 +44,8 @@ from sa_jax.types import InputError, Landscape
 
 LOGIT_SCALE = 4.0
 ROUNDS, ROUND_SECONDS = 5, 0.3
+# A chain walks at most so far before it starts anew: what a proposal costs depends on where a chain has come to.
+MOST_STEPS = 500
 # A compiled program makes at most so many floating-point operations between two looks at the round's length.
 FLOPS_AT_ONCE = 2e9
 COUNTED_PROPOSALS, COUNTED_SAMPLES = 500, 256
@@ -89,7 +91,7 @@ def cases(quick: bool) -> list[Case]:
     """The measured cases."""
     if quick:
         single = [Case(sizes, 0.05, 2_000, naive=True) for sizes in NETWORKS]
-        many = [Case(NETWORKS[0], 0.05, 2_000, chains, cores) for chains, cores in ((64, 1), (2, 1), (2, 2))]
+        many = [Case(NETWORKS[0], 0.05, 2_000, chains, cores) for chains, cores in ((2, 1), (2, 2), (64, 1))]
         return single + many
     single = [
         # Full evaluation of 60,000 samples takes seconds: once per network is enough.
@@ -273,6 +275,11 @@ class Method(NamedTuple):
     arrays_bytes: int
 
 
+def steps_at_once(flops: float) -> int:
+    """How many proposals of so many operations are made before the next look at a round's length."""
+    return int(np.clip(FLOPS_AT_ONCE // flops, 2, BLOCK_STEPS))
+
+
 def jax_method(name: str, case: Case, problem: Synthetic, counted: Count) -> Method:
     """Compiles `naive` or `incremental` for chains one after the other, spread over the cores as in a run."""
     is_naive = name == "naive"
@@ -282,7 +289,7 @@ def jax_method(name: str, case: Case, problem: Synthetic, counted: Count) -> Met
     x = jnp.asarray(problem.inputs.T if is_naive else problem.inputs)
     data = (x, jnp.asarray(problem.labels))
     flops = case.samples * (2 * network.total if is_naive else counted.flops)
-    steps = int(np.clip(FLOPS_AT_ONCE // flops, 2, BLOCK_STEPS))
+    steps = steps_at_once(flops)
     mesh = jax.make_mesh(
         (case.cores,), ("chains",), axis_types=(AxisType.Auto,), devices=jax.local_devices()[: case.cores]
     )
@@ -360,7 +367,8 @@ def compiled_method(case: Case, problem: Synthetic, counted: Count) -> Method:
         accepted = [compiled.walk(fixed, chain, scratch, counted.temperature, num_steps) for chain in chains]
         return time.perf_counter() - begin, statistics.mean(accepted) / num_steps
 
-    return Method(walk, 1, compiled_seconds(), once + case.chains * per_chain, arrays)
+    at_once = steps_at_once(case.samples * counted.flops)
+    return Method(walk, at_once, compiled_seconds(), once + case.chains * per_chain, arrays)
 
 
 @functools.cache
@@ -382,8 +390,8 @@ def measure(
 ) -> list[dict[str, Any]]:
     """Measures all methods of a case in this process, taking turns, and returns their rows.
 
-    A round is as many steps as take about `seconds`; `compiled` makes those of `incremental`, since the cost of a
-    proposal depends on where a chain has come to. Figures are medians over rounds.
+    A round is as many walks from the same start as take about `seconds`, each of `MOST_STEPS` or, where that takes
+    longer, fewer steps; `compiled` makes those of `incremental`. Figures are medians over rounds.
     """
     jax.clear_caches()
     gc.collect()
@@ -397,19 +405,19 @@ def measure(
     if case.naive:
         methods["naive"] = jax_method("naive", case, problem, counted)
     steps: dict[str, int] = {}
+    repeats: dict[str, int] = {}
     for name, method in methods.items():
         at_once = method.steps_at_once
-        once = method.walk(at_once)[0]
-        if once < seconds / 10:  # too short to tell
-            at_once *= 10
-            once = method.walk(at_once)[0]
-        steps[name] = max(int(seconds * at_once / once) // method.steps_at_once, 1) * method.steps_at_once
-    if "compiled" in steps:
-        steps["compiled"] = steps["incremental"]
+        method.walk(at_once)
+        per_step = method.walk(at_once)[0] / (at_once * case.chains)
+        fitting = min(int(seconds / per_step), MOST_STEPS) // at_once * at_once
+        steps[name] = steps["incremental"] if name == "compiled" else max(fitting, at_once)
+        repeats[name] = max(round(seconds / (per_step * steps[name] * case.chains)), 1)
     results = {name: [] for name in methods}
     for _ in range(rounds):
         for name, method in methods.items():
-            results[name].append(method.walk(steps[name]))
+            walks = [method.walk(steps[name]) for _ in range(repeats[name])]
+            results[name].append((sum(taken for taken, _ in walks), walks[0][1]))
     acceptance = statistics.median(share for _, share in results["incremental"])
     flops = counted.flops * case.samples
     moved = (counted.read + acceptance * counted.written) * case.samples
@@ -417,7 +425,8 @@ def measure(
     bound = bound_seconds(flops, moved, working_set, ceilings)
     rows = []
     for name in sorted(methods, key=("naive", "compiled", "incremental").index):
-        times = [taken / (steps[name] * case.chains) for taken, _ in results[name]]
+        proposals = repeats[name] * steps[name] * case.chains
+        times = [taken / proposals for taken, _ in results[name]]
         rows.append(
             {
                 "network": "-".join(map(str, case.sizes)),
@@ -432,6 +441,7 @@ def measure(
                 "microseconds_range": [1e6 * min(times), 1e6 * max(times)],
                 "seconds": [taken for taken, _ in results[name]],
                 "steps": steps[name],
+                "walks": repeats[name],
                 "acceptance": statistics.median(share for _, share in results[name]),
                 "temperature": counted.temperature,
                 "compile_seconds": methods[name].compile_seconds,
@@ -579,8 +589,9 @@ def draw(result: dict[str, Any]) -> bytes:
         legend.plot([], [], color=color, label=method)
     for density, style in styles.items():
         legend.plot([], [], style, color="black", label=f"density {density:g}")
-    title = f"784-W-W-10, {WIDTHS_FAN_OUT} kept branches per unit, 2,000 samples"
+    title = f"784-W-W-10, {WIDTHS_FAN_OUT} kept per unit, 2,000 samples"
     widths.set(title=title, xscale="log", yscale="log", xlabel="W", ylabel="microseconds per proposal")
+    widths.set_visible(bool(by_width))
     legend.legend(loc="center", frameon=False)
     legend.axis("off")
     image = io.BytesIO()

@@ -19,7 +19,7 @@ import jax
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from sa_jax import pruning, runner
+from sa_jax import bench, pruning, runner
 from sa_jax.settings import RunConfig
 from sa_jax.types import InputError
 
@@ -66,9 +66,14 @@ def main(argv: list[str] | None = None) -> int:
     run.add_argument("--workdir", type=Path, metavar="DIR", help="where the results go; made if missing")
     run.add_argument("--overwrite", action="store_true", help="replace the results of an earlier run")
     run.add_argument("--dry_run", action="store_true", help="print the resolved settings and stop")
+    measuring = commands.add_parser("bench", help="measure proposals per second against two other forms")
+    measuring.add_argument("--quick", action="store_true", help="a few cases, in 3 minutes")
+    measuring.add_argument(
+        "--out", type=Path, metavar="FILE.json", help="where the figures go; a picture beside it"
+    )
     arguments = parser.parse_args(argv)
     try:
-        return run_command(arguments)
+        return run_command(arguments) if arguments.command == "run" else bench_command(arguments)
     except InputError as error:
         print(f"sa-jax: {error}", file=sys.stderr)
         return 2
@@ -112,6 +117,17 @@ def run_command(arguments: argparse.Namespace) -> int:
 
         result = runner.run(config, arguments.workdir, operative, arguments.overwrite, show, tell)
     print(summary(result, arguments.workdir))
+    return 0
+
+
+def bench_command(arguments: argparse.Namespace) -> int:
+    """`sa-jax bench`."""
+    if arguments.out is not None:
+        bench.check_out(arguments.out)
+    result = bench.bench(arguments.quick)
+    print(bench.table(result))
+    if arguments.out is not None:
+        bench.write(result, arguments.out)
     return 0
 
 

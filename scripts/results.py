@@ -10,11 +10,9 @@ that does nothing else.
 """
 
 import argparse
-import importlib.metadata
 import itertools
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -29,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sa_jax import anneal, data, from_energy, geometric, masks, models
+from sa_jax.bench import machine
 from sa_jax.energies import cross_entropy
 from sa_jax.incremental import full_mlp, masked_mlp
 from sa_jax.moves import move_fn, uniform_swap
@@ -41,17 +40,6 @@ SEEDS = (0, 1, 2)
 SPEED_SAMPLES = 2_000
 SPEED_ROUNDS = 7
 FULL_STEPS, INCREMENTAL_STEPS = 300, 20_000
-
-
-def machine() -> dict[str, Any]:
-    """What ran the measurement."""
-    model = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), model)
-    versions = {name: importlib.metadata.version(name) for name in ("sa_jax", "jax", "jaxlib", "flax", "numpy")}
-    devices = [device.device_kind for device in jax.local_devices()]
-    return {"processor": model, "cores": os.cpu_count(), "devices": devices, "versions": versions}
 
 
 def measure_accuracy() -> dict[str, Any]:

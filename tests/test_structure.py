@@ -28,6 +28,8 @@ ORDER = [
     "workdirs",
     "settings",
     "runner",
+    "compiled",
+    "bench",
     "cli",
 ]
 

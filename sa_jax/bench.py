@@ -480,8 +480,11 @@ def has_numba() -> bool:
     return True
 
 
-def bench(quick: bool) -> dict[str, Any]:
-    """Measures all cases, one after the other, each in a process bound to its number of cores."""
+def bench(quick: bool, save: Callable[[dict[str, Any]], None] = lambda result: None) -> dict[str, Any]:
+    """Measures all cases, one after the other, each in a process bound to its number of cores.
+
+    Calls `save` with the result so far after each.
+    """
     chosen = cases(quick)
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if available < 2:
@@ -491,19 +494,21 @@ def bench(quick: bool) -> dict[str, Any]:
         print(
             "bench: numba is missing, so that 'compiled' is left out: pip install 'sa_jax[dev]'", file=sys.stderr
         )
-    rows = []
+    result: dict[str, Any] = {"machine": machine()}
     with contextlib.ExitStack() as stack:
         workers = {cores: stack.enter_context(_worker(cores)) for cores in {case.cores for case in chosen}}
-        ceilings = workers[1].submit(measure_ceilings).result()
-        memory = workers[1].submit(measure_memory).result()
+        result["ceilings"] = workers[1].submit(measure_ceilings).result()
+        result["peak_bytes_by_steps"] = workers[1].submit(measure_memory).result()
+        result["rows"] = []
         for done, case in enumerate(chosen):
             begin = time.perf_counter()
-            rows += workers[case.cores].submit(measure, case, ceilings).result()
+            result["rows"] += workers[case.cores].submit(measure, case, result["ceilings"]).result()
+            save(result)
             name = "-".join(map(str, case.sizes))
             what = f"{name}, density {case.density:g}, {case.samples:,} samples, {case.chains} x {case.cores}"
             seconds = time.perf_counter() - begin
             print(f"{done + 1}/{len(chosen)}  {what}: {seconds:.0f} s", file=sys.stderr, flush=True)
-    return {"machine": machine(), "ceilings": ceilings, "peak_bytes_by_steps": memory, "rows": rows}
+    return result
 
 
 @contextlib.contextmanager
@@ -616,9 +621,13 @@ def check_out(path: Path) -> None:
 
 
 def write(result: dict[str, Any], path: Path) -> None:
-    """Writes a result to FILE.json and its picture to FILE.png."""
-    _write(path.with_suffix(".png"), draw(result))
+    """Writes a result to FILE.json."""
     _write(path, (json.dumps(result, indent=1) + "\n").encode())
+
+
+def write_picture(result: dict[str, Any], path: Path) -> None:
+    """Draws a result into FILE.png, beside FILE.json."""
+    _write(path.with_suffix(".png"), draw(result))
 
 
 def _write(path: Path, content: bytes) -> None:

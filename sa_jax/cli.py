@@ -81,7 +81,8 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
-        print("sa-jax: interrupted; nothing was written", file=sys.stderr)
+        kept = " but the cases measured before" if getattr(arguments, "out", None) else ""
+        print(f"sa-jax: interrupted; nothing was written{kept}", file=sys.stderr)
         return 130
 
 
@@ -124,10 +125,15 @@ def bench_command(arguments: argparse.Namespace) -> int:
     """`sa-jax bench`."""
     if arguments.out is not None:
         bench.check_out(arguments.out)
-    result = bench.bench(arguments.quick)
+
+    def save(result: dict[str, Any]) -> None:
+        if arguments.out is not None:
+            bench.write(result, arguments.out)
+
+    result = bench.bench(arguments.quick, save)
     print(bench.table(result))
     if arguments.out is not None:
-        bench.write(result, arguments.out)
+        bench.write_picture(result, arguments.out)
     return 0
 
 

@@ -27,6 +27,8 @@ NARROW = 32
 CHUNKS = (4, 8, 16, 32)
 # Samples worked on at once, so that what a proposal computes stays in the cache.
 BLOCK_SAMPLES = 4096
+# The same in a full evaluation, whose needs of memory it bounds.
+EVALUATED_SAMPLES = 512
 # Branches that enter a unit, added in one pass.
 FAN_IN_CHUNK = 8
 # Share of kept branches above which a matrix product is faster than a sum over kept branches.
@@ -139,7 +141,7 @@ def masked_mlp(network: Network, swaps: Swaps, energy: Energy, activation: str =
         # Layer by layer and block by block, into the old outputs: beside them little memory is needed.
         inputs, *targets = data
         samples = inputs.shape[1]
-        number, block = _blocks(samples)
+        number, block = _blocks(samples, EVALUATED_SAMPLES)
         if outputs is None:
             outputs = [jnp.zeros((width, samples)) for _, width in shapes]
         entering, evaluated = inputs, []
@@ -382,7 +384,7 @@ def masked_mlp(network: Network, swaps: Swaps, energy: Energy, activation: str =
             by_first = (changes.leaving != 0).any(0) | (places(swap, 1) != 0).any(0)
             changed.append(by_first if layer == 1 else reached(state, swap, layer, changed[-1]))
         samples = inputs.shape[1]
-        number, block = _blocks(samples)
+        number, block = _blocks(samples, BLOCK_SAMPLES)
 
         def one_block(i, carry):
             logits, scratch = carry
@@ -472,9 +474,9 @@ def _product(transposed, bias, entering):
     return value if bias is None else value + bias[:, None]
 
 
-def _blocks(samples):
+def _blocks(samples, most):
     """How many blocks of samples to work on, and of what size; the last may overlap the one before."""
-    number = -(-samples // BLOCK_SAMPLES)
+    number = -(-samples // most)
     return number, -(-samples // number)
 
 

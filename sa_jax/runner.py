@@ -271,7 +271,7 @@ def default_chain_batch(platform: str, chains: int) -> int:
     return 1 if platform == "cpu" else chains
 
 
-def free_memory(device: jax.Device) -> int | None:
+def free_memory(device: Any) -> int | None:
     """Bytes that can still be taken on a device, or of the host's memory if it is a CPU; None if unknown."""
     if device.platform != "cpu":
         stats = device.memory_stats() or {}

@@ -11,7 +11,10 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from sa_jax import InputError, anneal, from_energy, geometric
+from sa_jax import InputError, anneal, from_energy, geometric, masks, models
+from sa_jax.energies import cross_entropy
+from sa_jax.incremental import masked_mlp
+from sa_jax.moves import uniform_swap
 
 module = sys.modules["sa_jax.anneal"]  # `sa_jax.anneal` is the function
 
@@ -262,3 +265,31 @@ def test_calls_compile_once_for_new_keys_positions_and_data(rng_key):
 def test_bad_input_is_named(rng_key, call, message):
     with pytest.raises(InputError, match=message):
         call(rng_key)
+
+
+@pytest.mark.parametrize("together", [2, 5, 150])
+def test_speculation_walks_the_very_same_chain(rng_key, together):
+    """Every energy of every step, bit for bit: the law of the chain is that of the serial one."""
+    schedule = geometric(2.0, 0.1, 250)
+    serial = anneal(rng_key, ring, 4, schedule, 250, trace_every=1)
+    ahead = anneal(rng_key, ring, 4, schedule, 250, trace_every=1, together=together)
+    assert 20 < serial.num_accepted < 230
+    jax.tree.map(np.testing.assert_array_equal, serial, ahead)
+
+
+def test_speculation_on_the_landscape_of_a_network(rng_key):
+    kernels = (jax.random.normal(jax.random.key(1), (6, 40)), jax.random.normal(jax.random.key(2), (40, 36)))
+    network = models.Network((*kernels, jax.random.normal(jax.random.key(3), (36, 3))), (None,) * 3)
+    data = jax.random.normal(jax.random.key(4), (6, 30)), jnp.arange(30) % 3
+    landscape = masked_mlp(network, uniform_swap(), cross_entropy())
+    mask = masks.random(jax.random.key(5), network.total, network.total // 4)
+    walks = [
+        jax.jit(partial(anneal, landscape=landscape, num_steps=450, trace_every=1, together=together))(
+            rng_key, position=mask, schedule=0.001, data=data
+        )
+        for together in (1, 4)
+    ]
+    assert 20 < walks[0].num_accepted < 430
+    np.testing.assert_array_equal(walks[0].final, walks[1].final)
+    np.testing.assert_array_equal(walks[0].trace.num_accepted, walks[1].trace.num_accepted)
+    np.testing.assert_allclose(walks[0].trace.energy, walks[1].trace.energy, rtol=1e-5)

@@ -45,7 +45,7 @@ def test_rows_hold_all_fields(rows):
 
 def test_command_writes_what_it_measured(rows, tmp_path, monkeypatch, capsys):
     result = {"machine": bench.machine(), "ceilings": CEILINGS, "peak_bytes_by_steps": {}, "rows": rows}
-    monkeypatch.setattr(bench, "bench", lambda quick: result if quick else None)
+    monkeypatch.setattr(bench, "bench", lambda quick, save: save(result) or result)
     monkeypatch.setattr(sys, "argv", ["bench.py", "--quick", f"--out={tmp_path / 'bench.json'}"])
     with pytest.raises(SystemExit) as exit:
         runpy.run_path(str(ROOT / "scripts/bench.py"), run_name="__main__")

@@ -28,7 +28,7 @@ CHUNKS = (4, 8, 16, 32)
 # Samples worked on at once, so that what a proposal computes stays in the cache.
 BLOCK_SAMPLES = 4096
 # The same in a full evaluation, whose needs of memory it bounds.
-EVALUATED_SAMPLES = 512
+EVALUATED_SAMPLES = 256
 # Branches that enter a unit, added in one pass.
 FAN_IN_CHUNK = 8
 # Share of kept branches above which a matrix product is faster than a sum over kept branches.
@@ -130,7 +130,8 @@ def masked_mlp(network: Network, swaps: Swaps, energy: Energy, activation: str =
     """
     check_activation(activation)
     act = ACTIVATIONS[activation]
-    weights = masks.flatten(network.kernels)
+    # Views, not one flat array of all: that would be a second copy of the weights.
+    weights = [jnp.ravel(kernel) for kernel in network.kernels]
     shapes = network.shapes
     starts = [0]
     for inputs, outputs in shapes:
@@ -145,19 +146,21 @@ def masked_mlp(network: Network, swaps: Swaps, energy: Energy, activation: str =
         if outputs is None:
             outputs = [jnp.zeros((width, samples)) for _, width in shapes]
         entering, evaluated = inputs, []
-        kernel_masks, kernels = masks.unflatten(mask, shapes), masks.unflatten(weights, shapes)
-        for layer, (kept, kernel, old) in enumerate(zip(kernel_masks, kernels, outputs, strict=True)):
-            kernel = jax.lax.optimization_barrier(jnp.where(kept, kernel, 0).T)
+        kernel_masks = masks.unflatten(mask, shapes)
+        for layer, (kept, kernel, old) in enumerate(zip(kernel_masks, network.kernels, outputs, strict=True)):
+            # One layer's weights at a time: XLA would mask those of all layers first.
+            kept, entering = jax.lax.optimization_barrier((kept, entering))
+            kernel = jnp.where(kept, kernel, 0)
 
             def one_block(i, values, layer=layer, kernel=kernel, entering=entering):
                 start = jnp.minimum(i * block, samples - block)
                 part = jax.lax.dynamic_slice(entering, (0, start), (entering.shape[0], block))
-                value = _product(kernel, network.biases[layer], act(part) if layer else part)
+                value = _product(kernel.T, network.biases[layer], act(part) if layer else part)
                 return jax.lax.dynamic_update_slice(values, value, (0, start))
 
-            entering = jax.lax.fori_loop(0, number, one_block, old)
-            evaluated.append(entering)
-        return tuple(evaluated), energy(entering, *targets, axis=0)
+            evaluated.append(jax.lax.fori_loop(0, number, one_block, old))
+            entering = evaluated[-1]
+        return tuple(evaluated), energy(evaluated[-1], *targets, axis=0)
 
     def init(mask, data):
         mask = jnp.asarray(mask, bool)
@@ -182,36 +185,36 @@ def masked_mlp(network: Network, swaps: Swaps, energy: Energy, activation: str =
     def places(swap, layer):
         # [2, units]: 1 where a branch of the swap ends.
         end = ends(swap, layer)
-        return (end.here[:, None] & (jnp.arange(shapes[layer][1]) == end.unit_out[:, None])).astype(weights.dtype)
+        return (end.here[:, None] & (jnp.arange(shapes[layer][1]) == end.unit_out[:, None])).astype(jnp.float32)
 
-    def kept_weights(position, swap, branches):
-        # 0 where pruned, after the swap where it is still proposed.
+    def kept_weights(position, swap, layer, local):
+        # Of branches by their number in the layer; 0 where pruned, after the swap where it is still proposed.
+        branches = starts[layer] + local
         kept = position[branches]
         if swap is not None:
             swapped = swap.pruned != swap.grown
             kept = (kept & ~(swapped & (branches == swap.pruned))) | (swapped & (branches == swap.grown))
-        return jnp.where(kept, weights[branches], 0)
+        return jnp.where(kept, weights[layer][local], 0)
 
     def fan_out(position, swap, layer, units):
         # [units, outputs]: weights of the branches that leave each of the units.
         width = shapes[layer][1]
-        return kept_weights(position, swap, starts[layer] + units[:, None] * width + jnp.arange(width))
+        return kept_weights(position, swap, layer, units[:, None] * width + jnp.arange(width))
 
     def first_changes(state, swap, inputs):
-        def entering(branch):
-            # The activation that a branch multiplies, `[samples]`, whichever its layer.
+        def product(branch):
+            # Weight times activation, `[samples]`, whichever the branch's layer.
             def of_layer(layer):
-                unit = (branch - starts[layer]) // shapes[layer][1]
-                row = jax.lax.dynamic_index_in_dim(([inputs, *state.outputs])[layer], unit, keepdims=False)
-                return row if layer == 0 else act(row)
+                local = branch - starts[layer]
+                entering, unit = [inputs, *state.outputs][layer], local // shapes[layer][1]
+                row = jax.lax.dynamic_index_in_dim(entering, unit, keepdims=False)
+                return weights[layer][local] * (act(row) if layer else row)
 
             layer = (branch >= jnp.array(starts[1:-1], jnp.int32)).sum(dtype=jnp.int32)
             return jax.lax.switch(layer, [partial(of_layer, layer) for layer in range(head + 1)])
 
         moves = swap.pruned != swap.grown
-        removed = jnp.where(moves, -weights[swap.pruned] * entering(swap.pruned), 0)
-        added = jnp.where(moves, weights[swap.grown] * entering(swap.grown), 0)
-        at_ends = jnp.stack([removed, added])
+        at_ends = jnp.where(moves, jnp.stack([-product(swap.pruned), product(swap.grown)]), 0)
         end = ends(swap, 0)
         # When both ends lie in one unit its whole change counts once, as the first.
         one_unit = end.here.all() & (end.unit_out[0] == end.unit_out[1])
@@ -250,7 +253,8 @@ def masked_mlp(network: Network, swaps: Swaps, energy: Energy, activation: str =
         if proposed:
             # The list of kept branches does not hold the grown one yet.
             grows = end.here[1] & sources[end.unit_in[1]]
-            direct = direct.at[1].add(jnp.where(grows, weights[swap.grown] * row(end.unit_in[1])[0], 0))
+            weight = weights[layer][end.unit_in[1] * shape[1] + end.unit_out[1]]
+            direct = direct.at[1].add(jnp.where(grows, weight * row(end.unit_in[1])[0], 0))
 
         def of_unit(unit):
             count = _at(neighbours.count, unit)
@@ -258,9 +262,8 @@ def masked_mlp(network: Network, swaps: Swaps, energy: Energy, activation: str =
             def add(i, change):
                 slots = i * FAN_IN_CHUNK + jnp.arange(FAN_IN_CHUNK)
                 units_in = neighbours.units[unit, slots].astype(jnp.int32)
-                branches = starts[layer] + units_in * shape[1] + unit
-                factors = jnp.where(slots < count, kept_weights(state.position, after, branches), 0)
-                factors = jnp.where(sources[units_in], factors, 0)
+                factors = kept_weights(state.position, after, layer, units_in * shape[1] + unit)
+                factors = jnp.where((slots < count) & sources[units_in], factors, 0)
                 # Rows of unchanged units hold whatever was there before, perhaps NaN.
                 terms = [jnp.where(factors[j] != 0, factors[j] * row(units_in[j]), 0) for j in range(FAN_IN_CHUNK)]
                 return change + sum(terms)
@@ -270,8 +273,7 @@ def masked_mlp(network: Network, swaps: Swaps, energy: Energy, activation: str =
 
         def of_all(i):
             # Depends on the loop it stands in by i, lest XLA move it out and compute it in any case.
-            branches = i + starts[layer] + jnp.arange(shape[0] * shape[1])
-            kernel = kept_weights(state.position, after, branches).reshape(shape)
+            kernel = kept_weights(state.position, after, layer, i + jnp.arange(shape[0] * shape[1])).reshape(shape)
             values = jax.lax.dynamic_slice(entering, (0, start), (shape[0], block))
             return _dense(kernel, None, jnp.where(sources[:, None], values, 0)) + place.T @ at_ends
 

@@ -64,12 +64,16 @@ def step(
 
 
 def _settle(landscape, state, move, pending, accepted):
-    walk = landscape.commit(state.walk, move, pending, accepted)
+    state = _with_best(state, landscape.commit(state.walk, move, pending, accepted))
+    return state._replace(num_accepted=state.num_accepted + accepted.astype(jnp.int32))
+
+
+def _with_best(state, walk):
     improved = walk.energy < state.best_energy
     # Without vmap a real branch: the position is copied only when it is a new best.
     best = jax.lax.cond(improved, lambda: walk.position, lambda: state.best)
     best_energy = jnp.where(improved, walk.energy, state.best_energy)
-    return AnnealState(walk, best, best_energy, state.num_accepted + accepted.astype(jnp.int32))
+    return AnnealState(walk, best, best_energy, state.num_accepted)
 
 
 def speculate(
@@ -93,7 +97,7 @@ def speculate(
       noise: random numbers of each step, leading axis `[steps]`.
       log_u: float32 `[steps]`.
       temperature: float32 `[steps]`.
-      together: static, at least 1.
+      together: static, at least 1. Above 1, inside `shard_map`, `masked_mlp` needs `check_vma=False`.
       data: passed on to the landscape.
 
     Returns:
@@ -114,7 +118,7 @@ def speculate(
         moves, log_q_ratios = jax.vmap(landscape.propose, (0, None, 0))(noises, state.walk, temperatures)
         changes, pendings = jax.vmap(landscape.delta, (None, 0, None))(state.walk, moves, data)
         accepted = jax.vmap(accept)(changes, log_q_ratios, temperatures, log_us) & (ahead < num_steps)
-        first = jnp.where(accepted.any(), accepted.argmax(), together - 1)
+        first = jnp.where(accepted.any(), accepted.argmax(), together - 1).astype(jnp.int32)
         move, pending = jax.tree.map(lambda leaf: leaf[first], (moves, pendings))
         # Until then the records are those of before, which the rejected ones leave.
         new = _settle(landscape, state, move, pending, accepted[first])
@@ -129,7 +133,8 @@ def speculate(
         return new, done + first + 1, records
 
     records = jax.tree.map(lambda leaf: jnp.full(num_steps, leaf), record(state))
-    carry = jax.lax.while_loop(lambda carry: carry[1] < num_steps, advance, (state, jnp.int32(0), records))
+    none = state.num_accepted * 0  # under shard_map it varies over the mesh, as the number of steps done will
+    carry = jax.lax.while_loop(lambda carry: carry[1] < num_steps, advance, (state, none, records))
     return carry[0], carry[2]
 
 
@@ -177,7 +182,7 @@ def run(
         start = jnp.asarray(start, jnp.int32)
         refresh = (start % REFRESH_STEPS == 0) & (start > 0)
         walk = jax.lax.cond(refresh, lambda w: landscape.refresh(w, data), lambda w: w, state.walk)
-        state = state._replace(walk=walk)
+        state = _with_best(state, walk)
         noise_key, accept_key = jax.random.split(jax.random.fold_in(rng_key, start // BLOCK_STEPS))
         keys = jax.vmap(partial(jax.random.fold_in, noise_key))(jnp.arange(block_steps))
         log_u = -jax.random.exponential(accept_key, (BLOCK_STEPS,))[:block_steps]

@@ -31,7 +31,8 @@ BLOCK_SAMPLES = 4096
 EVALUATED_SAMPLES = 256
 # Branches that enter a unit, added in one pass.
 FAN_IN_CHUNK = 8
-# Share of kept branches above which a matrix product is faster than a sum over kept branches.
+# Share of a layer's branches, of which so many are kept and enter changed units, above which a matrix product is
+# faster than a sum over kept branches.
 DENSE_SHARE = 0.25
 
 
@@ -144,7 +145,7 @@ def masked_mlp(network: Network, swaps: Swaps, energy: Energy, activation: str =
         samples = inputs.shape[1]
         number, block = _blocks(samples, EVALUATED_SAMPLES)
         if outputs is None:
-            outputs = [jnp.zeros((width, samples)) for _, width in shapes]
+            outputs = [jnp.full((width, samples), _zero(mask, inputs)) for _, width in shapes]
         entering, evaluated = inputs, []
         kernel_masks = masks.unflatten(mask, shapes)
         for layer, (kept, kernel, old) in enumerate(zip(kernel_masks, network.kernels, outputs, strict=True)):
@@ -154,9 +155,9 @@ def masked_mlp(network: Network, swaps: Swaps, energy: Energy, activation: str =
 
             def one_block(i, values, layer=layer, kernel=kernel, entering=entering):
                 start = jnp.minimum(i * block, samples - block)
-                part = jax.lax.dynamic_slice(entering, (0, start), (entering.shape[0], block))
+                part = _slice(entering, (0, start), (entering.shape[0], block))
                 value = _product(kernel.T, network.biases[layer], act(part) if layer else part)
-                return jax.lax.dynamic_update_slice(values, value, (0, start))
+                return _update(values, value, (0, start))
 
             evaluated.append(jax.lax.fori_loop(0, number, one_block, old))
             entering = evaluated[-1]
@@ -168,7 +169,7 @@ def masked_mlp(network: Network, swaps: Swaps, energy: Energy, activation: str =
         fan_in = tuple(map(_neighbours, masks.unflatten(mask, shapes)[2:head]))
         # One row more than units: see `_each`.
         sizes = [(shapes[layer][1] + 1, data[0].shape[1]) for layer in range(1, head) if head > 2]
-        scratch = tuple(jnp.zeros(size) for size in sizes)
+        scratch = tuple(jnp.full(size, _zero(mask, data[0])) for size in sizes)
         return MlpState(mask, value, swaps.init(mask), outputs, fan_in, scratch)
 
     def propose(noise, state, temperature):
@@ -231,7 +232,7 @@ def masked_mlp(network: Network, swaps: Swaps, energy: Energy, activation: str =
     def second_change(swap, changes, start, block):
         # `unit -> [1, block]`: how the outputs of the second layer change.
         rows = jnp.concatenate([changes.first, changes.at_ends])
-        rows = jax.lax.dynamic_slice(rows, (0, start), (4, block))
+        rows = _slice(rows, (0, start), (4, block))
         factors = jnp.concatenate([changes.leaving, places(swap, 1)])
         return lambda unit: jnp.stack([sum(_at(factors[j], unit) * rows[j] for j in range(4))])
 
@@ -244,10 +245,10 @@ def masked_mlp(network: Network, swaps: Swaps, energy: Energy, activation: str =
         shape, after = shapes[layer], swap if proposed else None
         neighbours, entering = state.fan_in[layer - 2], state.scratch[layer - 2]
         place, end = places(swap, layer), ends(swap, layer)
-        at_ends = jax.lax.dynamic_slice(changes.at_ends, (0, start), (2, block))
+        at_ends = _slice(changes.at_ends, (0, start), (2, block))
 
         def row(unit):
-            return jax.lax.dynamic_slice(entering, (unit, start), (1, block))
+            return _slice(entering, (unit, start), (1, block))
 
         direct = at_ends
         if proposed:
@@ -274,7 +275,7 @@ def masked_mlp(network: Network, swaps: Swaps, energy: Energy, activation: str =
         def of_all(i):
             # Depends on the loop it stands in by i, lest XLA move it out and compute it in any case.
             kernel = kept_weights(state.position, after, layer, i + jnp.arange(shape[0] * shape[1])).reshape(shape)
-            values = jax.lax.dynamic_slice(entering, (0, start), (shape[0], block))
+            values = _slice(entering, (0, start), (shape[0], block))
             return _dense(kernel, None, jnp.where(sources[:, None], values, 0)) + place.T @ at_ends
 
         return of_unit, of_all
@@ -298,8 +299,8 @@ def masked_mlp(network: Network, swaps: Swaps, energy: Energy, activation: str =
 
         def write(layer, of_unit):
             def one(unit, scratch):
-                old = jax.lax.dynamic_slice(state.outputs[layer], (unit, start), (1, block))
-                return jax.lax.dynamic_update_slice(scratch, change_of(old, of_unit(unit)), (unit, start))
+                old = _slice(state.outputs[layer], (unit, start), (1, block))
+                return _update(scratch, change_of(old, of_unit(unit)), (unit, start))
 
             return one
 
@@ -313,10 +314,10 @@ def masked_mlp(network: Network, swaps: Swaps, energy: Energy, activation: str =
             scratch[layer - 1] = _each(units & ~pays, write(layer, of_unit), scratch[layer - 1])
 
             def write_all(i, scratch, layer=layer, of_all=of_all, pays=pays):
-                old = jax.lax.dynamic_slice(state.outputs[layer], (0, start), (shapes[layer][1], block))
-                kept = jax.lax.dynamic_slice(scratch, (0, start), old.shape)
+                old = _slice(state.outputs[layer], (0, start), (shapes[layer][1], block))
+                kept = _slice(scratch, (0, start), old.shape)
                 new = jnp.where(pays, change_of(old, of_all(i)), kept)
-                return jax.lax.dynamic_update_slice(scratch, new, (0, start))
+                return _update(scratch, new, (0, start))
 
             times = _most(pays.astype(jnp.int32))
             scratch[layer - 1] = jax.lax.fori_loop(0, times, write_all, scratch[layer - 1])
@@ -328,8 +329,8 @@ def masked_mlp(network: Network, swaps: Swaps, energy: Energy, activation: str =
 
         def add_row(of_unit):
             def one(unit, value):
-                old = jax.lax.dynamic_slice(value, (unit, 0), (1, samples))
-                return jax.lax.dynamic_update_slice(value, old + of_unit(unit), (unit, 0))
+                old = _slice(value, (unit, 0), (1, samples))
+                return _update(value, old + of_unit(unit), (unit, 0))
 
             return one
 
@@ -349,11 +350,11 @@ def masked_mlp(network: Network, swaps: Swaps, energy: Energy, activation: str =
 
     def block_logits(state, swap, changes, changed, start, block):
         """The logits of one block of samples after the swap; `state.scratch` holds the hidden changes."""
-        logits = jax.lax.dynamic_slice(state.outputs[-1], (0, start), (shapes[head][1], block))
-        at_ends = jax.lax.dynamic_slice(changes.at_ends, (0, start), (2, block))
-        first = jax.lax.dynamic_slice(changes.first, (0, start), (2, block))
+        logits = _slice(state.outputs[-1], (0, start), (shapes[head][1], block))
+        at_ends = _slice(changes.at_ends, (0, start), (2, block))
+        first = _slice(changes.first, (0, start), (2, block))
         if head == 2 and shapes[1][1] <= NARROW:
-            second = jax.lax.dynamic_slice(state.outputs[1], (0, start), (shapes[1][1], block))
+            second = _slice(state.outputs[1], (0, start), (shapes[1][1], block))
             second = second + changes.leaving.T @ first + places(swap, 1).T @ at_ends
             kernel = fan_out(state.position, swap, head, jnp.arange(shapes[1][1]))
             return _dense(kernel, network.biases[head], act(second))
@@ -395,18 +396,19 @@ def masked_mlp(network: Network, swaps: Swaps, energy: Energy, activation: str =
             if head > 2:
                 now = now._replace(scratch=hidden_activations(now, swap, changes, changed, start, block))
             new = block_logits(now, swap, changes, changed, start, block)
-            return new if number == 1 else jax.lax.dynamic_update_slice(logits, new, (0, start)), now.scratch
+            return new if number == 1 else _update(logits, new, (0, start)), now.scratch
 
         if number == 1:
             logits, scratch = one_block(0, (None, state.scratch))
         else:
-            carry = jnp.zeros_like(state.outputs[-1]), state.scratch
+            carry = state.outputs[-1], state.scratch
             logits, scratch = jax.lax.fori_loop(0, number, one_block, carry)
         # Where nothing leads on to the logits the energy is what it was.
-        touched = (places(swap, head) != 0).any() | (changes.leaving != 0).any()
-        touched |= jnp.array([units.any() for units in changed], bool).any()
-        touched = _most(touched.astype(jnp.int32)) > 0
-        value = jax.lax.cond(touched, lambda: energy(logits, *targets, axis=0), lambda: state.energy)
+        last = changed[-1] if head > 1 else changes.leaving != 0
+        touched = (places(swap, head) != 0).any() | last.any()
+        evaluated = _most(touched.astype(jnp.int32)) > 0
+        value = jax.lax.cond(evaluated, lambda: energy(logits, *targets, axis=0), lambda: state.energy)
+        value = jnp.where(touched, value, state.energy)
         return value - state.energy, Pending(value, changes, tuple(changed), logits, scratch)
 
     def commit(state, swap, pending, accepted):
@@ -476,10 +478,24 @@ def _product(transposed, bias, entering):
     return value if bias is None else value + bias[:, None]
 
 
+def _zero(*arrays):
+    # Under shard_map what is written to must vary over the mesh as what is written does. Compiles to a constant.
+    varying = sum((array.ravel()[0] != 0).astype(jnp.int32) for array in arrays) > 0
+    return jnp.where(varying, jnp.float32(0), jnp.float32(0))
+
+
 def _blocks(samples, most):
     """How many blocks of samples to work on, and of what size; the last may overlap the one before."""
     number = -(-samples // most)
     return number, -(-samples // number)
+
+
+def _slice(array, start, sizes):
+    return jax.lax.dynamic_slice(array, [jnp.asarray(index, jnp.int32) for index in start], sizes)
+
+
+def _update(array, part, start):
+    return jax.lax.dynamic_update_slice(array, part, [jnp.asarray(index, jnp.int32) for index in start])
 
 
 def _rows(array, units):
@@ -488,7 +504,7 @@ def _rows(array, units):
 
 def _gather(array, units, start, block):
     # `array[units, start : start + block]`
-    return jax.vmap(lambda unit: jax.lax.dynamic_slice(array, (unit, start), (1, block))[0])(units)
+    return jax.vmap(lambda unit: _slice(array, (unit, start), (1, block))[0])(units)
 
 
 def _at(array, unit):

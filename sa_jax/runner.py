@@ -159,7 +159,7 @@ def anneal_chains(
     setup_key, chains_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 1))
     keys = jax.device_put(jax.vmap(partial(jax.random.fold_in, chains_key))(jnp.arange(chains)), over_chains)
 
-    # All is compiled from shapes, so that a run which does not fit is refused before it takes any memory.
+    # All is compiled from shapes, so that a run which does not fit is refused before it takes that memory.
     samples = x.astype(np.float32), y.astype(np.int32)
     prepare = jax.jit(pruning.prepare, static_argnums=(4, 5)).lower(
         setup_key, network, *samples, kept, config.options
@@ -168,7 +168,7 @@ def anneal_chains(
     start = jax.jit(_start, static_argnums=(1, 2), out_shardings=over_chains)
     start = start.lower(problem, config.options, chains)
     states = _shapes(start.out_info, over_chains)
-    batch_size = config.chain_batch or default_chain_batch(devices[0].platform, per_device)
+    batch_size = min(config.chain_batch or default_chain_batch(devices[0].platform, per_device), per_device)
     chunk = chunk_steps(config.num_steps)
     prepare, start = prepare.compile(), start.compile()
     compiled = {
@@ -176,8 +176,8 @@ def anneal_chains(
         for steps in {min(chunk, config.num_steps), config.num_steps % chunk} - {0}
     }
     on_cpu = devices[0].platform == "cpu"
-    memory = max(_memory(program) for program in (prepare, start, *compiled.values()))
-    memory *= len(devices) if on_cpu else 1  # host devices share one memory, and each holds its own copy
+    copies = len(devices) if on_cpu else 1  # host devices share one memory, and each holds its own copy
+    memory = max(_memory(prepare), *(copies * _memory(program) for program in (start, *compiled.values())))
     free = free_memory(devices[0])
     needed, left = (f"{size / 1e6:,.1f} MB" for size in (memory, free or 0))
     on_message(f"needs {needed} of memory" + ("" if free is None else f"; {left} are free"))
@@ -277,12 +277,17 @@ def free_memory(device: Any) -> int | None:
         stats = device.memory_stats() or {}
         return stats["bytes_limit"] - stats["bytes_in_use"] if "bytes_limit" in stats else None
     free = psutil.virtual_memory().available
-    # What a container may take is less than what its host has.
-    limits = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if all(path.is_file() for path in limits):
-        limit, current = (path.read_text().strip() for path in limits)
-        if limit != "max":
-            free = min(free, int(limit) - int(current))
+    # What a container may take is less than what its host has: cgroup version 2, else 1.
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        paths = [Path("/sys/fs/cgroup", name) for name in (limit, used)]
+        if all(path.is_file() for path in paths):
+            most, taken = (path.read_text().strip() for path in paths)
+            counts = dict(line.split() for line in (paths[0].parent / "memory.stat").read_text().splitlines())
+            files = int(counts.get("inactive_file", 0))  # given back when needed
+            return free if most == "max" else max(min(free, int(most) - int(taken) + files), 0)
     return free
 
 
@@ -312,7 +317,8 @@ def _compile_chunk(problem, keys, states, config, steps, mesh, batch_size):
             key, state = chain
             return run_steps(key, landscape, state, schedule, first_step, steps, problem.data)[0]
 
-        return jax.lax.map(one_chain, (keys, states), batch_size=batch_size)
+        # A batch of one would still be vmapped, and every branch of the program evaluated.
+        return jax.lax.map(one_chain, (keys, states), batch_size=None if batch_size == 1 else batch_size)
 
     over_chains, everywhere = PartitionSpec("chains"), PartitionSpec()
     sharded = jax.shard_map(

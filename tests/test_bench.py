@@ -58,7 +58,7 @@ def test_command_writes_what_it_measured(rows, tmp_path, monkeypatch, capsys):
 
 
 def test_out_is_refused_before_measuring(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(bench, "bench", lambda quick: pytest.fail("measured"))
+    monkeypatch.setattr(bench, "bench", lambda quick, save: pytest.fail("measured"))
     (tmp_path / "folder.json").mkdir()
     (tmp_path / "file").touch()
     for out, reason in {

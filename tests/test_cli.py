@@ -27,7 +27,8 @@ def test_run_with_overridden_macros(tmp_path, capsys):
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["kept"] == 44 and result["total"] == 888 and result["num_steps"] == 400
     assert "44 of 888 branches kept" in output.out and str(tmp_path / "run" / "report.html") in output.out
-    assert output.err == ""  # no progress display where there is no terminal
+    # No progress display where there is no terminal.
+    assert output.err.startswith("sa-jax: needs ") and output.err.count("\n") == 1
 
     # The settings it leaves behind are the run.
     again = arguments(tmp_path / "again", gin_file=tmp_path / "run" / "operative.gin")

@@ -36,12 +36,17 @@ def program(sizes, make_swaps):
     def landscape(network):
         return masked_mlp(network, make_swaps(network), cross_entropy())
 
-    def chunk(key, network, state, data):
-        return run(key, landscape(network), state, lambda step: 0.01, 0, 1_000, data)[0]
+    def chunk(keys, network, states, data):
+        def one_chain(chain):
+            return run(chain[0], landscape(network), chain[1], lambda step: 0.01, 0, 1_000, data)[0]
+
+        return jax.lax.map(one_chain, (keys, states))
 
     mask = masks.random(jax.random.key(1), network.total, network.total // 10)
     state = init(landscape(network), mask, DATA)
-    compiled = jax.jit(chunk, donate_argnums=2).lower(jax.random.key(2), network, state, DATA).compile()
+    states = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), state)
+    keys = jax.random.split(jax.random.key(2))
+    compiled = jax.jit(chunk, donate_argnums=2).lower(keys, network, states, DATA).compile()
     return compiled.as_text(), [leaf for leaf in jax.tree.leaves(state) if leaf.ndim and leaf.size > 100]
 
 
@@ -77,9 +82,10 @@ def test_no_step_copies_what_it_carries(name, move):
     assert len(forbidden) >= 2
     found = copies(text)
     assert not forbidden & set(found), found
-    # The new logits begin as the old, which a rejection keeps; the best mask is copied when there is a new one.
+    # The new logits begin as the old, which a rejection keeps; the best mask is copied when there is a new one,
+    # from a step or a refresh.
     assert found.count(logits) <= 1
-    assert found.count(mask) <= 1
+    assert found.count(mask) <= 2
 
 
 def test_copies_are_seen():

@@ -26,7 +26,7 @@ NARROW = 32
 # Rows of a chunk: the least that holds all changed rows, or the greatest, repeatedly.
 CHUNKS = (4, 8, 16, 32)
 # Samples worked on at once, so that what a proposal computes stays in the cache.
-BLOCK_SAMPLES = 4096
+BLOCK_SAMPLES = 8192
 # The same in a full evaluation, whose needs of memory it bounds.
 EVALUATED_SAMPLES = 256
 # Branches that enter a unit, added in one pass.

@@ -2,8 +2,9 @@
 
 `naive` evaluates the whole masked network for each proposal, `compiled` is the incremental algorithm as a compiled
 loop on one core, `incremental` is `incremental.masked_mlp`. They take turns, round by round, each round from the
-same start. Everything is made from fixed seeds: inputs like those of MNIST, He-scaled weights, the dense network's
+same start. All is made from fixed seeds: inputs like those of MNIST, He-scaled weights, the dense network's
 answers as labels. The start keeps the largest weights of the whole network, hence more of the later layers.
+Walks are too short for a full evaluation that ends drift, as a run makes every `anneal.REFRESH_STEPS` steps.
 """
 
 import contextlib
@@ -39,6 +40,7 @@ from sa_jax.incremental import masked_mlp
 from sa_jax.landscape import from_energy
 from sa_jax.models import Network
 from sa_jax.moves import move_fn, uniform_swap
+from sa_jax.runner import program_bytes
 from sa_jax.schedules import END_SHARE, START_SHARE, constant
 from sa_jax.types import InputError, Landscape
 
@@ -243,7 +245,7 @@ def measure_ceilings() -> dict[str, Any]:
 
 
 def bound_seconds(flops: float, moved: float, working_set: float, ceilings: dict[str, Any]) -> float:
-    """The least time that a core needs, computing or moving at the rate of the next larger measured copy."""
+    """The time to compute all at the measured rate, or to move all at that of the next larger copy, if longer."""
     copies = {int(size): rate for size, rate in ceilings["copy_bytes_per_second"].items()}
     fitting = [size for size in sorted(copies) if size >= working_set]
     bandwidth = copies[fitting[0] if fitting else max(copies)]
@@ -345,13 +347,6 @@ def jax_method(name: str, case: Case, problem: Synthetic, counted: Count) -> Met
     return Method(walk, steps, compile_seconds, peak_bytes, sum(leaf.nbytes for leaf in arrays))
 
 
-def program_bytes(program: Any) -> int:
-    """Arguments, results and temporaries of a compiled program on one device."""
-    memory = program.memory_analysis()
-    total = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
-    return total - memory.alias_size_in_bytes
-
-
 def compiled_method(case: Case, problem: Synthetic, counted: Count) -> Method:
     """Prepares the compiled loop, one chain after the other."""
     from sa_jax import compiled
@@ -370,7 +365,7 @@ def compiled_method(case: Case, problem: Synthetic, counted: Count) -> Method:
         return time.perf_counter() - begin, statistics.mean(accepted) / num_steps
 
     at_once = steps_at_once(case.samples * counted.flops)
-    return Method(walk, at_once, compiled_seconds(), once + case.chains * per_chain, arrays)
+    return Method(walk, at_once, compiled_seconds(), once + (case.chains + 1) * per_chain, arrays)
 
 
 @functools.cache

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sa_jax import masks
+from sa_jax import masks, models
 from sa_jax.energies import Energy
 from sa_jax.landscape import from_energy
 from sa_jax.models import ACTIVATIONS, Network, check_activation
@@ -74,13 +74,12 @@ class Changes(NamedTuple):
 
     Attributes:
       at_ends: what each of the two branches adds to the unit at its end, float32 `[2, samples]`.
-      units: units of the first layer where the branches end, if they lie in that layer, int32 `[2]`.
-      first: changes of the two units' activations, float32 `[2, samples]`; the second is 0 where both are one.
+      first: changes of the activations of the first layer's units where they end, float32 `[2, samples]`; 0 where
+        a branch lies in another layer, and the second is 0 where both end in one unit.
       leaving: weights after the swap of the branches by which these changes go on, float32 `[2, units]`.
     """
 
     at_ends: jax.Array
-    units: jax.Array
     first: jax.Array
     leaving: jax.Array
 
@@ -225,7 +224,7 @@ def masked_mlp(network: Network, swaps: Swaps, energy: Energy, activation: str =
         leaving = jnp.zeros((2, 0))
         if head > 0:
             leaving = jnp.where(counted[:, None], fan_out(state.position, swap, 1, end.unit_out), 0)
-        changes = Changes(at_ends, end.unit_out, act(old + whole) - act(old), leaving)
+        changes = Changes(at_ends, act(old + whole) - act(old), leaving)
         # Once for all that follows: XLA would compute them again in every loop, and keep the old rows for it.
         return jax.lax.optimization_barrier(changes)
 
@@ -383,9 +382,10 @@ def masked_mlp(network: Network, swaps: Swaps, energy: Energy, activation: str =
         inputs, *targets = data
         changes = first_changes(state, swap, inputs)
         changed = []
-        for layer in range(1, head):
-            by_first = (changes.leaving != 0).any(0) | (places(swap, 1) != 0).any(0)
-            changed.append(by_first if layer == 1 else reached(state, swap, layer, changed[-1]))
+        if head > 1:
+            changed.append((changes.leaving != 0).any(0) | (places(swap, 1) != 0).any(0))
+        for layer in range(2, head):
+            changed.append(reached(state, swap, layer, changed[-1]))
         samples = inputs.shape[1]
         number, block = _blocks(samples, BLOCK_SAMPLES)
 
@@ -423,8 +423,9 @@ def masked_mlp(network: Network, swaps: Swaps, energy: Energy, activation: str =
         if head > 1:
             outputs = hidden_outputs(state, swap, changes, pending.changed, accepted)
         if head > 0:
-            added = jnp.where(ends(swap, 0).here[:, None], changes.at_ends, 0)
-            outputs[0] = outputs[0].at[changes.units[0]].add(added[0]).at[changes.units[1]].add(added[1])
+            end = ends(swap, 0)
+            added = jnp.where(end.here[:, None], changes.at_ends, 0)
+            outputs[0] = outputs[0].at[end.unit_out[0]].add(added[0]).at[end.unit_out[1]].add(added[1])
         times = _most(accepted.astype(jnp.int32))
         outputs[-1] = jax.lax.fori_loop(
             0, times, lambda _, logits: jnp.where(accepted, pending.logits, logits), outputs[-1]
@@ -452,20 +453,14 @@ def full_mlp(network: Network, swaps: Swaps, energy: Energy, activation: str = "
     """
     check_activation(activation)
 
-    def energy_fn(position, *data):
-        return _evaluate(network, position[0], data, energy, activation)[1]
+    def energy_fn(position, inputs, *targets):
+        masked = models.masked(network, position[0])
+        value = _dense(masked.kernels[0], masked.biases[0], inputs)
+        for kernel, bias in zip(masked.kernels[1:], masked.biases[1:], strict=True):
+            value = _dense(kernel, bias, ACTIVATIONS[activation](value))
+        return energy(value, *targets, axis=0)
 
     return from_energy(energy_fn, move_fn(swaps))
-
-
-def _evaluate(network, mask, data, energy, activation):
-    inputs, *targets = data
-    outputs, entering = [], inputs
-    kernel_masks = masks.unflatten(mask, network.shapes)
-    for kernel, kept, bias in zip(network.kernels, kernel_masks, network.biases, strict=True):
-        outputs.append(_dense(jnp.where(kept, kernel, 0), bias, entering))
-        entering = ACTIVATIONS[activation](outputs[-1])
-    return tuple(outputs), energy(outputs[-1], *targets, axis=0)
 
 
 def _dense(kernel, bias, entering):

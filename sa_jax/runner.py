@@ -116,7 +116,7 @@ class Annealed(NamedTuple):
       num_accepted: of each chain, int32 `[chains]`.
       trace: arrays by name; `step` and `temperature` `[entries]`, `energy`, `best_energy` and `acceptance`
         (since the entry before) `[chains, entries]`.
-      memory_bytes: what the programs need, over all devices of a CPU or on one of an accelerator.
+      memory_bytes: what the programs need, over all devices of a CPU or on one of an accelerator; 0 if unknown.
       chain_batch: chains vmapped together.
       compile_seconds: wall time.
       anneal_seconds: wall time.
@@ -177,10 +177,12 @@ def anneal_chains(
     }
     on_cpu = devices[0].platform == "cpu"
     copies = len(devices) if on_cpu else 1  # host devices share one memory, and each holds its own copy
-    memory = max(_memory(prepare), *(copies * _memory(program) for program in (start, *compiled.values())))
+    chunks = (start, *compiled.values())
+    memory = max(program_bytes(prepare), *(copies * program_bytes(program) for program in chunks))
     free = free_memory(devices[0])
     needed, left = (f"{size / 1e6:,.1f} MB" for size in (memory, free or 0))
-    on_message(f"needs {needed} of memory" + ("" if free is None else f"; {left} are free"))
+    if memory:
+        on_message(f"needs {needed} of memory" + ("" if free is None else f"; {left} are free"))
     if free is not None and memory > free:
         raise InputError(
             f"the run needs {needed} of memory and {left} are free: lower NUM_SAMPLES, NUM_CHAINS or HIDDEN"
@@ -295,7 +297,8 @@ def _shapes(tree, sharding):
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
 
 
-def _memory(program):
+def program_bytes(program: Any) -> int:
+    """Arguments, results and temporaries of a compiled program on one device; 0 where that is not known."""
     used = program.memory_analysis()
     if used is None:  # not every platform tells
         return 0

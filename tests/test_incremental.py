@@ -44,7 +44,10 @@ def make_network(name, use_bias, seed=0):
     shapes = list(itertools.pairwise(SIZES[name]))
     depth = len(shapes)
     keys = jax.random.split(jax.random.key(seed), 2 * depth)
-    kernels = tuple(jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=False))
+    # Outputs of about the same size in narrow and in wide networks.
+    kernels = tuple(
+        2 / np.sqrt(shape[0]) * jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=False)
+    )
     biases = tuple(jax.random.normal(key, shape[1:]) for key, shape in zip(keys[depth:], shapes, strict=True))
     return models.Network(kernels, biases if use_bias else (None,) * depth)
 
@@ -74,7 +77,7 @@ def full_energy(network, energy, activation):
             low, high = np.sort(a, 1)[:, -2:].T
             # Rounding may break a tie either way, as between two classes without a kept branch.
             return np.where(high - low < 1e-4, np.nan, a.argmax(1) != np.asarray(y)).mean()
-        a = 3.0 * a
+        a = 3.0 * (a - a.max(1, keepdims=True))
         return np.mean(np.log(np.exp(a).sum(1)) - a[np.arange(len(y)), np.asarray(y)])
 
     return evaluate

@@ -354,7 +354,9 @@ def masked_mlp(network: Network, swaps: Swaps, energy: Energy, activation: str =
         first = _slice(changes.first, (0, start), (2, block))
         if head == 2 and shapes[1][1] <= NARROW:
             second = _slice(state.outputs[1], (0, start), (shapes[1][1], block))
-            second = second + changes.leaving.T @ first + places(swap, 1).T @ at_ends
+            factors = jnp.concatenate([changes.leaving, places(swap, 1)])
+            rows = jnp.concatenate([first, at_ends])
+            second = second + sum(factors[j][:, None] * rows[j] for j in range(4))
             kernel = fan_out(state.position, swap, head, jnp.arange(shapes[1][1]))
             return _dense(kernel, network.biases[head], act(second))
         place = places(swap, head)
@@ -371,7 +373,8 @@ def masked_mlp(network: Network, swaps: Swaps, energy: Energy, activation: str =
         def add(units, real, logits):
             if head == 2:
                 old = _gather(state.outputs[1], units, start, block)
-                change = act(old + jnp.where(real, coefficients[:, units], 0).T @ sources) - act(old)
+                factors = jnp.where(real, coefficients[:, units], 0)
+                change = act(old + sum(factors[j][:, None] * sources[j] for j in range(4))) - act(old)
             else:
                 change = jnp.where(real[:, None], _gather(state.scratch[-1], units, start, block), 0)
             return logits + _dense(fan_out(state.position, swap, head, units), None, change)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sa_jax.landscape import most
 from sa_jax.schedules import constant
 from sa_jax.types import AnnealResult, AnnealState, InputError, Landscape, PyTree, Scalar, Schedule, Trace
 
@@ -57,10 +58,15 @@ def step(
     data: tuple = (),
 ) -> AnnealState:
     """One proposal, from its random numbers to its acceptance."""
-    move, log_q_ratio = landscape.propose(noise, state.walk, temperature)
-    energy_change, pending = landscape.delta(state.walk, move, data)
-    accepted = accept(energy_change, log_q_ratio, temperature, log_u)
-    return _settle(landscape, state, move, pending, accepted)
+    move, log_q_ratio = landscape.propose(noise, state.walk, temperature, data)
+
+    def settle(_, state):
+        energy_change, pending = landscape.delta(state.walk, move, data)
+        accepted = accept(energy_change, log_q_ratio, temperature, log_u)
+        return _settle(landscape, state, move, pending, accepted)
+
+    # A loop of one pass or none, which updates its carry in place where a branch would copy it.
+    return jax.lax.fori_loop(0, most((log_q_ratio > -jnp.inf).astype(jnp.int32)), settle, state)
 
 
 def _settle(landscape, state, move, pending, accepted):
@@ -115,7 +121,8 @@ def speculate(
         noises, log_us, temperatures = jax.tree.map(
             lambda leaf: leaf[jnp.minimum(ahead, num_steps - 1)], (noise, log_u, temperature)
         )
-        moves, log_q_ratios = jax.vmap(landscape.propose, (0, None, 0))(noises, state.walk, temperatures)
+        propose = jax.vmap(landscape.propose, (0, None, 0, None))
+        moves, log_q_ratios = propose(noises, state.walk, temperatures, data)
         changes, pendings = jax.vmap(landscape.delta, (None, 0, None))(state.walk, moves, data)
         accepted = jax.vmap(accept)(changes, log_q_ratios, temperatures, log_us) & (ahead < num_steps)
         first = jnp.where(accepted.any(), accepted.argmax(), together - 1).astype(jnp.int32)

@@ -12,7 +12,7 @@ Energy = Callable[..., jax.Array]
 UNROLLED_CLASSES = 32
 
 
-def cross_entropy(logit_scale: jax.Array | float = 1.0) -> Energy:
+def cross_entropy(logit_scale: jax.Array | float = 1.0, label_smoothing: float = 0.0) -> Energy:
     """Mean cross-entropy of the labels under `softmax(logit_scale * logits)`, in nats.
 
     Pruning shrinks the logits, and an unscaled cross-entropy spends its branches on growing them back.
@@ -20,6 +20,7 @@ def cross_entropy(logit_scale: jax.Array | float = 1.0) -> Energy:
 
     Args:
       logit_scale: positive factor on the logits.
+      label_smoothing: share of a label that is spread over all classes, 0 to 1 (Szegedy et al. 2016, section 7).
 
     Returns:
       `(logits, labels, axis=-1) -> energy`, with logits float `[samples, classes]` (or classes along any
@@ -31,17 +32,63 @@ def cross_entropy(logit_scale: jax.Array | float = 1.0) -> Energy:
 
     def energy(logits: jax.Array, labels: jax.Array, axis: int = -1) -> jax.Array:
         logits = logits * logit_scale
-        if logits.shape[axis] > UNROLLED_CLASSES:
-            classes = jax.lax.broadcasted_iota(labels.dtype, logits.shape, axis % logits.ndim)
-            wanted = jnp.where(classes == jnp.expand_dims(labels, axis), logits, 0).sum(axis)
-            return jnp.mean(jax.nn.logsumexp(logits, axis) - wanted)
-        by_class = jnp.unstack(logits, axis=axis)
-        largest = reduce(jnp.maximum, by_class)
-        others = sum(jnp.exp(row - largest) for row in by_class)
-        wanted = sum(jnp.where(labels == label, row, 0) for label, row in enumerate(by_class))
-        # The sum is at least 1 or NaN. Without the select XLA's CPU compiler hands all of this to a kernel library
-        # when samples are many, and takes half as long again.
-        return jnp.mean(jnp.where(others > 0, jnp.log(others) + largest - wanted, jnp.nan))
+        others, largest = _softmax_sum(logits, axis)
+        wanted = (1 - label_smoothing) * _of_label(logits, labels, axis)
+        if label_smoothing:
+            wanted += label_smoothing * logits.mean(axis)
+        return _mean(others, jnp.log(others) + largest - wanted)
+
+    return energy
+
+
+def kl_to_teacher(logit_scale: jax.Array | float = 1.0, teacher_scale: jax.Array | float = 1.0) -> Energy:
+    """Mean Kullback-Leibler divergence of a network's predictions from a teacher's, in nats (Hinton et al. 2015).
+
+    Needs no labels: any inputs will do.
+
+    Args:
+      logit_scale: positive factor on the network's logits.
+      teacher_scale: positive factor on the teacher's logits, the reciprocal of its temperature.
+
+    Returns:
+      `(logits, teacher_logits, axis=-1) -> energy`, both of the shape `[samples, classes]`, energy float32 `[]`.
+
+    >>> logits = jnp.array([[1.0, 2.0, 3.0]])
+    >>> kl_to_teacher()(logits, logits)
+    Array(0., dtype=float32)
+    """
+
+    def energy(logits: jax.Array, teacher_logits: jax.Array, axis: int = -1) -> jax.Array:
+        # The same in every proposal, and computed before the first.
+        log_teacher = jax.nn.log_softmax(teacher_logits * teacher_scale, axis)
+        teacher = jnp.exp(log_teacher)
+        negative_entropy = (teacher * log_teacher).sum(axis)
+        logits = logits * logit_scale
+        others, largest = _softmax_sum(logits, axis)
+        return _mean(others, negative_entropy + jnp.log(others) + largest - (teacher * logits).sum(axis))
+
+    return energy
+
+
+def margin_loss(margin: jax.Array | float = 1.0) -> Energy:
+    """Mean of how much the label's logit lacks to exceed all others by a margin (Crammer & Singer 2001).
+
+    Args:
+      margin: positive, in units of the logits.
+
+    Returns:
+      `(logits, labels, axis=-1) -> energy`, shapes as in `cross_entropy`, energy in units of the margin.
+
+    >>> margin_loss(2.0)(jnp.array([[1.0, 0.0, -3.0], [0.0, 1.0, 3.0]]), jnp.array([0, 2]))
+    Array(0.25, dtype=float32)
+    """
+
+    def energy(logits: jax.Array, labels: jax.Array, axis: int = -1) -> jax.Array:
+        classes = jax.lax.broadcasted_iota(labels.dtype, logits.shape, axis % logits.ndim)
+        is_label = classes == jnp.expand_dims(labels, axis)
+        largest_other = jnp.where(is_label, -jnp.inf, logits).max(axis)
+        lacks = 1 - (_of_label(logits, labels, axis) - largest_other) / margin
+        return jnp.mean(jnp.maximum(lacks, 0))
 
     return energy
 
@@ -60,3 +107,27 @@ def error_rate() -> Energy:
         return jnp.mean((logits.argmax(axis) != labels).astype(jnp.float32))
 
     return energy
+
+
+def _softmax_sum(logits, axis):
+    """`exp(logits - largest)`, summed over the classes, and the largest logit."""
+    if logits.shape[axis] > UNROLLED_CLASSES:
+        largest = logits.max(axis)
+        return jnp.exp(logits - jnp.expand_dims(largest, axis)).sum(axis), largest
+    by_class = jnp.unstack(logits, axis=axis)
+    largest = reduce(jnp.maximum, by_class)
+    return sum(jnp.exp(row - largest) for row in by_class), largest
+
+
+def _of_label(logits, labels, axis):
+    if logits.shape[axis] > UNROLLED_CLASSES:
+        classes = jax.lax.broadcasted_iota(labels.dtype, logits.shape, axis % logits.ndim)
+        return jnp.where(classes == jnp.expand_dims(labels, axis), logits, 0).sum(axis)
+    by_class = jnp.unstack(logits, axis=axis)
+    return sum(jnp.where(labels == label, row, 0) for label, row in enumerate(by_class))
+
+
+def _mean(others, losses):
+    # The sum is at least 1 or NaN. Without the select XLA's CPU compiler hands all of this to a kernel library
+    # when samples are many, and takes half as long again.
+    return jnp.mean(jnp.where(others > 0, losses, jnp.nan))

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from sa_jax import masks, models
 from sa_jax.energies import Energy
-from sa_jax.landscape import from_energy
+from sa_jax.landscape import from_energy, most
 from sa_jax.models import ACTIVATIONS, Network, check_activation
 from sa_jax.moves import Swaps, move_fn, swap_mask
 from sa_jax.types import Landscape, PyTree
@@ -171,8 +171,8 @@ def masked_mlp(network: Network, swaps: Swaps, energy: Energy, activation: str =
         scratch = tuple(jnp.full(size, _zero(mask, data[0])) for size in sizes)
         return MlpState(mask, value, swaps.init(mask), outputs, fan_in, scratch)
 
-    def propose(noise, state, temperature):
-        del temperature
+    def propose(noise, state, temperature, data):
+        del temperature, data
         return swaps.propose(noise, state.swaps, state.position)
 
     def ends(swap, layer):
@@ -269,7 +269,7 @@ def masked_mlp(network: Network, swaps: Swaps, energy: Energy, activation: str =
                 return change + sum(terms)
 
             change = (_at(place[0], unit) * direct[0] + _at(place[1], unit) * direct[1])[None]
-            return jax.lax.fori_loop(0, _most(-(-count // FAN_IN_CHUNK)), add, change)
+            return jax.lax.fori_loop(0, most(-(-count // FAN_IN_CHUNK)), add, change)
 
         def of_all(i):
             # Depends on the loop it stands in by i, lest XLA move it out and compute it in any case.
@@ -318,7 +318,7 @@ def masked_mlp(network: Network, swaps: Swaps, energy: Energy, activation: str =
                 new = jnp.where(pays, change_of(old, of_all(i)), kept)
                 return _update(scratch, new, (0, start))
 
-            times = _most(pays.astype(jnp.int32))
+            times = most(pays.astype(jnp.int32))
             scratch[layer - 1] = jax.lax.fori_loop(0, times, write_all, scratch[layer - 1])
         return tuple(scratch)
 
@@ -341,7 +341,7 @@ def masked_mlp(network: Network, swaps: Swaps, energy: Energy, activation: str =
             outputs[layer] = _each(units & ~pays & accepted, add_row(of_unit), outputs[layer])
             outputs[layer] = jax.lax.fori_loop(
                 0,
-                _most((pays & accepted).astype(jnp.int32)),
+                most((pays & accepted).astype(jnp.int32)),
                 lambda i, value, of_all=of_all, pays=pays: value + jnp.where(pays & accepted, of_all(i), 0),
                 outputs[layer],
             )
@@ -360,7 +360,7 @@ def masked_mlp(network: Network, swaps: Swaps, energy: Energy, activation: str =
             kernel = fan_out(state.position, swap, head, jnp.arange(shapes[1][1]))
             return _dense(kernel, network.biases[head], act(second))
         place = places(swap, head)
-        direct = _most((place != 0).any().astype(jnp.int32)) > 0
+        direct = most((place != 0).any().astype(jnp.int32)) > 0
         logits = jax.lax.cond(direct, lambda: logits + place.T @ at_ends, lambda: logits)
         if head == 0:
             return logits
@@ -409,7 +409,7 @@ def masked_mlp(network: Network, swaps: Swaps, energy: Energy, activation: str =
         # Where nothing leads on to the logits the energy is what it was.
         last = changed[-1] if head > 1 else changes.leaving != 0
         touched = (places(swap, head) != 0).any() | last.any()
-        evaluated = _most(touched.astype(jnp.int32)) > 0
+        evaluated = most(touched.astype(jnp.int32)) > 0
         value = jax.lax.cond(evaluated, lambda: energy(logits, *targets, axis=0), lambda: state.energy)
         value = jnp.where(touched, value, state.energy)
         return value - state.energy, Pending(value, changes, tuple(changed), logits, scratch)
@@ -429,7 +429,7 @@ def masked_mlp(network: Network, swaps: Swaps, energy: Energy, activation: str =
             end = ends(swap, 0)
             added = jnp.where(end.here[:, None], changes.at_ends, 0)
             outputs[0] = outputs[0].at[end.unit_out[0]].add(added[0]).at[end.unit_out[1]].add(added[1])
-        times = _most(accepted.astype(jnp.int32))
+        times = most(accepted.astype(jnp.int32))
         outputs[-1] = jax.lax.fori_loop(
             0, times, lambda _, logits: jnp.where(accepted, pending.logits, logits), outputs[-1]
         )
@@ -510,19 +510,6 @@ def _at(array, unit):
     return array.at[unit].get(mode="fill", fill_value=0)
 
 
-@jax.custom_batching.custom_vmap
-def _most(number):
-    # Under vmap the greatest of all chains, so that a loop's bound stays one number: with a bound of its own
-    # for each chain, every pass of the loop would copy all that it carries.
-    return number
-
-
-@_most.def_vmap
-def _most_of_batch(axis_size, in_batched, number):
-    del axis_size, in_batched
-    return _most(number.max(0)), False
-
-
 def _chunks(changed, sizes, body, carry):
     """Calls `body(units, real, carry) -> carry` with the changed units, in order, a chunk at a time.
 
@@ -530,7 +517,7 @@ def _chunks(changed, sizes, body, carry):
     is filled up with arbitrary units that are not real.
     """
     width, own = changed.size, changed.sum(dtype=jnp.int32)
-    count, upto = _most(own), _running_count(changed)
+    count, upto = most(own), _running_count(changed)
     smaller = 0
     for size in sizes:
         if size == sizes[-1]:
@@ -562,7 +549,7 @@ def _each(changed, body, carry):
 
     def chunk(units, real, carry):
         units = jnp.where(real, units, changed.size)
-        number = _most(real.sum(dtype=jnp.int32))
+        number = most(real.sum(dtype=jnp.int32))
         return jax.lax.fori_loop(0, number, lambda i, carry: body(units[i], carry), carry)
 
     return _chunks(changed, CHUNKS[-1:], chunk, carry)
@@ -593,4 +580,4 @@ def _swapped(neighbours, end, accepted):
         units = units.at[into, slot].set(unit.astype(units.dtype), mode="drop")
         return Neighbours(units, count.at[into].add(grows.astype(jnp.int32)))
 
-    return jax.lax.fori_loop(0, _most((accepted & end.here.any()).astype(jnp.int32)), update, neighbours)
+    return jax.lax.fori_loop(0, most((accepted & end.here.any()).astype(jnp.int32)), update, neighbours)

@@ -47,8 +47,8 @@ def from_energy(energy_fn: Callable[..., jax.Array], move_fn: Callable[..., PyTr
         position = jax.tree.map(_as_array, position)
         return EnergyState(position, evaluate(position, data))
 
-    def propose(rng_key, state, temperature):
-        del temperature
+    def propose(rng_key, state, temperature, data):
+        del temperature, data
         moved = move_fn(rng_key, state.position)
         expected = jax.tree.structure(state.position)
         if jax.tree.structure(moved) == expected:
@@ -81,6 +81,22 @@ def from_energy(energy_fn: Callable[..., jax.Array], move_fn: Callable[..., PyTr
         return state._replace(energy=evaluate(state.position, data))
 
     return Landscape(init, lambda rng_key: rng_key, propose, delta, commit, refresh)
+
+
+@jax.custom_batching.custom_vmap
+def most(number: jax.Array) -> jax.Array:
+    """A loop's bound, int32 `[]`, under vmap the greatest of all chains, so that it stays one number.
+
+    With a bound of its own for each chain, every pass of the loop would copy all that it carries. The loop's
+    body must do no harm to a chain that has had its passes.
+    """
+    return number
+
+
+@most.def_vmap
+def _most_of_batch(axis_size, in_batched, number):
+    del axis_size, in_batched
+    return most(number.max(0)), False
 
 
 def _as_array(leaf):

@@ -60,6 +60,36 @@ def by_score(scores: jax.Array, kept: int) -> jax.Array:
     return jnp.zeros(scores.shape, bool).at[highest_first[:kept]].set(True)
 
 
+def erk_counts(shapes: Sequence[tuple[int, int]], kept: int) -> list[int]:
+    """How many branches of each kernel stay under Erdos-Renyi-Kernel densities, `kept` in all.
+
+    A layer's density is proportional to `(inputs + outputs) / (inputs * outputs)`; layers that it would fill
+    are kept whole, and the others share the rest (Mocanu et al. 2018; Evci et al. 2020, section 3).
+
+    Args:
+      shapes: `(inputs, outputs)` of each kernel.
+      kept: number of ones in all.
+
+    >>> erk_counts([(784, 300), (300, 100), (100, 10)], 3000)
+    [2040, 753, 207]
+    """
+    sizes = [inputs * outputs for inputs, outputs in shapes]
+    whole: set[int] = set()
+    while True:
+        rest = kept - sum(sizes[layer] for layer in whole)
+        units = sum(sum(shape) for layer, shape in enumerate(shapes) if layer not in whole)
+        shares = [rest * sum(shape) / units if units else 0.0 for shape in shapes]
+        full = {layer for layer, share in enumerate(shares) if layer not in whole and share >= sizes[layer]}
+        if not full:
+            break
+        whole |= full
+    counts = [size if layer in whole else int(shares[layer]) for layer, size in enumerate(sizes)]
+    by_remainder = sorted(set(range(len(sizes))) - whole, key=lambda layer: int(shares[layer]) - shares[layer])
+    for layer in by_remainder[: kept - sum(counts)]:
+        counts[layer] += 1
+    return counts
+
+
 def flatten(kernel_masks: Sequence[jax.Array]) -> jax.Array:
     """Joins one mask per kernel, each `[inputs, outputs]` in network order, to a flat mask `[total]`."""
     return jnp.concatenate([jnp.ravel(mask) for mask in kernel_masks])

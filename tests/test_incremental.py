@@ -331,7 +331,7 @@ def test_exactly_k_kept_and_lists_true_after_every_step():
 
         @jax.jit
         def one_step(state, key, landscape=landscape):
-            move, _ = landscape.propose(landscape.draw(key), state, jnp.float32(1))
+            move, _ = landscape.propose(landscape.draw(key), state, jnp.float32(1), data)
             _, pending = landscape.delta(state, move, data)
             return landscape.commit(state, move, pending, jax.random.bernoulli(key))
 

@@ -1,0 +1,77 @@
+"""Delayed acceptance: a proposal is screened on some of the samples, and only what passes is evaluated on all.
+
+Christen & Fox 2005, *Markov chain Monte Carlo using an approximation*.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from sa_jax.anneal import accept
+from sa_jax.types import Landscape
+
+
+class DelayedState(NamedTuple):
+    """The same walk on all samples and on those that screen."""
+
+    walk: Any
+    screen: Any
+
+    @property
+    def position(self) -> Any:
+        """The position."""
+        return self.walk.position
+
+    @property
+    def energy(self) -> jax.Array:
+        """The energy on all samples, float32 `[]`."""
+        return self.walk.energy
+
+
+def delayed_acceptance(landscape: Landscape, part: Callable[[tuple], tuple]) -> Landscape:
+    """Makes a landscape that decides in two stages.
+
+    A swap `x -> y` passes the first stage with the Metropolis-Hastings probability of the energy `E'` on the
+    samples that screen. Seen as the proposals of the second stage, those that pass have the ratio
+    `q(y -> x) / q(x -> y) = exp((E'(y) - E'(x)) / T)`, by which the second corrects the first: a chain at a fixed
+    temperature samples the Boltzmann distribution of the energy on all samples, exactly. What is lost are moves
+    that the screening samples judge too harshly.
+
+    Args:
+      landscape: what decides in both stages.
+      part: `data -> data`, the samples that screen.
+
+    Returns:
+      A `Landscape` on the same positions and data.
+    """
+
+    def init(position, data):
+        return DelayedState(landscape.init(position, data), landscape.init(position, part(data)))
+
+    def draw(rng_key):
+        move_key, screen_key = jax.random.split(rng_key)
+        return landscape.draw(move_key), -jax.random.exponential(screen_key)
+
+    def propose(noise, state, temperature, data):
+        noise, log_u = noise
+        some = part(data)
+        move, log_q_ratio = landscape.propose(noise, state.screen, temperature, some)
+        change, pending = landscape.delta(state.screen, move, some)
+        passes = accept(change, log_q_ratio, temperature, log_u)
+        ratio = jnp.where(temperature > 0, change / jnp.where(temperature > 0, temperature, 1), 0)
+        return (move, pending), jnp.where(passes, ratio, -jnp.inf)
+
+    def delta(state, move, data):
+        return landscape.delta(state.walk, move[0], data)
+
+    def commit(state, move, pending, accepted):
+        swap, screened = move
+        walk = landscape.commit(state.walk, swap, pending, accepted)
+        return DelayedState(walk, landscape.commit(state.screen, swap, screened, accepted))
+
+    def refresh(state, data):
+        return DelayedState(landscape.refresh(state.walk, data), landscape.refresh(state.screen, part(data)))
+
+    return Landscape(init, draw, propose, delta, commit, refresh)

@@ -1,0 +1,309 @@
+"""Many chains that help each other: replica exchange and population annealing, on the steps of `anneal`.
+
+Swendsen & Wang 1986 and Hukushima & Nemoto 1996 for replica exchange; Hukushima & Iba 2003 and Machta 2010 for
+population annealing.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from sa_jax.anneal import BLOCK_STEPS, init, run
+from sa_jax.schedules import constant
+from sa_jax.types import AnnealState, InputError, Landscape, PyTree, Schedule
+
+# Share of exchanges that an adapted ladder aims at (0.23 is best where energies are Gaussian; Kone & Kofke 2005).
+EXCHANGE_SHARE = 0.25
+# How far a gap of the ladder moves at the first adaptation, as a logarithm; at the n-th it is this over n + 1.
+FIRST_ADAPTATION = 0.5
+
+
+class TemperResult(NamedTuple):
+    """What `temper` returns; rungs are in the order of the temperatures.
+
+    Attributes:
+      best: the position of the lowest energy that any replica met.
+      best_energy: its energy, float32 `[]`.
+      final: positions after the last step, leading axis `[rungs]`.
+      final_energy: float32 `[rungs]`.
+      temperatures: the ladder, adapted or as given, float32 `[rungs]`.
+      exchange_share: of the exchanges between each rung and the next, since the ladder was fixed, float32
+        `[rungs - 1]`; NaN where none was tried.
+      num_accepted: proposals that each replica accepted, wherever it was, int32 `[rungs]`.
+      round_trips: how often each replica went from the first rung to the last and back, int32 `[rungs]`.
+    """
+
+    best: PyTree
+    best_energy: jax.Array
+    final: PyTree
+    final_energy: jax.Array
+    temperatures: jax.Array
+    exchange_share: jax.Array
+    num_accepted: jax.Array
+    round_trips: jax.Array
+
+
+class Replicas(NamedTuple):
+    """All replicas between two blocks of steps; a replica keeps its state and changes its rung.
+
+    Attributes:
+      chains: an `AnnealState` with leading axis `[rungs]`.
+      rung: where each replica is, int32 `[rungs]`.
+      log_temperatures: of each rung, float32 `[rungs]`.
+      tried: exchanges tried between each rung and the next since the ladder was fixed, int32 `[rungs - 1]`.
+      exchanged: those accepted, int32 `[rungs - 1]`.
+      heading: of each replica, 1 after it was at the last rung, -1 after the first, 0 before, int32 `[rungs]`.
+      round_trips: see `TemperResult`.
+    """
+
+    chains: AnnealState
+    rung: jax.Array
+    log_temperatures: jax.Array
+    tried: jax.Array
+    exchanged: jax.Array
+    heading: jax.Array
+    round_trips: jax.Array
+
+
+def temper(
+    rng_key: jax.Array,
+    landscape: Landscape,
+    position: PyTree,
+    temperatures: jax.Array,
+    num_steps: int,
+    data: tuple = (),
+    adapt_steps: int = 0,
+    chain_batch: int | None = None,
+) -> TemperResult:
+    """Replica exchange: one chain at each temperature, and neighbours that exchange their temperatures. Pure.
+
+    After every `anneal.BLOCK_STEPS` steps the replicas at neighbouring temperatures, every other pair in turn,
+    exchange them with probability `min(1, exp((1 / T_i - 1 / T_j) * (E_i - E_j)))`. With a fixed ladder, each
+    rung samples the Boltzmann distribution of its temperature.
+
+    Args:
+      rng_key: a key, `[]`.
+      landscape: what to walk on.
+      position: initial position of all replicas.
+      temperatures: rising, above 0, float `[rungs]`, at least 2; `jnp.geomspace(low, high, rungs)` is usual.
+      num_steps: proposals of each replica, rounded up to whole blocks; static.
+      data: passed on to the landscape.
+      adapt_steps: of these, so many during which all temperatures but the first move until neighbours exchange
+        a share `EXCHANGE_SHARE` of the times; static. Afterwards the ladder is fixed.
+      chain_batch: replicas vmapped together, 1 on a CPU; None for all. Static.
+
+    Returns:
+      A `TemperResult`.
+
+    Raises:
+      InputError: fewer than two temperatures, or more `adapt_steps` than steps.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from sa_jax import from_energy
+    >>> energy = lambda x: 0.1 * (x - 7) ** 2 + 2 * jnp.cos(2 * x)
+    >>> move = lambda rng_key, x: x + jax.random.normal(rng_key)
+    >>> ladder = jnp.geomspace(0.05, 5, 4)
+    >>> result = temper(jax.random.key(0), from_energy(energy, move), 0.0, ladder, 1_000)
+    >>> round(float(result.best), 1)
+    7.8
+    """
+    temperatures = jnp.asarray(temperatures, jnp.float32)
+    if temperatures.ndim != 1 or temperatures.size < 2:
+        raise InputError(f"temperatures must have the shape [rungs], at least 2, not {list(temperatures.shape)}")
+    if not 0 <= adapt_steps <= num_steps:
+        raise InputError(f"adapt_steps must be from 0 to num_steps, {num_steps}, not {adapt_steps}")
+    rungs = temperatures.size
+    chains_key, exchange_key = jax.random.split(rng_key)
+    keys = jax.vmap(partial(jax.random.fold_in, chains_key))(jnp.arange(rungs))
+    start = init(landscape, position, data)
+    none = jnp.zeros(rungs, jnp.int32)
+    replicas = Replicas(
+        jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (rungs, *leaf.shape)), start),
+        jnp.arange(rungs, dtype=jnp.int32),
+        jnp.log(temperatures),
+        none[1:],
+        none[1:],
+        none,
+        none,
+    )
+    adapted_blocks = 2 * -(-adapt_steps // (2 * BLOCK_STEPS))
+
+    def block(replicas, number):
+        def walk(chain):
+            key, state, temperature = chain
+            return run(key, landscape, state, constant(temperature), number * BLOCK_STEPS, BLOCK_STEPS, data)[0]
+
+        own = jnp.exp(replicas.log_temperatures)[replicas.rung]
+        chains = _map(walk, (keys, replicas.chains, own), chain_batch)
+        replicas = _exchange(jax.random.fold_in(exchange_key, number), replicas._replace(chains=chains), number)
+        # Every other pair is tried in a block: shares are taken over two.
+        adapts = (number < adapted_blocks) & (number % 2 == 1)
+        shares = replicas.exchanged / jnp.maximum(replicas.tried, 1)
+        rate = FIRST_ADAPTATION / (1 + number // 2)
+        gaps = jnp.diff(replicas.log_temperatures) * jnp.exp(rate * (shares - EXCHANGE_SHARE))
+        ladder = replicas.log_temperatures[0] + jnp.pad(jnp.cumsum(gaps), (1, 0))
+        return replicas._replace(
+            log_temperatures=jnp.where(adapts, ladder, replicas.log_temperatures),
+            tried=jnp.where(adapts, 0, replicas.tried),
+            exchanged=jnp.where(adapts, 0, replicas.exchanged),
+        ), None
+
+    replicas, _ = jax.lax.scan(block, replicas, jnp.arange(-(-num_steps // BLOCK_STEPS), dtype=jnp.int32))
+    chains = replicas.chains
+    winner = chains.best_energy.argmin()
+    at = jnp.argsort(replicas.rung)
+    return TemperResult(
+        jax.tree.map(lambda leaf: leaf[winner], chains.best),
+        chains.best_energy[winner],
+        jax.tree.map(lambda leaf: leaf[at], chains.walk.position),
+        chains.walk.energy[at],
+        jnp.exp(replicas.log_temperatures),
+        jnp.where(replicas.tried > 0, replicas.exchanged / replicas.tried, jnp.nan),
+        chains.num_accepted,
+        replicas.round_trips,
+    )
+
+
+class PopulationResult(NamedTuple):
+    """What `population_anneal` returns.
+
+    Attributes:
+      best: the position of the lowest energy that any member met.
+      best_energy: its energy, float32 `[]`.
+      final: positions after the last step, leading axis `[members]`.
+      final_energy: float32 `[members]`.
+      family: the member of the first population from which each descends, int32 `[members]`.
+      mean_family_size: `members * sum((family size / members)**2)`, float32 `[]`: far below the number of members
+        where the population was large enough (Wang, Machta & Katzgraber 2015, equation 6).
+      num_accepted: accepted proposals of each member and its ancestors, int32 `[members]`.
+    """
+
+    best: PyTree
+    best_energy: jax.Array
+    final: PyTree
+    final_energy: jax.Array
+    family: jax.Array
+    mean_family_size: jax.Array
+    num_accepted: jax.Array
+
+
+def population_anneal(
+    rng_key: jax.Array,
+    landscape: Landscape,
+    positions: PyTree,
+    schedule: Schedule,
+    num_steps: int,
+    data: tuple = (),
+    chain_batch: int | None = None,
+) -> PopulationResult:
+    """Population annealing: chains that cool together and are resampled as they do. Pure.
+
+    After every `anneal.BLOCK_STEPS` steps at one temperature, `T`, members are copied or dropped in proportion to
+    `exp(-(1 / T' - 1 / T) * E)`, with `T'` that of the steps to come; their number stays (systematic resampling;
+    Douc & Cappe 2005). So a large population keeps to the Boltzmann distribution as it cools.
+
+    Args:
+      rng_key: a key, `[]`.
+      landscape: what to walk on.
+      positions: initial positions, leading axis `[members]`, at least 2.
+      schedule: `step -> temperature`, above 0; taken at the first step of each block.
+      num_steps: proposals of each member, rounded up to whole blocks; static.
+      data: passed on to the landscape.
+      chain_batch: members vmapped together, 1 on a CPU; None for all. Static.
+
+    Returns:
+      A `PopulationResult`.
+
+    Raises:
+      InputError: fewer than two members.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from sa_jax import from_energy, geometric
+    >>> energy = lambda x: 0.1 * (x - 7) ** 2 + 2 * jnp.cos(2 * x)
+    >>> move = lambda rng_key, x: x + jax.random.normal(rng_key)
+    >>> landscape, start = from_energy(energy, move), jnp.zeros(20)
+    >>> result = population_anneal(jax.random.key(0), landscape, start, geometric(5.0, 0.01, 1000), 1000)
+    >>> round(float(result.best), 1)
+    7.8
+    """
+    members = jnp.shape(jax.tree.leaves(positions)[0])[0] if jnp.ndim(jax.tree.leaves(positions)[0]) else 1
+    if members < 2:
+        raise InputError("positions must have a leading axis [members] of at least 2")
+    chains_key, resample_key = jax.random.split(rng_key)
+    keys = jax.vmap(partial(jax.random.fold_in, chains_key))(jnp.arange(members))
+    states = _map(lambda position: init(landscape, position, data), positions, chain_batch)
+
+    def block(carry, number):
+        states, family, best, best_energy = carry
+        first = number * BLOCK_STEPS
+        temperature = jnp.asarray(schedule(first), jnp.float32)
+
+        def walk(chain):
+            key, state = chain
+            return run(key, landscape, state, constant(temperature), first, BLOCK_STEPS, data)[0]
+
+        states = _map(walk, (keys, states), chain_batch)
+        # The best of members that are dropped must not be lost.
+        winner = states.best_energy.argmin()
+        improved = states.best_energy[winner] < best_energy
+        best = jax.tree.map(lambda new, old: jnp.where(improved, new[winner], old), states.best, best)
+        best_energy = jnp.minimum(states.best_energy[winner], best_energy)
+        cooler = jnp.asarray(schedule(first + BLOCK_STEPS), jnp.float32)
+        log_weights = -(1 / cooler - 1 / temperature) * states.walk.energy
+        log_weights = jnp.where(jnp.isnan(log_weights), -jnp.inf, log_weights)
+        shares = jnp.cumsum(jax.nn.softmax(log_weights))
+        offset = jax.random.uniform(jax.random.fold_in(resample_key, number))
+        places = (jnp.arange(members) + offset) / members * shares[-1]
+        parents = jnp.minimum(jnp.searchsorted(shares, places, side="right"), members - 1)
+        states, family = jax.tree.map(lambda leaf: leaf[parents], (states, family))
+        return (states, family, best, best_energy), None
+
+    winner = states.best_energy.argmin()
+    best, best_energy = jax.tree.map(lambda leaf: leaf[winner], (states.best, states.best_energy))
+    carry = states, jnp.arange(members, dtype=jnp.int32), best, best_energy
+    blocks = jnp.arange(-(-num_steps // BLOCK_STEPS), dtype=jnp.int32)
+    (states, family, best, best_energy), _ = jax.lax.scan(block, carry, blocks)
+    sizes = jnp.zeros(members).at[family].add(1)
+    return PopulationResult(
+        best,
+        best_energy,
+        states.walk.position,
+        states.walk.energy,
+        family,
+        (sizes**2).sum() / members,
+        states.num_accepted,
+    )
+
+
+def _exchange(rng_key: jax.Array, replicas: Replicas, number: jax.Array) -> Replicas:
+    rungs = replicas.rung.size
+    at = jnp.argsort(replicas.rung)
+    energy = replicas.chains.walk.energy[at]
+    inverse = jnp.exp(-replicas.log_temperatures)
+    log_ratio = (inverse[:-1] - inverse[1:]) * (energy[:-1] - energy[1:])
+    tried = jnp.arange(rungs - 1) % 2 == number % 2
+    log_u = -jax.random.exponential(rng_key, (rungs - 1,))
+    # False where an energy is NaN.
+    exchanges = tried & (log_u <= log_ratio)
+    down, up = jnp.pad(exchanges, (1, 0)), jnp.pad(exchanges, (0, 1))
+    to = jnp.arange(rungs) + up.astype(jnp.int32) - down.astype(jnp.int32)
+    rung = jnp.zeros(rungs, jnp.int32).at[at].set(to)
+    arrived = (rung == 0) & (replicas.heading == 1)
+    turns = (rung == rungs - 1) & (replicas.heading == -1)
+    heading = jnp.where(rung == 0, -1, jnp.where(turns, 1, replicas.heading))
+    return replicas._replace(
+        rung=rung,
+        tried=replicas.tried + tried,
+        exchanged=replicas.exchanged + exchanges,
+        heading=heading,
+        round_trips=replicas.round_trips + arrived,
+    )
+
+
+def _map(function: Any, chains: PyTree, chain_batch: int | None) -> PyTree:
+    # A batch of one would still be vmapped, and every branch of the program evaluated.
+    if chain_batch is None:
+        return jax.vmap(function)(chains)
+    return jax.lax.map(function, chains, batch_size=None if chain_batch == 1 else chain_batch)

@@ -1,0 +1,159 @@
+"""Replica exchange, population annealing and delayed acceptance sample the Boltzmann distribution, and help."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sa_jax import InputError, anneal, from_energy, geometric
+from sa_jax.anneal import init, run
+from sa_jax.delayed import delayed_acceptance
+from sa_jax.schedules import constant
+from sa_jax.tempering import EXCHANGE_SHARE, population_anneal, temper
+
+WELLS = jnp.array([0.3, 0.0, 0.9, 0.5, 1.4, 0.2])
+LIMIT = 20.5  # the 99.9 % quantile of chi-square for 5 degrees of freedom
+
+
+def ring_move(rng_key, x):
+    return (x + jnp.where(jax.random.bernoulli(rng_key), 1, -1)) % WELLS.size
+
+
+def lopsided_move(rng_key, x):
+    up = jax.random.bernoulli(rng_key, 0.8)
+    return (x + jnp.where(up, 1, -1)) % WELLS.size, jnp.where(up, jnp.log(0.25), jnp.log(4.0))
+
+
+def boltzmann(temperature):
+    weights = np.exp(-np.asarray(WELLS, np.float64) / temperature)
+    return weights / weights.sum()
+
+
+def chi_square(visited, temperature):
+    counts = np.bincount(np.ravel(visited), minlength=WELLS.size)
+    expected = counts.sum() * boltzmann(temperature)
+    return float(((counts - expected) ** 2 / expected).sum())
+
+
+ring = from_energy(lambda x: WELLS[x], ring_move)
+
+
+@pytest.mark.parametrize("num_steps", [1_000, 1_100])
+@pytest.mark.parametrize("chain_batch", [None, 1])
+def test_every_rung_samples_its_boltzmann_distribution(num_steps, chain_batch):
+    """Seen right after exchanges, so that a wrong one shows; of either half of the pairs."""
+    ladder = jnp.array([0.25, 0.5, 1.5, 4.0])
+
+    def sample(key):
+        result = temper(key, ring, jnp.int32(0), ladder, num_steps, chain_batch=chain_batch)
+        return result.final, result.exchange_share
+
+    final, shares = jax.jit(jax.vmap(sample))(jax.random.split(jax.random.key(0), 4_000))
+    for rung, temperature in enumerate(ladder.tolist()):
+        assert chi_square(final[:, rung], temperature) < LIMIT
+    assert ((shares.mean(0) > 0.2) & (shares.mean(0) < 0.99)).all()
+
+
+def rugged(x):
+    return 0.05 * (x - 25) ** 2 + 4 * jnp.cos(2 * x)
+
+
+def hop(rng_key, x):
+    return x + 0.3 * jax.random.normal(rng_key)
+
+
+def test_exchange_crosses_barriers_that_stop_a_cold_chain():
+    landscape, ladder = from_energy(rugged, hop), jnp.geomspace(0.1, 10.0, 8)
+    keys = jax.random.split(jax.random.key(1), 20)
+    tempered = jax.jit(jax.vmap(lambda key: temper(key, landscape, 0.0, ladder, 5_000)))(keys)
+    alone = jax.vmap(lambda key: anneal(key, landscape, 0.0, constant(0.1), 40_000).best_energy)(keys)
+    lowest = float(rugged(jnp.linspace(20, 30, 10_001)).min())
+    assert float(alone.min()) > lowest + 1
+    assert (tempered.best_energy < lowest + 0.1).all()
+    assert (tempered.round_trips.sum(1) > 0).all()
+    np.testing.assert_allclose(tempered.final_energy, rugged(tempered.final), rtol=1e-4, atol=1e-5)
+
+
+def test_an_adapted_ladder_exchanges_as_often_as_it_should():
+    """Energies of a quadratic in ten dimensions; the first ladder is too narrow."""
+    landscape = from_energy(lambda x: (x**2).sum(), lambda key, x: x + 0.1 * jax.random.normal(key, (10,)))
+    ladder = jnp.geomspace(0.1, 0.2, 5)
+
+    def shares(adapt_steps):
+        return jax.jit(
+            lambda key: temper(key, landscape, jnp.zeros(10), ladder, 100_000, adapt_steps=adapt_steps)
+        )(jax.random.key(2))
+
+    fixed, adapted = shares(0), shares(40_000)
+    assert float(fixed.exchange_share.min()) > 0.6
+    np.testing.assert_allclose(adapted.exchange_share, EXCHANGE_SHARE, atol=0.12)
+    assert float(adapted.temperatures[0]) == pytest.approx(0.1)
+    np.testing.assert_array_equal(fixed.temperatures, jnp.exp(jnp.log(ladder)))
+    assert (jnp.diff(adapted.temperatures) > 0).all()
+
+
+def test_replicas_of_nan_energy_exchange_nothing():
+    landscape = from_energy(lambda x: jnp.where(x == 3, jnp.nan, WELLS[x]), ring_move)
+    result = temper(jax.random.key(0), landscape, jnp.int32(0), jnp.array([0.5, 5.0]), 2_000)
+    assert np.isfinite(result.final_energy).all() and float(result.exchange_share[0]) > 0.5
+
+
+def test_resampling_takes_a_population_to_the_next_temperature():
+    """Steps are too few to get there: only copies and losses do."""
+    members, hot, cold = 20_000, 2.0, 0.4
+    start = jax.random.choice(jax.random.key(5), 6, (members,), p=jnp.asarray(boltzmann(hot)))
+    landscape = from_energy(lambda x: WELLS[x], ring_move)
+    schedule = lambda step: jnp.where(step < 100, hot, cold)  # noqa: E731
+    result = jax.jit(lambda key, x: population_anneal(key, landscape, x, schedule, 100))(
+        jax.random.key(6), start.astype(jnp.int32)
+    )
+    shares = np.bincount(np.asarray(result.final), minlength=6) / members
+    np.testing.assert_allclose(shares, boltzmann(cold), atol=0.02)
+    sizes = np.bincount(np.asarray(result.family), minlength=members)
+    assert float(result.mean_family_size) == pytest.approx((sizes**2).sum() / members, rel=1e-5)
+    assert 1.2 < float(result.mean_family_size) < 5
+
+
+def test_a_population_keeps_its_best_member():
+    landscape, start = from_energy(rugged, hop), jnp.linspace(-5, 30, 50)
+    result = population_anneal(jax.random.key(0), landscape, start, geometric(10.0, 0.05, 3_000), 3_000)
+    assert float(result.best_energy) == pytest.approx(float(rugged(result.best)), rel=1e-4)
+    assert float(result.best_energy) <= float(result.final_energy.min())
+    assert float(result.best_energy) < float(rugged(jnp.linspace(20, 30, 10_001)).min()) + 0.1
+    one_by_one = population_anneal(
+        jax.random.key(0), landscape, start, geometric(10.0, 0.05, 3_000), 3_000, chain_batch=1
+    )
+    np.testing.assert_allclose(one_by_one.best_energy, result.best_energy, rtol=1e-5)
+
+
+@pytest.mark.parametrize("move", [ring_move, lopsided_move])
+def test_delayed_acceptance_is_exact(move):
+    """The samples that screen know nothing of the true energy but a rough likeness."""
+    rough = WELLS + jnp.array([0.2, 0.3, -0.4, 0.0, -0.5, 0.4])
+    landscape = delayed_acceptance(from_energy(lambda x, wells: wells[x], move), lambda data: (rough,))
+    state, data = init(landscape, jnp.int32(0), (WELLS,)), (WELLS,)
+
+    def block(state, first_step):
+        state = run(jax.random.key(3), landscape, state, constant(0.4), first_step, 100, data)[0]
+        return state, state.walk.position
+
+    _, visited = jax.jit(partial(jax.lax.scan, block))(state, 100 * jnp.arange(20_000))
+    assert chi_square(visited, 0.4) < LIMIT
+
+
+def test_delayed_acceptance_at_temperature_zero_is_greedy_on_both():
+    landscape = delayed_acceptance(from_energy(lambda x, wells: wells[x], ring_move), lambda data: (-data[0],))
+    result = anneal(jax.random.key(0), landscape, jnp.int32(4), 0.0, 300, (WELLS,))
+    assert int(result.num_accepted) == 0  # what one stage likes the other does not
+
+
+def test_bad_input_is_refused():
+    for ladder in (0.1, jnp.array([0.1]), jnp.ones((2, 2))):
+        with pytest.raises(InputError, match=r"temperatures must have the shape \[rungs\]"):
+            temper(jax.random.key(0), ring, 0, ladder, 100)
+    with pytest.raises(InputError, match="adapt_steps must be from 0 to num_steps, 100, not 101"):
+        temper(jax.random.key(0), ring, 0, jnp.array([0.1, 1.0]), 100, adapt_steps=101)
+    with pytest.raises(InputError, match=r"leading axis \[members\] of at least 2"):
+        population_anneal(jax.random.key(0), ring, jnp.zeros(1, jnp.int32), geometric(1.0, 0.1, 100), 100)

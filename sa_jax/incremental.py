@@ -48,11 +48,18 @@ class Neighbours(NamedTuple):
     count: jax.Array
 
 
+class Weighted(NamedTuple):
+    """A mask and the weights of all branches, kept or not: bool and float32 `[total]`."""
+
+    mask: jax.Array
+    weights: jax.Array
+
+
 class MlpState(NamedTuple):
     """A mask and everything that depends on it.
 
     Attributes:
-      position: flat mask, bool `[total]`.
+      position: flat mask, bool `[total]`, or `Weighted`.
       energy: float32 `[]`.
       swaps: state of the proposals, such as the index lists of kept and pruned branches.
       outputs: per layer, its outputs before the activation, float32 `[units, samples]`; last, the logits.
@@ -110,7 +117,9 @@ class _Ends(NamedTuple):
     unit_out: jax.Array
 
 
-def masked_mlp(network: Network, swaps: Swaps, energy: Energy, activation: str = "relu") -> Landscape:
+def masked_mlp(
+    network: Network, swaps: Swaps, energy: Energy, activation: str = "relu", weights_move: bool = False
+) -> Landscape:
     """Makes the landscape of the masks of a fixed-weight multilayer perceptron.
 
     Positions are flat masks, bool `[total]` (see `masks`), and data is `(inputs, labels)` with inputs float32
@@ -118,9 +127,11 @@ def masked_mlp(network: Network, swaps: Swaps, energy: Energy, activation: str =
 
     Args:
       network: the fixed weights; any depth and widths, with or without biases.
-      swaps: the proposals, `uniform_swap()` or `saliency_swap(...)`.
+      swaps: the proposals, such as `uniform_swap()` or `saliency_swap(...)`.
       energy: of the logits, such as `cross_entropy()`; called with `axis=0`.
       activation: 'relu', 'tanh' or 'gelu'.
+      weights_move: whether positions are `Weighted`, whose weights then stand for those of `network`: for
+        proposals that change weights, `moves.nudge(...)`.
 
     Returns:
       A `Landscape`, equal to `full_mlp` up to float rounding.
@@ -138,16 +149,24 @@ def masked_mlp(network: Network, swaps: Swaps, energy: Energy, activation: str =
         starts.append(starts[-1] + inputs * outputs)
     head = len(shapes) - 1
 
-    def evaluate(mask, data, outputs=None):
+    def mask_of(position):
+        return position.mask if weights_move else position
+
+    def weight(position, layer, local):
+        # Of branches by their number in the layer.
+        return position.weights[starts[layer] + local] if weights_move else weights[layer][local]
+
+    def evaluate(position, data, outputs=None):
         # Layer by layer and block by block, into the old outputs: beside them little memory is needed.
         inputs, *targets = data
-        samples = inputs.shape[1]
+        mask, samples = mask_of(position), inputs.shape[1]
         number, block = _blocks(samples, EVALUATED_SAMPLES)
         if outputs is None:
             outputs = [jnp.full((width, samples), _zero(mask, inputs)) for _, width in shapes]
         entering, evaluated = inputs, []
         kernel_masks = masks.unflatten(mask, shapes)
-        for layer, (kept, kernel, old) in enumerate(zip(kernel_masks, network.kernels, outputs, strict=True)):
+        kernels = masks.unflatten(position.weights, shapes) if weights_move else network.kernels
+        for layer, (kept, kernel, old) in enumerate(zip(kernel_masks, kernels, outputs, strict=True)):
             # One layer's weights at a time: XLA would mask those of all layers first.
             kept, entering = jax.lax.optimization_barrier((kept, entering))
             kernel = jnp.where(kept, kernel, 0)
@@ -162,22 +181,25 @@ def masked_mlp(network: Network, swaps: Swaps, energy: Energy, activation: str =
             entering = evaluated[-1]
         return tuple(evaluated), energy(evaluated[-1], *targets, axis=0)
 
-    def init(mask, data):
-        mask = jnp.asarray(mask, bool)
-        outputs, value = evaluate(mask, data)
+    def init(position, data):
+        mask = jnp.asarray(mask_of(position), bool)
+        position = position._replace(mask=mask) if weights_move else mask
+        outputs, value = evaluate(position, data)
         fan_in = tuple(map(_neighbours, masks.unflatten(mask, shapes)[2:head]))
         # One row more than units: see `_each`.
         sizes = [(shapes[layer][1] + 1, data[0].shape[1]) for layer in range(1, head) if head > 2]
         scratch = tuple(jnp.full(size, _zero(mask, data[0])) for size in sizes)
-        return MlpState(mask, value, swaps.init(mask), outputs, fan_in, scratch)
+        return MlpState(position, value, swaps.init(mask), outputs, fan_in, scratch)
 
     def propose(noise, state, temperature, data):
         del temperature, data
-        return swaps.propose(noise, state.swaps, state.position)
+        return swaps.propose(noise, state.swaps, mask_of(state.position))
 
     def ends(swap, layer):
         branches = jnp.stack([swap.pruned, swap.grown])
-        here = (branches >= starts[layer]) & (branches < starts[layer + 1]) & (swap.pruned != swap.grown)
+        swapped = swap.pruned != swap.grown
+        moved = swapped if swap.nudge is None else jnp.stack([swapped | (swap.nudge != 0), swapped])
+        here = (branches >= starts[layer]) & (branches < starts[layer + 1]) & moved
         local = jnp.where(here, branches - starts[layer], 0)
         width = shapes[layer][1]
         return _Ends(here, local // width, local % width)
@@ -190,11 +212,11 @@ def masked_mlp(network: Network, swaps: Swaps, energy: Energy, activation: str =
     def kept_weights(position, swap, layer, local):
         # Of branches by their number in the layer; 0 where pruned, after the swap where it is still proposed.
         branches = starts[layer] + local
-        kept = position[branches]
+        kept = mask_of(position)[branches]
         if swap is not None:
             swapped = swap.pruned != swap.grown
             kept = (kept & ~(swapped & (branches == swap.pruned))) | (swapped & (branches == swap.grown))
-        return jnp.where(kept, weights[layer][local], 0)
+        return jnp.where(kept, weight(position, layer, local), 0)
 
     def fan_out(position, swap, layer, units):
         # [units, outputs]: weights of the branches that leave each of the units.
@@ -202,19 +224,21 @@ def masked_mlp(network: Network, swaps: Swaps, energy: Energy, activation: str =
         return kept_weights(position, swap, layer, units[:, None] * width + jnp.arange(width))
 
     def first_changes(state, swap, inputs):
-        def product(branch):
-            # Weight times activation, `[samples]`, whichever the branch's layer.
+        def added(branch, sign):
+            # Change of the branch's weight times activation, `[samples]`, whichever its layer.
             def of_layer(layer):
                 local = branch - starts[layer]
                 entering, unit = [inputs, *state.outputs][layer], local // shapes[layer][1]
                 row = jax.lax.dynamic_index_in_dim(entering, unit, keepdims=False)
-                return weights[layer][local] * (act(row) if layer else row)
+                change = sign * jnp.where(swap.pruned != swap.grown, weight(state.position, layer, local), 0)
+                if swap.nudge is not None and sign < 0:
+                    change = jnp.where(swap.nudge != 0, swap.nudge, change)
+                return change * (act(row) if layer else row)
 
             layer = (branch >= jnp.array(starts[1:-1], jnp.int32)).sum(dtype=jnp.int32)
             return jax.lax.switch(layer, [partial(of_layer, layer) for layer in range(head + 1)])
 
-        moves = swap.pruned != swap.grown
-        at_ends = jnp.where(moves, jnp.stack([-product(swap.pruned), product(swap.grown)]), 0)
+        at_ends = jnp.stack([added(swap.pruned, -1), added(swap.grown, 1)])
         end = ends(swap, 0)
         # When both ends lie in one unit its whole change counts once, as the first.
         one_unit = end.here.all() & (end.unit_out[0] == end.unit_out[1])
@@ -253,8 +277,8 @@ def masked_mlp(network: Network, swaps: Swaps, energy: Energy, activation: str =
         if proposed:
             # The list of kept branches does not hold the grown one yet.
             grows = end.here[1] & sources[end.unit_in[1]]
-            weight = weights[layer][end.unit_in[1] * shape[1] + end.unit_out[1]]
-            direct = direct.at[1].add(jnp.where(grows, weight * row(end.unit_in[1])[0], 0))
+            grown = weight(state.position, layer, end.unit_in[1] * shape[1] + end.unit_out[1])
+            direct = direct.at[1].add(jnp.where(grows, grown * row(end.unit_in[1])[0], 0))
 
         def of_unit(unit):
             count = _at(neighbours.count, unit)
@@ -416,11 +440,15 @@ def masked_mlp(network: Network, swaps: Swaps, energy: Energy, activation: str =
 
     def commit(state, swap, pending, accepted):
         changes = jax.tree.map(lambda leaf: jnp.where(accepted, leaf, 0), pending.changes)
+        swapped = accepted & (swap.pruned != swap.grown)
         fan_in = tuple(
-            _swapped(neighbours, ends(swap, layer), accepted) for layer, neighbours in enumerate(state.fan_in, 2)
+            _swapped(neighbours, ends(swap, layer), swapped) for layer, neighbours in enumerate(state.fan_in, 2)
         )
         # Written before it is read again: XLA would copy it to read it first.
-        position = swap_mask(state.position, swap, accepted)
+        position = swap_mask(mask_of(state.position), swap, accepted)
+        if weights_move:
+            nudge = 0 if swap.nudge is None else jnp.where(accepted, swap.nudge, 0)
+            position = Weighted(position, state.position.weights.at[swap.pruned].add(nudge))
         state = state._replace(position=position, fan_in=fan_in, scratch=pending.scratch)
         outputs = list(state.outputs)
         if head > 1:

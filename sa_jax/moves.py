@@ -16,6 +16,8 @@ WEIGHT_TOTAL = 2**30
 UNIFORM_SHARE = 0.1
 # Candidates drawn per swap; when all of them are kept already the chain stays where it is.
 CANDIDATES = 8
+# Sizes of a nudge, each half of the one before.
+NUDGE_SIZES = 6
 
 
 class Swap(NamedTuple):
@@ -25,11 +27,14 @@ class Swap(NamedTuple):
       pruned: flat index of the kept branch to prune, int32 `[]`.
       grown: flat index of the pruned branch to keep, int32 `[]`.
       slots: where the two stand in the index list, int32 `[2]`; the second is unused by `saliency_swap`.
+      nudge: what is added to the weight of the branch, kept and staying, that both name, float32 `[]`; 0 in a
+        swap, None where no weight moves.
     """
 
     pruned: jax.Array
     grown: jax.Array
     slots: jax.Array
+    nudge: jax.Array | None = None
 
 
 class Swaps(NamedTuple):
@@ -158,6 +163,43 @@ def saliency_swap(saliency: jax.Array) -> Swaps:
         return SaliencyState(order, state.num_kept, state.kept_weight + change)
 
     return Swaps(init, draw, propose, commit)
+
+
+def nudge(swaps: Swaps, scale: jax.Array, share: float = 0.5) -> Swaps:
+    """Swaps, and now and then a small change of a kept branch's weight instead. Symmetric.
+
+    The branch is drawn uniformly, the change from a normal distribution of standard deviation `scale[branch]`
+    times 1, 1/2, ... or 1/32, drawn uniformly: some are of the right size, whatever that is.
+
+    Args:
+      swaps: the proposals that change the mask; its states hold an `order` and `num_kept`.
+      scale: greatest standard deviation for each branch, positive, float32 `[total]`.
+      share: probability of a nudge, in (0, 1].
+    """
+
+    def draw(rng_key):
+        swap_key, choice_key, slot_key, size_key, amount_key = jax.random.split(rng_key, 5)
+        size = jax.random.randint(size_key, (), 0, NUDGE_SIZES).astype(jnp.float32)
+        amount = jax.random.normal(amount_key) * jnp.exp2(-size)
+        nudges = jax.random.uniform(choice_key) < share
+        return swaps.draw(swap_key), nudges, jax.random.bits(slot_key, (), jnp.uint32), amount
+
+    def propose(noise, state, mask):
+        noise, nudges, bits, amount = noise
+        swap, log_q_ratio = swaps.propose(noise, state, mask)
+        slot = _below(bits, state.num_kept)
+        # For the reason given in `uniform_swap`.
+        branch = jax.lax.optimization_barrier(state.order[slot])
+        nudges &= state.num_kept > 0
+        swap = Swap(
+            jnp.where(nudges, branch, swap.pruned),
+            jnp.where(nudges, branch, swap.grown),
+            jnp.where(nudges, slot, swap.slots),
+            jnp.where(nudges, amount * scale[branch], 0),
+        )
+        return swap, jnp.where(nudges, jnp.where(swap.nudge == 0, -jnp.inf, 0), log_q_ratio)
+
+    return Swaps(swaps.init, draw, propose, swaps.commit)
 
 
 def swap_mask(mask: jax.Array, swap: Swap, accepted: jax.Array | bool = True) -> jax.Array:

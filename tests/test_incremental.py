@@ -14,9 +14,10 @@ import pytest
 
 from sa_jax import InputError, anneal, constant, geometric, incremental, masks, models
 from sa_jax.anneal import init, run
+from sa_jax.delayed import delayed_acceptance
 from sa_jax.energies import cross_entropy, error_rate
-from sa_jax.incremental import NARROW, full_mlp, masked_mlp
-from sa_jax.moves import Swap, saliency_swap, swap_mask, uniform_swap
+from sa_jax.incremental import NARROW, Weighted, full_mlp, masked_mlp
+from sa_jax.moves import Swap, nudge, saliency_swap, swap_mask, uniform_swap
 
 SIZES = {
     "one layer": [7, 4],
@@ -211,6 +212,54 @@ def test_vmapped_chains_walk_as_each_alone(name):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", SIZES)
+def test_nudged_weights_equal_full_evaluation(name):
+    """Swaps and nudges in turn, by chance; the energy that a chain carries against that of where it is."""
+    network = make_network(name, True)
+    x, y = make_samples(network)
+    mask = masks.random(jax.random.key(3), network.total, network.total // 2)
+    weights = masks.flatten(network.kernels)
+    swaps = nudge(uniform_swap(), 0.3 * jnp.abs(weights) + 0.1)
+    landscape = masked_mlp(network, swaps, cross_entropy(3.0), weights_move=True)
+
+    @jax.jit
+    def walk(key):
+        state = init(landscape, Weighted(mask, weights), (x.T, y))
+        return run(key, landscape, state, constant(0.05), 0, 400, (x.T, y))[0]
+
+    state = walk(jax.random.key(4))
+    position = state.walk.position
+    moved = np.flatnonzero(np.asarray(position.weights != weights))
+    assert int(position.mask.sum()) == network.total // 2 and int((position.mask != mask).sum()) > 0
+    assert len(moved) > 3
+    for at, energy in ((position, state.walk.energy), (state.best, state.best_energy)):
+        kernels = tuple(masks.unflatten(at.weights, network.shapes))
+        expected = full_energy(network._replace(kernels=kernels), "cross_entropy", "relu")(
+            np.asarray(at.mask), x, y
+        )
+        np.testing.assert_allclose(energy, expected, rtol=2e-4, atol=2e-5)
+
+
+def test_nudged_weight_is_distributed_as_boltzmann_says():
+    """One branch, of which the energy is a quadratic: its weight is normal."""
+    network = models.Network((jnp.array([[1.0]]),), (None,))
+    squared_error = lambda outputs, target, axis: ((outputs[0] - target) ** 2).mean()  # noqa: E731
+    x, target, temperature = jnp.array([[2.0]]), jnp.array([3.0]), 0.5
+    swaps = nudge(uniform_swap(), jnp.array([2.0]), share=1.0)
+    landscape = masked_mlp(network, swaps, squared_error, weights_move=True)
+
+    @jax.jit
+    @jax.vmap
+    def sample(key):
+        start = Weighted(jnp.array([True]), jnp.array([0.0]))
+        return anneal(key, landscape, start, temperature, 400, (x, target)).final.weights[0]
+
+    weights = np.asarray(sample(jax.random.split(jax.random.key(0), 4_000)))
+    # E = (2 w - 3)^2, hence mean 1.5 and variance T / 8; six standard errors of each.
+    assert abs(weights.mean() - 1.5) < 6 * np.sqrt(0.0625 / 4_000)
+    assert abs(weights.var() / 0.0625 - 1) < 6 * np.sqrt(2 / 4_000)
+
+
 def test_full_landscape_walks_alike(rng_key):
     """The same swaps by full evaluation and through the cache end in the same masks."""
     network = make_network("three, narrow", True)
@@ -245,12 +294,15 @@ def enumerate_masks(network, kept, data, energy):
 
 
 @pytest.mark.parametrize("kept", [3, 6])
+@pytest.mark.parametrize("delayed", [False, True], ids=["at once", "delayed"])
 @pytest.mark.parametrize("swaps", [uniform_swap(), saliency_swap(SALIENCY)], ids=["uniform", "saliency"])
-def test_fixed_temperature_visits_the_boltzmann_distribution(swaps, kept):
+def test_fixed_temperature_visits_the_boltzmann_distribution(swaps, kept, delayed):
     temperature, samples, chains = 0.3, 400, 64
     energy = cross_entropy(1.5)
     all_masks, energies = enumerate_masks(TINY, kept, TINY_DATA, energy)
     landscape = masked_mlp(TINY, swaps, energy)
+    if delayed:
+        landscape = delayed_acceptance(landscape, lambda data: (data[0][:, :2], data[1][:2]))
     powers = 2 ** jnp.arange(TINY.total)
 
     @jax.jit

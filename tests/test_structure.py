@@ -22,6 +22,8 @@ ORDER = [
     "incremental",
     "schedules",
     "anneal",
+    "delayed",
+    "tempering",
     "pruning",
     "pretrain",
     "report",

@@ -11,21 +11,25 @@ from jax.core import Tracer
 
 from sa_jax import masks, models, schedules
 from sa_jax.anneal import anneal
-from sa_jax.energies import Energy, cross_entropy, error_rate
+from sa_jax.delayed import delayed_acceptance
+from sa_jax.energies import Energy, cross_entropy, error_rate, kl_to_teacher, margin_loss
 from sa_jax.incremental import masked_mlp
 from sa_jax.models import Network
 from sa_jax.moves import saliency_swap, uniform_swap
 from sa_jax.types import AnnealResult, InputError, Landscape, PyTree, Schedule
 
-ENERGIES = ("cross_entropy", "error_rate")
+ENERGIES = ("cross_entropy", "kl_to_teacher", "margin", "error_rate")
 MOVES = ("saliency", "uniform")
-STARTS = ("magnitude", "saliency", "random")
+STARTS = ("magnitude", "saliency", "erk", "random")
 SCHEDULES = ("geometric", "linear", "cosine", "logarithmic", "constant")
 
 # Calibrated logit scale: the dense network's scaled logits get this standard deviation, and the scale rises
 # as pruning shrinks the logits, at most so many fold. Chosen on validation images of MNIST.
 LOGIT_SPREAD = 9.0
 MOST_SHRINKAGE = 4.0
+# The same of a teacher's logits, and a margin in units of the calibrated scale.
+TEACHER_SPREAD = 9.0
+MARGIN = 3.0
 
 
 class Options(NamedTuple):
@@ -33,14 +37,17 @@ class Options(NamedTuple):
 
     Attributes:
       activation: 'relu', 'tanh' or 'gelu', between layers.
-      energy: 'cross_entropy' or 'error_rate'.
+      energy: 'cross_entropy', 'kl_to_teacher' (the dense network's predictions in place of the labels), 'margin'
+        or 'error_rate'.
       move: 'saliency', a swap whose new branch is drawn by `|w| * norm(input)`, or 'uniform'.
-      start: initial mask: 'magnitude', 'saliency' or 'random'.
+      start: initial mask: 'magnitude', 'saliency', 'erk' (the largest weights of each layer, as many as
+        `masks.erk_counts` says) or 'random'.
       schedule: 'geometric', 'linear', 'cosine', 'logarithmic', 'constant', or `step -> temperature`.
-      logit_scale: factor on the logits in the cross-entropy; None calibrates it.
+      logit_scale: factor on the logits in all energies but the error rate; None calibrates it.
       temperature_start: in units of the energy; None calibrates it.
       temperature_end: likewise, a hundredth of the start if that is given; unused by 'logarithmic' and
         'constant'.
+      screen_samples: samples on which proposals are screened, see `delayed_acceptance`; 0 for none.
     """
 
     activation: str = "relu"
@@ -51,6 +58,7 @@ class Options(NamedTuple):
     logit_scale: float | None = None
     temperature_start: float | None = None
     temperature_end: float | None = None
+    screen_samples: int = 0
 
 
 class Problem(NamedTuple):
@@ -58,7 +66,8 @@ class Problem(NamedTuple):
 
     Attributes:
       network: the fixed weights.
-      data: `(inputs, labels)`, float32 `[features, samples]` and int32 `[samples]`.
+      data: `(inputs, targets)`, float32 `[features, samples]`; targets are labels, int32 `[samples]`, or the dense
+        network's logits, scaled, float32 `[classes, samples]`.
       mask: initial mask, flat, bool `[total]`.
       saliency: `|w| * norm(input)`, float32 `[total]`.
       logit_scale: float32 `[]`.
@@ -156,19 +165,26 @@ def prepare(
     mask_key, calibration_key = jax.random.split(rng_key)
     x = x.astype(jnp.float32)
     saliency = models.saliency(network, x, options.activation)
+    magnitude = [jnp.abs(kernel) for kernel in network.kernels]
     if options.start == "random":
         mask = masks.random(mask_key, network.total, kept)
+    elif options.start == "erk":
+        counts = zip(magnitude, masks.erk_counts(network.shapes, kept), strict=True)
+        mask = masks.flatten([masks.by_score(scores.ravel(), count) for scores, count in counts])
     else:
-        by_magnitude = options.start == "magnitude"
-        mask = masks.by_score(jnp.abs(masks.flatten(network.kernels)) if by_magnitude else saliency, kept)
+        mask = masks.by_score(masks.flatten(magnitude) if options.start == "magnitude" else saliency, kept)
+    dense_logits = models.forward(network, x, options.activation)
+    dense_spread = dense_logits.std()
     if options.logit_scale is None:
-        dense_spread = models.forward(network, x, options.activation).std()
         spread = models.forward(models.masked(network, mask), x, options.activation).std()
         shrinkage = jnp.minimum(dense_spread / spread, MOST_SHRINKAGE)
         logit_scale = jnp.where(dense_spread == 0, 1.0, LOGIT_SPREAD / dense_spread * shrinkage)
     else:
         logit_scale = jnp.float32(options.logit_scale)
-    data = (x.T, y.astype(jnp.int32))
+    targets = y.astype(jnp.int32)
+    if options.energy == "kl_to_teacher":
+        targets = dense_logits.T * jnp.where(dense_spread == 0, 1.0, TEACHER_SPREAD / dense_spread)
+    data = (x.T, targets)
     nothing = jnp.float32(0)
     problem = Problem(network, data, mask, saliency, logit_scale, nothing, nothing)
     start, end = schedules.calibrate(calibration_key, make_landscape(problem, options), mask, data)
@@ -185,11 +201,18 @@ def prepare(
 def make_landscape(problem: Problem, options: Options) -> Landscape:
     """The incremental landscape of a problem; its positions are flat masks."""
     swaps = saliency_swap(problem.saliency) if options.move == "saliency" else uniform_swap()
-    return masked_mlp(problem.network, swaps, make_energy(problem, options), options.activation)
+    landscape = masked_mlp(problem.network, swaps, make_energy(problem, options), options.activation)
+    if not options.screen_samples:
+        return landscape
+    return delayed_acceptance(landscape, lambda data: tuple(part[..., : options.screen_samples] for part in data))
 
 
 def make_energy(problem: Problem, options: Options) -> Energy:
     """The energy of the logits that a problem's landscape minimises."""
+    if options.energy == "kl_to_teacher":
+        return kl_to_teacher(problem.logit_scale)
+    if options.energy == "margin":
+        return margin_loss(MARGIN / problem.logit_scale)
     return cross_entropy(problem.logit_scale) if options.energy == "cross_entropy" else error_rate()
 
 
@@ -221,6 +244,9 @@ def check_options(options: Options) -> Options:
         value = getattr(options, name)
         if value not in allowed and not (name == "schedule" and callable(value)):
             raise InputError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")
+    screen = options.screen_samples
+    if isinstance(screen, bool) or not isinstance(screen, int) or screen < 0:
+        raise InputError(f"screen_samples must be a whole number of at least 0, not {screen!r}")
     for name in ("logit_scale", "temperature_start", "temperature_end"):
         value = getattr(options, name)
         if isinstance(value, jax.Array | np.ndarray | np.generic) and value.ndim == 0:

@@ -70,14 +70,17 @@ def step(
 
 
 def _settle(landscape, state, move, pending, accepted):
-    state = _with_best(state, landscape.commit(state.walk, move, pending, accepted))
+    state = _with_best(landscape, state, landscape.commit(state.walk, move, pending, accepted))
     return state._replace(num_accepted=state.num_accepted + accepted.astype(jnp.int32))
 
 
-def _with_best(state, walk):
+def _with_best(landscape, state, walk):
     improved = walk.energy < state.best_energy
-    # Without vmap a real branch: the position is copied only when it is a new best.
-    best = jax.lax.cond(improved, lambda: walk.position, lambda: state.best)
+    if landscape.remember is None:
+        # Without vmap a real branch: the position is copied only when it is a new best.
+        best = jax.lax.cond(improved, lambda: walk.position, lambda: state.best)
+    else:
+        best, walk = landscape.remember(state.best, walk, improved)
     best_energy = jnp.where(improved, walk.energy, state.best_energy)
     return AnnealState(walk, best, best_energy, state.num_accepted)
 
@@ -189,7 +192,7 @@ def run(
         start = jnp.asarray(start, jnp.int32)
         refresh = (start % REFRESH_STEPS == 0) & (start > 0)
         walk = jax.lax.cond(refresh, lambda w: landscape.refresh(w, data), lambda w: w, state.walk)
-        state = _with_best(state, walk)
+        state = _with_best(landscape, state, walk)
         noise_key, accept_key = jax.random.split(jax.random.fold_in(rng_key, start // BLOCK_STEPS))
         keys = jax.vmap(partial(jax.random.fold_in, noise_key))(jnp.arange(block_steps))
         log_u = -jax.random.exponential(accept_key, (BLOCK_STEPS,))[:block_steps]

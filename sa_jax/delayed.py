@@ -74,4 +74,8 @@ def delayed_acceptance(landscape: Landscape, part: Callable[[tuple], tuple]) -> 
     def refresh(state, data):
         return DelayedState(landscape.refresh(state.walk, data), landscape.refresh(state.screen, part(data)))
 
-    return Landscape(init, draw, propose, delta, commit, refresh)
+    def remember(best, state, improved):
+        best, walk = landscape.remember(best, state.walk, improved)
+        return best, state._replace(walk=walk)
+
+    return Landscape(init, draw, propose, delta, commit, refresh, None if landscape.remember is None else remember)

@@ -31,6 +31,8 @@ BLOCK_SAMPLES = 8192
 EVALUATED_SAMPLES = 256
 # Branches that enter a unit, added in one pass.
 FAN_IN_CHUNK = 8
+# Swaps are noted, to be made in the best mask too, one for so many branches; after more of them it is copied.
+BRANCHES_PER_NOTE = 4096
 # Share of a layer's branches, of which so many are kept and enter changed units, above which a matrix product is
 # faster than a sum over kept branches.
 DENSE_SHARE = 0.25
@@ -66,6 +68,8 @@ class MlpState(NamedTuple):
       fan_in: of each kernel between two hidden layers but the first such.
       scratch: changes of activations of the hidden layers but the first, float32 `[units + 1, samples]`, where
         there are at least three; between proposals, nothing that matters.
+      notes: the branches swapped since the position was last remembered as the best, int32 `[notes, 2]`.
+      num_notes: their number, more than there is room for where some are missing, int32 `[]`.
     """
 
     position: jax.Array
@@ -74,6 +78,8 @@ class MlpState(NamedTuple):
     outputs: tuple[jax.Array, ...]
     fan_in: tuple[Neighbours, ...]
     scratch: tuple[jax.Array, ...]
+    notes: jax.Array
+    num_notes: jax.Array
 
 
 class Changes(NamedTuple):
@@ -189,7 +195,8 @@ def masked_mlp(
         # One row more than units: see `_each`.
         sizes = [(shapes[layer][1] + 1, data[0].shape[1]) for layer in range(1, head) if head > 2]
         scratch = tuple(jnp.full(size, _zero(mask, data[0])) for size in sizes)
-        return MlpState(position, value, swaps.init(mask), outputs, fan_in, scratch)
+        notes = jnp.zeros((-(-mask.size // BRANCHES_PER_NOTE), 2), jnp.int32)
+        return MlpState(position, value, swaps.init(mask), outputs, fan_in, scratch, notes, jnp.int32(0))
 
     def propose(noise, state, temperature, data):
         del temperature, data
@@ -461,17 +468,41 @@ def masked_mlp(
         outputs[-1] = jax.lax.fori_loop(
             0, times, lambda _, logits: jnp.where(accepted, pending.logits, logits), outputs[-1]
         )
+        place = jnp.where(accepted, state.num_notes, len(state.notes))
         return state._replace(
             energy=jnp.where(accepted, pending.energy, state.energy),
             swaps=swaps.commit(state.swaps, swap, accepted),
             outputs=tuple(outputs),
+            notes=state.notes.at[place].set(jnp.stack([swap.pruned, swap.grown]), mode="drop"),
+            num_notes=state.num_notes + accepted.astype(jnp.int32),
         )
+
+    def remember(best, state, improved):
+        complete = state.num_notes <= len(state.notes)
+
+        def repeat(i, best):
+            # A chain without a new best, vmapped with one that has one, goes through its notes and writes nothing.
+            noted = improved & complete & (i < state.num_notes)
+
+            def set_both(best, now):
+                branches = jnp.where(noted, state.notes[i], best.size)
+                return best.at[branches].set(now[branches], mode="drop")
+
+            return jax.tree.map(set_both, best, state.position)
+
+        def copy(_, best):
+            copied = improved & ~complete
+            return jax.tree.map(lambda best, now: jnp.where(copied, now, best), best, state.position)
+
+        best = jax.lax.fori_loop(0, most(jnp.where(improved & complete, state.num_notes, 0)), repeat, best)
+        best = jax.lax.fori_loop(0, most((improved & ~complete).astype(jnp.int32)), copy, best)
+        return best, state._replace(num_notes=jnp.where(improved, 0, state.num_notes))
 
     def refresh(state, data):
         outputs, value = evaluate(state.position, data, state.outputs)
         return state._replace(outputs=outputs, energy=value)
 
-    return Landscape(init, swaps.draw, propose, delta, commit, refresh)
+    return Landscape(init, swaps.draw, propose, delta, commit, refresh, remember)
 
 
 def full_mlp(network: Network, swaps: Swaps, energy: Energy, activation: str = "relu") -> Landscape:

@@ -31,6 +31,8 @@ class Landscape(NamedTuple):
       delta: `(state, move, data) -> (energy_change, pending)`; `pending` is whatever `commit` can reuse.
       commit: `(state, move, pending, accepted) -> state`; returns the state unchanged where not accepted.
       refresh: `(state, data) -> state`, recomputed from the position; ends float drift, takes new data.
+      remember: `(best, state, improved) -> (best, state)`, with `best` the position where improved, for positions
+        that are not cheaply copied; None copies them.
     """
 
     init: Callable[..., Any]
@@ -39,6 +41,7 @@ class Landscape(NamedTuple):
     delta: Callable[..., Any]
     commit: Callable[..., Any]
     refresh: Callable[..., Any]
+    remember: Callable[..., Any] | None = None
 
 
 class Schedule(Protocol):

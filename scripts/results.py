@@ -2,8 +2,11 @@
 
     python scripts/results.py accuracy   # MLPNet on MNIST: 3 densities, 3 seeds, a process each; 12 minutes
     python scripts/results.py speed      # incremental against full evaluation, side by side; 1 minute
+    python scripts/results.py batching   # chains vmapped or not, proposals evaluated together; 3 minutes
     python scripts/results.py optimum    # how often the true optimum is found; 1 minute
     python scripts/results.py readme     # tables and picture from the saved results; no measuring
+
+The speed of all networks is measured by `sa-jax bench --out=scripts/results/bench.json`; 40 minutes.
 
 `accuracy` and `speed` need MNIST and mlpnet_mnist_93.97.npz in $SA_JAX_DATA. Quote seconds only from a machine
 that does nothing else.
@@ -18,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,8 +30,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sa_jax import anneal, data, from_energy, geometric, masks, models
-from sa_jax.bench import machine
+from sa_jax import anneal, bench, data, from_energy, geometric, masks, models
 from sa_jax.energies import cross_entropy
 from sa_jax.incremental import full_mlp, masked_mlp
 from sa_jax.moves import move_fn, uniform_swap
@@ -40,6 +43,8 @@ SEEDS = (0, 1, 2)
 SPEED_SAMPLES = 2_000
 SPEED_ROUNDS = 7
 FULL_STEPS, INCREMENTAL_STEPS = 300, 20_000
+BATCHED_CHAINS = 16
+LOW_TEMPERATURE = 1e-6
 
 
 def measure_accuracy() -> dict[str, Any]:
@@ -69,8 +74,7 @@ def measure_speed() -> dict[str, Any]:
 
     One core because a run gives each chain one: on more, full evaluation would use them all at once.
     """
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    use_one_core()
     dataset = data.load("mnist", 0.1307, 0.3081)
     weights = models.load_weights(data.data_file("mlpnet_mnist_93.97.npz"))
     network = models.network_of(weights)[1]
@@ -87,17 +91,12 @@ def measure_speed() -> dict[str, Any]:
         "full_mlp": (full_mlp(network, swaps, energy), start, (x.T, y), FULL_STEPS),
         "incremental": (masked_mlp(network, swaps, energy), mask, (x.T, y), INCREMENTAL_STEPS),
     }
-    calls, seconds = {}, {name: [] for name in cases}
+    calls = {}
     for name, (landscape, position, samples, steps) in cases.items():
         schedule = geometric(2e-3, 1e-4, steps)
         jitted = jax.jit(lambda k, p, d, of=landscape, t=schedule, n=steps: anneal(k, of, p, t, n, d).final_energy)
         calls[name] = partial(jitted, jax.random.key(0), position, samples)
-        calls[name]().block_until_ready()
-    for _ in range(SPEED_ROUNDS):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call().block_until_ready()
-            seconds[name].append(time.perf_counter() - start)
+    seconds = take_turns(calls)
     rates = {name: cases[name][3] / statistics.median(times) for name, times in seconds.items()}
     print(f"proposals per second: {rates}")
     return {
@@ -110,6 +109,80 @@ def measure_speed() -> dict[str, Any]:
         "ratio": rates["incremental"] / rates["full"],
         "seed": 0,
     }
+
+
+def measure_batching() -> dict[str, Any]:
+    """Times chains vmapped in groups or one after the other, and proposals evaluated together, on one core.
+
+    Networks and data are those of `sa-jax bench`. Proposals are evaluated together after a greedy descent, at
+    temperatures at which few are accepted: with many, the later ones of a group are wasted.
+    """
+    use_one_core()
+    synthetic = bench.synthesize(bench.NETWORKS[0], 0.05, SPEED_SAMPLES)
+    landscape, samples = bench.incremental(synthetic.network), (synthetic.inputs, synthetic.labels)
+    keys, steps = jax.random.split(jax.random.key(0), BATCHED_CHAINS), 500
+    calls = {}
+    for batch in (1, 4, BATCHED_CHAINS):
+
+        def chains(keys, mask, samples, batch=batch):
+            def chain(key):
+                return anneal(key, landscape, mask, 1e-3, steps, samples).final_energy
+
+            return jax.lax.map(chain, keys, batch_size=None if batch == 1 else batch)
+
+        calls[batch] = partial(jax.jit(chains), keys, synthetic.mask, samples)
+    seconds = take_turns(calls)
+    chain_batch = [
+        {"chain_batch": batch, "microseconds": 1e6 * statistics.median(times) / (steps * BATCHED_CHAINS)}
+        for batch, times in seconds.items()
+    ]
+    together = []
+    for sizes, number in (
+        ((64, 32, 16, 10), 300),
+        (bench.NETWORKS[0], SPEED_SAMPLES),
+        (bench.NETWORKS[1], SPEED_SAMPLES),
+    ):
+        synthetic = bench.synthesize(sizes, 0.05, number)
+        landscape, samples = bench.incremental(synthetic.network), (synthetic.inputs, synthetic.labels)
+        mask = anneal(jax.random.key(1), landscape, jnp.asarray(synthetic.mask), 0.0, 10_000, samples).final
+        steps, calls = 600_000 // number, {}
+        for at_once in (1, 2, 4, 8):
+
+            def speculated(key, mask, samples, of=landscape, steps=steps, at_once=at_once):
+                result = anneal(key, of, mask, LOW_TEMPERATURE, steps, samples, together=at_once)
+                return result.final_energy, result.num_accepted
+
+            calls[at_once] = partial(jax.jit(speculated), jax.random.key(0), mask, samples)
+        accepted = float(calls[1]()[1]) / steps
+        seconds = take_turns(calls)
+        times = {at_once: 1e6 * statistics.median(times) / steps for at_once, times in seconds.items()}
+        together.append({"network": sizes, "samples": number, "accepted": accepted, "microseconds": times})
+    print(json.dumps([chain_batch, together], indent=1))
+    return {
+        "network": bench.NETWORKS[0],
+        "chains": BATCHED_CHAINS,
+        "chain_batch": chain_batch,
+        "together": together,
+    }
+
+
+def use_one_core() -> None:
+    """Binds this process to one core, as each chain of a run is."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+
+
+def take_turns(calls: dict[Any, Callable[[], Any]]) -> dict[Any, list[float]]:
+    """Seconds of each call, round by round, after one that compiles."""
+    seconds: dict[Any, list[float]] = {name: [] for name in calls}
+    for call in calls.values():
+        jax.block_until_ready(call())
+    for _ in range(SPEED_ROUNDS):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            jax.block_until_ready(call())
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
 
 
 def measure_optimum(networks: int = 40, num_steps: int = 4_000) -> dict[str, Any]:
@@ -177,6 +250,68 @@ def speed_line(result: dict[str, Any]) -> str:
     )
 
 
+def bench_table(result: dict[str, Any]) -> str:
+    """The README's table of the speed of all networks at density 0.05 and 2,000 samples, one chain on one core."""
+    lines = [
+        "| network | full evaluation | compiled loop | here | of the ceiling | full / here | compiled / here |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    chosen = [row for row in result["rows"] if row["samples"] == 2_000]
+    single = [row for row in chosen if row["chains"] == row["cores"] == 1]
+    largest = [row for row in single if row["mask"] == "largest weights" and row["density"] == 0.05]
+    for network in dict.fromkeys(row["network"] for row in largest):
+        row = {row["method"]: row for row in largest if row["network"] == network}
+        naive, compiled, here = (row[name]["microseconds"] for name in ("naive", "compiled", "incremental"))
+        lines.append(
+            f"| {network} | {naive:,.0f} | {compiled:,.0f} | **{here:,.0f}** "
+            f"| {row['incremental']['ceiling_fraction']:.0%} | {naive / here:,.0f} | {compiled / here:.2f} |"
+        )
+    times = {
+        (row["network"], row["chains"], row["cores"]): row["microseconds"]
+        for row in chosen
+        if row["method"] == "incremental" and row["mask"] == "largest weights" and row["density"] == 0.05
+    }
+    cores = [
+        times[network, chains, 1] / times[network, chains, 2]
+        for network, chains, cores in times
+        if cores == 2 and (network, chains, 1) in times
+    ]
+    many = [
+        times[network, 1, 1] / taken
+        for (network, chains, cores), taken in times.items()
+        if (chains, cores) == (64, 1)
+    ]
+    widths = [row for row in single if row["mask"] != "largest weights" and row["method"] == "incremental"]
+    narrow, *_, wide = sorted(widths, key=lambda row: int(row["network"].split("-")[1]))
+    machine = result["machine"]
+    lines.append(
+        f"\nTwo cores made {min(cores):.2f} to {max(cores):.2f} times the proposals of one; with 64 chains one "
+        f"core made {min(many):.2f} to {max(many):.2f} times those of one chain. From {narrow['network']} to "
+        f"{wide['network']}, {bench.WIDTHS_FAN_OUT} branches kept per unit, the time grew from "
+        f"{narrow['microseconds']:.0f} to {wide['microseconds']:.0f} us. One core of {machine['processor']}, "
+        f"jax {machine['versions']['jax']}; `scripts/results/bench.json` holds all rows."
+    )
+    return "\n".join(lines)
+
+
+def batching_lines(result: dict[str, Any]) -> str:
+    """The README's sentences on chains and proposals evaluated together."""
+    batches = ", ".join(f"{row['microseconds']:.0f} ({row['chain_batch']})" for row in result["chain_batch"])
+    network = "-".join(map(str, result["network"]))
+    text = (
+        f"Microseconds per proposal of {result['chains']} chains of {network} on one core, in brackets how many "
+        f"were vmapped together: {batches}. Proposals evaluated together, likewise:\n\n"
+        "| network | samples | accepted | 1 | 2 | 4 | 8 together |\n|---|---|---|---|---|---|---|\n"
+    )
+    rows = [
+        f"| {'-'.join(map(str, row['network']))} | {row['samples']:,} | {row['accepted']:.1%} | "
+        + " | ".join(f"{taken:.1f}" for taken in row["microseconds"].values())
+        + " |"
+        for row in result["together"]
+    ]
+    return text + "\n".join(rows)
+
+
 def optimum_line(result: dict[str, Any]) -> str:
     """The README's sentence on the true optimum."""
     return (
@@ -187,7 +322,14 @@ def optimum_line(result: dict[str, Any]) -> str:
 
 def readme_with(text: str) -> str:
     """Returns the README's text with every block between `<!-- NAME -->` and `<!-- end -->` written anew."""
-    for name, render in (("accuracy", accuracy_table), ("speed", speed_line), ("optimum", optimum_line)):
+    renders = {
+        "accuracy": accuracy_table,
+        "speed": speed_line,
+        "optimum": optimum_line,
+        "bench": bench_table,
+        "batching": batching_lines,
+    }
+    for name, render in renders.items():
         before, start, rest = text.partition(f"<!-- {name} -->\n")
         _, end, after = rest.partition("<!-- end -->")
         if not start or not end:
@@ -252,7 +394,12 @@ def draw(result: dict[str, Any]) -> None:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    measures = {"accuracy": measure_accuracy, "speed": measure_speed, "optimum": measure_optimum}
+    measures = {
+        "accuracy": measure_accuracy,
+        "speed": measure_speed,
+        "batching": measure_batching,
+        "optimum": measure_optimum,
+    }
     parser.add_argument("what", choices=[*measures, "readme"])
     what = parser.parse_args().what
     if what == "readme":
@@ -261,7 +408,7 @@ def main() -> None:
         return
     RESULTS.mkdir(exist_ok=True)
     try:
-        result = measures[what]() | {"machine": machine()}
+        result = measures[what]() | {"machine": bench.machine()}
     except InputError as error:
         raise SystemExit(f"results: {error}") from None
     (RESULTS / f"{what}.json").write_text(json.dumps(result, indent=1) + "\n")

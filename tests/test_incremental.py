@@ -208,6 +208,7 @@ def test_vmapped_chains_walk_as_each_alone(name):
     np.testing.assert_allclose(jax.jit(one_each)(keys[:2], starts[:2]), alone.best_energy[:2], rtol=1e-5)
     assert len(set(alone.num_accepted.tolist())) > 1
     np.testing.assert_array_equal(together.walk.position, alone.walk.position)
+    np.testing.assert_array_equal(together.best, alone.best)
     for one, other in zip(together.walk.outputs, alone.walk.outputs, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
 
@@ -260,8 +261,13 @@ def test_nudged_weight_is_distributed_as_boltzmann_says():
     assert abs(weights.var() / 0.0625 - 1) < 6 * np.sqrt(2 / 4_000)
 
 
-def test_full_landscape_walks_alike(rng_key):
-    """The same swaps by full evaluation and through the cache end in the same masks."""
+@pytest.mark.parametrize("branches_per_note", [1, 30, 4_096])
+def test_full_landscape_walks_alike(rng_key, branches_per_note, monkeypatch):
+    """The same swaps by full evaluation and through the cache end in the same masks.
+
+    The best is kept up by notes of swaps where there is room for them, else copied.
+    """
+    monkeypatch.setattr(incremental, "BRANCHES_PER_NOTE", branches_per_note)
     network = make_network("three, narrow", True)
     x, y = make_samples(network, 40)
     kept = network.total // 2

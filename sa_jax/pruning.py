@@ -13,9 +13,9 @@ from sa_jax import masks, models, schedules
 from sa_jax.anneal import anneal
 from sa_jax.delayed import delayed_acceptance
 from sa_jax.energies import Energy, cross_entropy, error_rate, kl_to_teacher, margin_loss
-from sa_jax.incremental import masked_mlp
+from sa_jax.incremental import Weighted, masked_mlp
 from sa_jax.models import Network
-from sa_jax.moves import saliency_swap, uniform_swap
+from sa_jax.moves import nudge, saliency_swap, uniform_swap
 from sa_jax.types import AnnealResult, InputError, Landscape, PyTree, Schedule
 
 ENERGIES = ("cross_entropy", "kl_to_teacher", "margin", "error_rate")
@@ -48,6 +48,8 @@ class Options(NamedTuple):
       temperature_end: likewise, a hundredth of the start if that is given; unused by 'logarithmic' and
         'constant'.
       screen_samples: samples on which proposals are screened, see `delayed_acceptance`; 0 for none.
+      nudge_share: share of the proposals that change a kept branch's weight instead of the mask, below 1. Above 0
+        weights move, and positions are `Weighted`: a class of its own, not to be compared with fixed weights.
     """
 
     activation: str = "relu"
@@ -59,6 +61,7 @@ class Options(NamedTuple):
     temperature_start: float | None = None
     temperature_end: float | None = None
     screen_samples: int = 0
+    nudge_share: float = 0.0
 
 
 class Problem(NamedTuple):
@@ -131,6 +134,10 @@ def prune(
     if unknown:
         raise InputError(f"unknown option {sorted(unknown)[0]!r}; options: {', '.join(Options._fields)}")
     chosen = check_options(Options(**options))
+    if chosen.nudge_share:
+        raise InputError(
+            "nudge_share moves weights, and prune returns masks alone: use sa-jax run, or leave it at 0"
+        )
     names, network = models.network_of(params)
     kept = masks.num_kept(density, network.total)
     samples = [array if isinstance(array, jax.Array) else np.asarray(array) for array in (x, y)]
@@ -187,7 +194,8 @@ def prepare(
     data = (x.T, targets)
     nothing = jnp.float32(0)
     problem = Problem(network, data, mask, saliency, logit_scale, nothing, nothing)
-    start, end = schedules.calibrate(calibration_key, make_landscape(problem, options), mask, data)
+    position = start_position(problem, options)
+    start, end = schedules.calibrate(calibration_key, make_landscape(problem, options), position, data)
     if options.temperature_start is not None:
         start = jnp.float32(options.temperature_start)
         end = start * (schedules.END_SHARE / schedules.START_SHARE)
@@ -198,10 +206,21 @@ def prepare(
     return problem._replace(temperature_start=start, temperature_end=end)
 
 
+def start_position(problem: Problem, options: Options) -> jax.Array | Weighted:
+    """The initial position on a problem's landscape: the mask, with the weights where they move."""
+    if options.nudge_share:
+        return Weighted(problem.mask, masks.flatten(problem.network.kernels))
+    return problem.mask
+
+
 def make_landscape(problem: Problem, options: Options) -> Landscape:
-    """The incremental landscape of a problem; its positions are flat masks."""
+    """The incremental landscape of a problem; its positions are flat masks, or `Weighted` where weights move."""
     swaps = saliency_swap(problem.saliency) if options.move == "saliency" else uniform_swap()
-    landscape = masked_mlp(problem.network, swaps, make_energy(problem, options), options.activation)
+    if options.nudge_share:
+        spreads = [jnp.full(kernel.size, kernel.std()) for kernel in problem.network.kernels]
+        swaps = nudge(swaps, jnp.concatenate(spreads), options.nudge_share)
+    energy, moves = make_energy(problem, options), options.nudge_share > 0
+    landscape = masked_mlp(problem.network, swaps, energy, options.activation, moves)
     if not options.screen_samples:
         return landscape
     return delayed_acceptance(landscape, lambda data: tuple(part[..., : options.screen_samples] for part in data))
@@ -247,6 +266,9 @@ def check_options(options: Options) -> Options:
     screen = options.screen_samples
     if isinstance(screen, bool) or not isinstance(screen, int) or screen < 0:
         raise InputError(f"screen_samples must be a whole number of at least 0, not {screen!r}")
+    share = options.nudge_share
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < 1:
+        raise InputError(f"nudge_share must be a number from 0 to below 1, not {share!r}")
     for name in ("logit_scale", "temperature_start", "temperature_end"):
         value = getattr(options, name)
         if isinstance(value, jax.Array | np.ndarray | np.generic) and value.ndim == 0:

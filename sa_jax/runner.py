@@ -83,11 +83,12 @@ def run(
     made = workdirs.make(workdir)
     try:
         annealed = anneal_chains(config, network, *samples, kept, on_progress, on_message)
-        result = evaluate(config, dataset, network, annealed, kept)
+        found = network if annealed.weights is None else _with_weights(network, annealed.weights)
+        result = evaluate(config, dataset, network, found, annealed, kept)
         kernel_names = [f"{name}/kernel" for name in names]
         best_masks = masks.unflatten(jnp.asarray(annealed.mask), network.shapes)
         mask_arrays = {name: np.asarray(m) for name, m in zip(kernel_names, best_masks, strict=True)}
-        weights = dict(zip(kernel_names, map(np.asarray, network.kernels), strict=True))
+        weights = dict(zip(kernel_names, map(np.asarray, found.kernels), strict=True))
         biases = zip(names, network.biases, strict=True)
         weights |= {f"{name}/bias": np.asarray(bias) for name, bias in biases if bias is not None}
         files = {
@@ -110,6 +111,7 @@ class Annealed(NamedTuple):
 
     Attributes:
       mask: the best of all chains, flat, bool `[total]`.
+      weights: the weights beside it where they moved, float32 `[total]`, else None.
       problem: what was annealed.
       start_energy: of the initial mask.
       best_energy: of each chain, float32 `[chains]`.
@@ -124,6 +126,7 @@ class Annealed(NamedTuple):
     """
 
     mask: np.ndarray
+    weights: np.ndarray | None
     problem: Problem
     start_energy: float
     best_energy: np.ndarray
@@ -232,10 +235,12 @@ def anneal_chains(
     trace = {"step": step, "temperature": temperature}
     trace |= dict(zip(("energy", "best_energy", "acceptance"), (c.T for c in per_chain), strict=True))
     best_energy = np.asarray(states.best_energy)[: config.num_chains]
-    mask = np.asarray(states.best)[int(best_energy.argmin())]
+    best = jax.tree.map(lambda leaf: np.asarray(leaf[int(best_energy.argmin())]), states.best)
+    mask, weights = best if config.options.nudge_share else (best, None)
     cpu_seconds = time.process_time() - cpu_start
     return Annealed(
         mask,
+        weights,
         problem,
         start_energy,
         best_energy,
@@ -307,7 +312,8 @@ def program_bytes(program: Any) -> int:
 
 
 def _start(problem: Problem, options: pruning.Options, chains: int) -> AnnealState:
-    state = init(pruning.make_landscape(problem, options), problem.mask, problem.data)
+    landscape = pruning.make_landscape(problem, options)
+    state = init(landscape, pruning.start_position(problem, options), problem.data)
     return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (chains, *leaf.shape)), state)
 
 
@@ -383,15 +389,23 @@ def load_network(config: RunConfig, dataset: data.Dataset) -> tuple[list[str], N
     return names, network
 
 
+def _with_weights(network: Network, weights: np.ndarray) -> Network:
+    kernels = masks.unflatten(jnp.asarray(weights), network.shapes)
+    return network._replace(kernels=tuple(kernels))
+
+
 def evaluate(
-    config: RunConfig, dataset: data.Dataset, network: Network, annealed: Annealed, kept: int
+    config: RunConfig, dataset: data.Dataset, network: Network, found: Network, annealed: Annealed, kept: int
 ) -> dict[str, Any]:
-    """Measures the best mask and its baselines, and collects what `result.json` holds."""
+    """Measures the best mask and its baselines, and collects what `result.json` holds.
+
+    `found` has the weights that go with the mask: those of `network` unless they moved.
+    """
     predict = jax.jit(
         lambda network, mask, x: models.forward(models.masked(network, mask), x, config.activation).argmax(-1)
     )
 
-    def on(split: data.Split, mask: jax.Array) -> float:
+    def on(split: data.Split, mask: jax.Array, network: Network = network) -> float:
         return float(np.mean(np.asarray(predict(network, mask, split.inputs)) == split.labels))
 
     mask = jnp.asarray(annealed.mask)
@@ -419,8 +433,8 @@ def evaluate(
         "start_energy": annealed.start_energy,
         "best_energy": float(annealed.best_energy.min()),
         "best_energy_per_chain": [float(energy) for energy in annealed.best_energy],
-        "test_accuracy": on(dataset.test, mask),
-        "validation_accuracy": on(dataset.validation, mask),
+        "test_accuracy": on(dataset.test, mask, found),
+        "validation_accuracy": on(dataset.validation, mask, found),
         "dense_test_accuracy": on(dataset.test, jnp.ones(network.total, bool)),
         "magnitude_test_accuracy": on(dataset.test, magnitude),
         "random_test_accuracy": float(np.mean([on(dataset.test, random) for random in random_masks])),
@@ -439,6 +453,9 @@ def evaluate(
         "energy": config.energy,
         "logit_scale": float(problem.logit_scale),
         "move": config.move,
+        "moves_weights": config.nudge_share > 0,
+        "nudge_share": config.nudge_share,
+        "screen_samples": config.screen_samples,
         "start": config.start,
         "schedule": config.schedule
         if isinstance(config.schedule, str)

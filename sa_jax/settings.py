@@ -35,11 +35,13 @@ class RunConfig:
       pretrain_learning_rate: of Adam, at the start.
       energy: see `pruning.Options`, as for the following.
       move: 'saliency' or 'uniform'.
-      start: 'magnitude', 'saliency' or 'random'.
+      start: 'magnitude', 'saliency', 'erk' or 'random'.
       schedule: 'geometric', 'linear', 'cosine', 'logarithmic', 'constant' or a callable.
       logit_scale: None calibrates it.
       temperature_start: None calibrates it.
       temperature_end: None calibrates it.
+      screen_samples: samples on which proposals are screened; 0 for none.
+      nudge_share: share of the proposals that change a weight; 0 leaves all weights as they are.
     """
 
     dataset: str = "digits"
@@ -65,6 +67,8 @@ class RunConfig:
     logit_scale: float | None = None
     temperature_start: float | None = None
     temperature_end: float | None = None
+    screen_samples: int = 0
+    nudge_share: float = 0.0
 
     def __post_init__(self):
         for name in ("dataset", "weights"):

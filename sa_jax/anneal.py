@@ -210,7 +210,7 @@ def run(
             trace = jax.tree.map(lambda kept, new: kept.at[entry].set(new, mode="drop"), trace, values)
         return (state, trace), None
 
-    state, trace = _alike((state, trace), rng_key, state.best_energy, schedule(jnp.int32(0)))
+    state, trace = alike((state, trace), rng_key, state.best_energy, schedule(jnp.int32(0)))
     whole, rest = divmod(num_steps, BLOCK_STEPS)
     starts = first_step + BLOCK_STEPS * jnp.arange(whole, dtype=jnp.int32)
     carry, _ = jax.lax.scan(partial(one_block, BLOCK_STEPS), (state, trace), starts)
@@ -266,7 +266,7 @@ def anneal(
             raise InputError(f"{name} must be a whole number of at least {least}, not {value!r}")
     if not isinstance(data, tuple | list):
         raise InputError(f"data must be a tuple, such as data=(x,), not {type(data).__name__}")
-    data = tuple(jax.tree.map(lambda leaf: jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf, data))
+    data = as_arrays(data)
     if not callable(schedule):
         temperature = schedule
         is_number = isinstance(temperature, jax.Array | np.ndarray | np.generic | int | float)
@@ -281,10 +281,18 @@ def anneal(
     )
 
 
-def _alike(carry: PyTree, rng_key: jax.Array, *values: Scalar) -> PyTree:
-    # Under shard_map a carry must vary over the mesh before the first step as it does after it, and a start
-    # shared by all chains does not. A choice between equals makes it so, in every version, and compiles away.
+def as_arrays(data: tuple) -> tuple:
+    """NumPy arrays as those of JAX: indexing one by a traced index would fail."""
+    return tuple(jax.tree.map(lambda leaf: jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf, data))
+
+
+def alike(carry: PyTree, rng_key: jax.Array, *values: Scalar) -> PyTree:
+    """The same carry, varying over the mesh inside `shard_map` as all of the given values do.
+
+    A carry must vary before the first step as it does after it, and a start shared by all chains does not. A
+    choice between equals makes it so, in every version, and compiles away.
+    """
     varying = jnp.any(jax.random.bits(rng_key) == 0)
     for value in values:
-        varying |= jnp.isnan(value)
+        varying |= jnp.isnan(value).any()
     return jax.tree.map(lambda leaf: jnp.where(varying, leaf, leaf), carry)

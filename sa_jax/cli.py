@@ -226,7 +226,8 @@ def _nearest(name: str, known: Sequence[str]) -> str:
 
 def summary(result: dict[str, Any], workdir: Path) -> str:
     """The few lines that a finished run prints."""
-    rows = [("annealed", "test_accuracy"), ("global magnitude", "magnitude_test_accuracy")]
+    annealed = "annealed, moved" if result["moves_weights"] else "annealed"
+    rows = [(annealed, "test_accuracy"), ("global magnitude", "magnitude_test_accuracy")]
     rows += [("random", "random_test_accuracy"), ("dense", "dense_test_accuracy")]
     seconds = result["compile_seconds"] + result["anneal_seconds"]
     lines = [

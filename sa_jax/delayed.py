@@ -41,7 +41,7 @@ def delayed_acceptance(landscape: Landscape, part: Callable[[tuple], tuple]) -> 
 
     Args:
       landscape: what decides in both stages.
-      part: `data -> data`, the samples that screen.
+      part: `data -> data`, the samples that screen; they should be like all.
 
     Returns:
       A `Landscape` on the same positions and data.
@@ -61,6 +61,8 @@ def delayed_acceptance(landscape: Landscape, part: Callable[[tuple], tuple]) -> 
         change, pending = landscape.delta(state.screen, move, some)
         passes = accept(change, log_q_ratio, temperature, log_u)
         ratio = jnp.where(temperature > 0, change / jnp.where(temperature > 0, temperature, 1), 0)
+        # -inf would say that it stays where it is.
+        ratio = jnp.maximum(ratio, jnp.finfo(jnp.float32).min)
         return (move, pending), jnp.where(passes, ratio, -jnp.inf)
 
     def delta(state, move, data):

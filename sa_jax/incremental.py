@@ -18,7 +18,7 @@ from sa_jax.energies import Energy
 from sa_jax.landscape import from_energy, most
 from sa_jax.models import ACTIVATIONS, Network, check_activation
 from sa_jax.moves import Swaps, move_fn, swap_mask
-from sa_jax.types import Landscape, PyTree
+from sa_jax.types import InputError, Landscape, PyTree
 
 # The figures below were measured on x86 with AVX2; none of them changes what is computed.
 # A second layer so narrow is updated whole: finding its changed rows would cost more.
@@ -140,10 +140,10 @@ def masked_mlp(
         proposals that change weights, `moves.nudge(...)`.
 
     Returns:
-      A `Landscape`, equal to `full_mlp` up to float rounding.
+      A `Landscape`, equal to `full_mlp` up to float rounding where no weights move.
 
     Raises:
-      InputError: an unknown activation.
+      InputError: an unknown activation; when annealed, proposals that change weights where none move.
     """
     check_activation(activation)
     act = ACTIVATIONS[activation]
@@ -168,7 +168,8 @@ def masked_mlp(
         mask, samples = mask_of(position), inputs.shape[1]
         number, block = _blocks(samples, EVALUATED_SAMPLES)
         if outputs is None:
-            outputs = [jnp.full((width, samples), _zero(mask, inputs)) for _, width in shapes]
+            zero = _zero(*jax.tree.leaves(position), inputs)
+            outputs = [jnp.full((width, samples), zero) for _, width in shapes]
         entering, evaluated = inputs, []
         kernel_masks = masks.unflatten(mask, shapes)
         kernels = masks.unflatten(position.weights, shapes) if weights_move else network.kernels
@@ -189,7 +190,7 @@ def masked_mlp(
 
     def init(position, data):
         mask = jnp.asarray(mask_of(position), bool)
-        position = position._replace(mask=mask) if weights_move else mask
+        position = Weighted(mask, jnp.asarray(position.weights, jnp.float32)) if weights_move else mask
         outputs, value = evaluate(position, data)
         fan_in = tuple(map(_neighbours, masks.unflatten(mask, shapes)[2:head]))
         # One row more than units: see `_each`.
@@ -204,6 +205,8 @@ def masked_mlp(
 
     def ends(swap, layer):
         branches = jnp.stack([swap.pruned, swap.grown])
+        if swap.nudge is not None and not weights_move:
+            raise InputError("proposals that change weights need masked_mlp(..., weights_move=True)")
         swapped = swap.pruned != swap.grown
         moved = swapped if swap.nudge is None else jnp.stack([swapped | (swap.nudge != 0), swapped])
         here = (branches >= starts[layer]) & (branches < starts[layer + 1]) & moved
@@ -223,7 +226,10 @@ def masked_mlp(
         if swap is not None:
             swapped = swap.pruned != swap.grown
             kept = (kept & ~(swapped & (branches == swap.pruned))) | (swapped & (branches == swap.grown))
-        return jnp.where(kept, weight(position, layer, local), 0)
+        value = weight(position, layer, local)
+        if swap is not None and swap.nudge is not None:
+            value = value + jnp.where(branches == swap.pruned, swap.nudge, 0)
+        return jnp.where(kept, value, 0)
 
     def fan_out(position, swap, layer, units):
         # [units, outputs]: weights of the branches that leave each of the units.

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from sa_jax.types import InputError
+
 # The integer weights of `saliency_swap` sum to less than this, so that int32 sums of them are exact.
 WEIGHT_TOTAL = 2**30
 # Share of a saliency draw that is uniform: every branch stays reachable and the log ratio bounded.
@@ -180,8 +182,8 @@ def nudge(swaps: Swaps, scale: jax.Array, share: float = 0.5) -> Swaps:
     def draw(rng_key):
         swap_key, choice_key, slot_key, size_key, amount_key = jax.random.split(rng_key, 5)
         size = jax.random.randint(size_key, (), 0, NUDGE_SIZES).astype(jnp.float32)
-        amount = jax.random.normal(amount_key) * jnp.exp2(-size)
-        nudges = jax.random.uniform(choice_key) < share
+        amount = jax.random.normal(amount_key, dtype=jnp.float32) * jnp.exp2(-size)
+        nudges = jax.random.uniform(choice_key, dtype=jnp.float32) < share
         return swaps.draw(swap_key), nudges, jax.random.bits(slot_key, (), jnp.uint32), amount
 
     def propose(noise, state, mask):
@@ -219,6 +221,8 @@ def move_fn(swaps: Swaps) -> Callable[[jax.Array, Any], tuple[Any, jax.Array]]:
     def move(rng_key, position):
         mask, state = position
         swap, log_q_ratio = swaps.propose(swaps.draw(rng_key), state, mask)
+        if swap.nudge is not None:
+            raise InputError("positions (mask, state) hold no weights to change: leave nudge out")
         return (swap_mask(mask, swap), swaps.commit(state, swap, jnp.asarray(True))), log_q_ratio
 
     return move

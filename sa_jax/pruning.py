@@ -47,7 +47,7 @@ class Options(NamedTuple):
       temperature_start: in units of the energy; None calibrates it.
       temperature_end: likewise, a hundredth of the start if that is given; unused by 'logarithmic' and
         'constant'.
-      screen_samples: samples on which proposals are screened, see `delayed_acceptance`; 0 for none.
+      screen_samples: so many of the first samples screen the proposals, see `delayed_acceptance`; 0 for none.
       nudge_share: share of the proposals that change a kept branch's weight instead of the mask, below 1. Above 0
         weights move, and positions are `Weighted`: a class of its own, not to be compared with fixed weights.
     """
@@ -70,7 +70,7 @@ class Problem(NamedTuple):
     Attributes:
       network: the fixed weights.
       data: `(inputs, targets)`, float32 `[features, samples]`; targets are labels, int32 `[samples]`, or the dense
-        network's logits, scaled, float32 `[classes, samples]`.
+        network's predictions, float32 `[classes, samples]`.
       mask: initial mask, flat, bool `[total]`.
       saliency: `|w| * norm(input)`, float32 `[total]`.
       logit_scale: float32 `[]`.
@@ -190,12 +190,14 @@ def prepare(
         logit_scale = jnp.float32(options.logit_scale)
     targets = y.astype(jnp.int32)
     if options.energy == "kl_to_teacher":
-        targets = dense_logits.T * jnp.where(dense_spread == 0, 1.0, TEACHER_SPREAD / dense_spread)
+        scale = jnp.where(dense_spread == 0, 1.0, TEACHER_SPREAD / dense_spread)
+        targets = jax.nn.softmax(dense_logits.T * scale, axis=0)
     data = (x.T, targets)
     nothing = jnp.float32(0)
     problem = Problem(network, data, mask, saliency, logit_scale, nothing, nothing)
-    position = start_position(problem, options)
-    start, end = schedules.calibrate(calibration_key, make_landscape(problem, options), position, data)
+    # From swaps alone, and all of them: temperatures are the same with nudges or a screen.
+    plain = make_landscape(problem, options._replace(screen_samples=0, nudge_share=0.0))
+    start, end = schedules.calibrate(calibration_key, plain, mask, data)
     if options.temperature_start is not None:
         start = jnp.float32(options.temperature_start)
         end = start * (schedules.END_SHARE / schedules.START_SHARE)

@@ -130,11 +130,14 @@ def _headline(result: Mapping[str, Any]) -> str:
         ),
         "Annealing time": f"{_value('', result.get('anneal_seconds'))} s",
     }
+    search = "The search only chose branches: no weight was changed, nothing was back-propagated."
+    if result.get("moves_weights"):
+        search = "The search chose branches and changed weights, by annealing alone: nothing was back-propagated."
     return f"""<section class="columns"><div>
 <h1>{result["kept"]:,} of {result["total"]:,} branches kept <span>({_percent(result["density"])}):</span>
 <strong>{_percent(result["test_accuracy"])} test accuracy</strong></h1>
 <p>{network}</p>
-<p class="soft">The search only chose branches: no weight was changed, nothing was back-propagated.</p>
+<p class="soft">{search}</p>
 <dl>{"".join(f"<div><dt>{name}</dt><dd>{fact}</dd></div>" for name, fact in facts.items())}</dl>
 </div>{_accuracies(result)}</section>"""
 

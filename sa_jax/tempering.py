@@ -4,20 +4,26 @@ Swendsen & Wang 1986 and Hukushima & Nemoto 1996 for replica exchange; Hukushima
 population annealing.
 """
 
+import math
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
-from sa_jax.anneal import BLOCK_STEPS, init, run
+from sa_jax.anneal import BLOCK_STEPS, alike, as_arrays, init, run
 from sa_jax.schedules import constant
 from sa_jax.types import AnnealState, InputError, Landscape, PyTree, Schedule
 
 # Share of exchanges that an adapted ladder aims at (0.23 is best where energies are Gaussian; Kone & Kofke 2005).
 EXCHANGE_SHARE = 0.25
-# How far a gap of the ladder moves at the first adaptation, as a logarithm; at the n-th it is this over n + 1.
+# How much the logarithm of a gap moves, times what the share is off, at the first adaptation; then ever less, in
+# proportion to 1 / (n + 4) after n, so that it settles (Robbins & Monro 1951).
 FIRST_ADAPTATION = 0.5
+# A gap is never wider, as a ratio of temperatures: where energies are bounded no gap may be wide enough.
+WIDEST_GAP = 100.0
 
 
 class TemperResult(NamedTuple):
@@ -32,7 +38,8 @@ class TemperResult(NamedTuple):
       exchange_share: of the exchanges between each rung and the next, since the ladder was fixed, float32
         `[rungs - 1]`; NaN where none was tried.
       num_accepted: proposals that each replica accepted, wherever it was, int32 `[rungs]`.
-      round_trips: how often each replica went from the first rung to the last and back, int32 `[rungs]`.
+      round_trips: how often each replica went from the first rung to the last and back, from the first step on,
+        int32 `[rungs]`.
     """
 
     best: PyTree
@@ -54,7 +61,9 @@ class Replicas(NamedTuple):
       log_temperatures: of each rung, float32 `[rungs]`.
       tried: exchanges tried between each rung and the next since the ladder was fixed, int32 `[rungs - 1]`.
       exchanged: those accepted, int32 `[rungs - 1]`.
-      heading: of each replica, 1 after it was at the last rung, -1 after the first, 0 before, int32 `[rungs]`.
+      chance: of the latest exchange tried between each rung and the next, float32 `[rungs - 1]`.
+      heading: of each replica, -1 after it was at the first rung, 1 after it then was at the last, 0 before, int32
+        `[rungs]`.
       round_trips: see `TemperResult`.
     """
 
@@ -63,6 +72,7 @@ class Replicas(NamedTuple):
     log_temperatures: jax.Array
     tried: jax.Array
     exchanged: jax.Array
+    chance: jax.Array
     heading: jax.Array
     round_trips: jax.Array
 
@@ -98,7 +108,8 @@ def temper(
       A `TemperResult`.
 
     Raises:
-      InputError: fewer than two temperatures, or more `adapt_steps` than steps.
+      InputError: fewer than two temperatures, temperatures that do not rise or are not above 0, or more
+        `adapt_steps` than steps.
 
     >>> import jax, jax.numpy as jnp
     >>> from sa_jax import from_energy
@@ -112,9 +123,13 @@ def temper(
     temperatures = jnp.asarray(temperatures, jnp.float32)
     if temperatures.ndim != 1 or temperatures.size < 2:
         raise InputError(f"temperatures must have the shape [rungs], at least 2, not {list(temperatures.shape)}")
+    if not isinstance(temperatures, Tracer):
+        rises = np.all(np.diff(temperatures) > 0) and np.isfinite(temperatures).all()
+        if not rises or not temperatures[0] > 0:
+            raise InputError(f"temperatures must rise, from above 0, not {np.asarray(temperatures).tolist()}")
     if not 0 <= adapt_steps <= num_steps:
         raise InputError(f"adapt_steps must be from 0 to num_steps, {num_steps}, not {adapt_steps}")
-    rungs = temperatures.size
+    rungs, data = temperatures.size, as_arrays(data)
     chains_key, exchange_key = jax.random.split(rng_key)
     keys = jax.vmap(partial(jax.random.fold_in, chains_key))(jnp.arange(rungs))
     start = init(landscape, position, data)
@@ -125,9 +140,11 @@ def temper(
         jnp.log(temperatures),
         none[1:],
         none[1:],
-        none,
+        jnp.full(rungs - 1, EXCHANGE_SHARE, jnp.float32),
+        none.at[0].set(-1),
         none,
     )
+    replicas = alike(replicas, rng_key, start.best_energy, temperatures)
     adapted_blocks = 2 * -(-adapt_steps // (2 * BLOCK_STEPS))
 
     def block(replicas, number):
@@ -138,11 +155,11 @@ def temper(
         own = jnp.exp(replicas.log_temperatures)[replicas.rung]
         chains = _map(walk, (keys, replicas.chains, own), chain_batch)
         replicas = _exchange(jax.random.fold_in(exchange_key, number), replicas._replace(chains=chains), number)
-        # Every other pair is tried in a block: shares are taken over two.
+        # Every other pair is tried in a block, all in two.
         adapts = (number < adapted_blocks) & (number % 2 == 1)
-        shares = replicas.exchanged / jnp.maximum(replicas.tried, 1)
-        rate = FIRST_ADAPTATION / (1 + number // 2)
-        gaps = jnp.diff(replicas.log_temperatures) * jnp.exp(rate * (shares - EXCHANGE_SHARE))
+        rate = FIRST_ADAPTATION / (1 + number // 8)
+        gaps = jnp.diff(replicas.log_temperatures) * jnp.exp(rate * (replicas.chance - EXCHANGE_SHARE))
+        gaps = jnp.minimum(gaps, math.log(WIDEST_GAP))
         ladder = replicas.log_temperatures[0] + jnp.pad(jnp.cumsum(gaps), (1, 0))
         return replicas._replace(
             log_temperatures=jnp.where(adapts, ladder, replicas.log_temperatures),
@@ -175,8 +192,8 @@ class PopulationResult(NamedTuple):
       final: positions after the last step, leading axis `[members]`.
       final_energy: float32 `[members]`.
       family: the member of the first population from which each descends, int32 `[members]`.
-      mean_family_size: `members * sum((family size / members)**2)`, float32 `[]`: far below the number of members
-        where the population was large enough (Wang, Machta & Katzgraber 2015, equation 6).
+      mean_square_family_size: `members * sum((family size / members)**2)`, float32 `[]`: far below the number of
+        members where the population was large enough (Wang, Machta & Katzgraber 2015).
       num_accepted: accepted proposals of each member and its ancestors, int32 `[members]`.
     """
 
@@ -185,7 +202,7 @@ class PopulationResult(NamedTuple):
     final: PyTree
     final_energy: jax.Array
     family: jax.Array
-    mean_family_size: jax.Array
+    mean_square_family_size: jax.Array
     num_accepted: jax.Array
 
 
@@ -228,6 +245,7 @@ def population_anneal(
     >>> round(float(result.best), 1)
     7.8
     """
+    data = as_arrays(data)
     members = jnp.shape(jax.tree.leaves(positions)[0])[0] if jnp.ndim(jax.tree.leaves(positions)[0]) else 1
     if members < 2:
         raise InputError("positions must have a leading axis [members] of at least 2")
@@ -246,23 +264,27 @@ def population_anneal(
 
         states = _map(walk, (keys, states), chain_batch)
         # The best of members that are dropped must not be lost.
-        winner = states.best_energy.argmin()
+        winner = _lowest(states.best_energy)
         improved = states.best_energy[winner] < best_energy
         best = jax.tree.map(lambda new, old: jnp.where(improved, new[winner], old), states.best, best)
-        best_energy = jnp.minimum(states.best_energy[winner], best_energy)
+        best_energy = jnp.where(improved, states.best_energy[winner], best_energy)
         cooler = jnp.asarray(schedule(first + BLOCK_STEPS), jnp.float32)
         log_weights = -(1 / cooler - 1 / temperature) * states.walk.energy
         log_weights = jnp.where(jnp.isnan(log_weights), -jnp.inf, log_weights)
         shares = jnp.cumsum(jax.nn.softmax(log_weights))
-        offset = jax.random.uniform(jax.random.fold_in(resample_key, number))
-        places = (jnp.arange(members) + offset) / members * shares[-1]
-        parents = jnp.minimum(jnp.searchsorted(shares, places, side="right"), members - 1)
+        # In (0, 1], and the first share that reaches a place: no member without weight is ever taken.
+        offset = 1 - jax.random.uniform(jax.random.fold_in(resample_key, number), dtype=jnp.float32)
+        places = jnp.minimum((jnp.arange(members) + offset) / members, 1) * shares[-1]
+        parents = jnp.searchsorted(shares, places)
+        # A schedule may end at 0, where no weights can be told.
+        parents = jnp.where((cooler > 0) & jnp.isfinite(log_weights).any(), parents, jnp.arange(members))
         states, family = jax.tree.map(lambda leaf: leaf[parents], (states, family))
         return (states, family, best, best_energy), None
 
-    winner = states.best_energy.argmin()
+    winner = _lowest(states.best_energy)
     best, best_energy = jax.tree.map(lambda leaf: leaf[winner], (states.best, states.best_energy))
     carry = states, jnp.arange(members, dtype=jnp.int32), best, best_energy
+    carry = alike(carry, rng_key, states.best_energy, schedule(jnp.int32(0)))
     blocks = jnp.arange(-(-num_steps // BLOCK_STEPS), dtype=jnp.int32)
     (states, family, best, best_energy), _ = jax.lax.scan(block, carry, blocks)
     sizes = jnp.zeros(members).at[family].add(1)
@@ -284,12 +306,14 @@ def _exchange(rng_key: jax.Array, replicas: Replicas, number: jax.Array) -> Repl
     inverse = jnp.exp(-replicas.log_temperatures)
     log_ratio = (inverse[:-1] - inverse[1:]) * (energy[:-1] - energy[1:])
     tried = jnp.arange(rungs - 1) % 2 == number % 2
+    chance = jnp.exp(jnp.minimum(log_ratio, 0))
+    chance = jnp.where(tried & ~jnp.isnan(chance), chance, replicas.chance)
     log_u = -jax.random.exponential(rng_key, (rungs - 1,))
     # False where an energy is NaN.
     exchanges = tried & (log_u <= log_ratio)
     down, up = jnp.pad(exchanges, (1, 0)), jnp.pad(exchanges, (0, 1))
-    to = jnp.arange(rungs) + up.astype(jnp.int32) - down.astype(jnp.int32)
-    rung = jnp.zeros(rungs, jnp.int32).at[at].set(to)
+    to = jnp.arange(rungs, dtype=jnp.int32) + up.astype(jnp.int32) - down.astype(jnp.int32)
+    rung = jnp.zeros_like(to).at[at].set(to)
     arrived = (rung == 0) & (replicas.heading == 1)
     turns = (rung == rungs - 1) & (replicas.heading == -1)
     heading = jnp.where(rung == 0, -1, jnp.where(turns, 1, replicas.heading))
@@ -297,9 +321,14 @@ def _exchange(rng_key: jax.Array, replicas: Replicas, number: jax.Array) -> Repl
         rung=rung,
         tried=replicas.tried + tried,
         exchanged=replicas.exchanged + exchanges,
+        chance=chance,
         heading=heading,
         round_trips=replicas.round_trips + arrived,
     )
+
+
+def _lowest(energies):
+    return jnp.where(jnp.isnan(energies), jnp.inf, energies).argmin()
 
 
 def _map(function: Any, chains: PyTree, chain_batch: int | None) -> PyTree:

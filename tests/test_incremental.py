@@ -214,31 +214,66 @@ def test_vmapped_chains_walk_as_each_alone(name):
 
 
 @pytest.mark.parametrize("name", SIZES)
-def test_nudged_weights_equal_full_evaluation(name):
-    """Swaps and nudges in turn, by chance; the energy that a chain carries against that of where it is."""
+def test_every_nudge_equals_full_evaluation(name):
+    """Of each kept branch: proposed, then made, so that what is cached then is seen in the next."""
+    network = make_network(name, True)
+    x, y = make_samples(network, 5)
+    mask = np.asarray(masks.random(jax.random.key(4), network.total, network.total // 2))
+    weights = np.asarray(masks.flatten(network.kernels))
+    landscape = masked_mlp(network, uniform_swap(), cross_entropy(3.0), weights_move=True)
+    branches = np.random.default_rng(0).permutation(np.flatnonzero(mask))[:200]
+    amounts = np.random.default_rng(1).normal(0, 0.5, len(branches)).astype(np.float32)
+    kept = jnp.asarray(branches, jnp.int32)
+    nudges = Swap(kept, kept, jnp.zeros((len(branches), 2), jnp.int32), jnp.asarray(amounts))
+
+    def one(state, move):
+        change, pending = landscape.delta(state, move, (x.T, y))
+        before = state.energy
+        return landscape.commit(state, move, pending, jnp.asarray(True)), before + change
+
+    start = landscape.init(Weighted(mask, weights), (x.T, y))
+    state, energies = jax.jit(lambda state: jax.lax.scan(one, state, nudges))(start)
+    for branch, amount, energy in zip(branches, amounts, np.asarray(energies), strict=True):
+        weights = weights.copy()
+        weights[branch] += amount
+        kernels = tuple(map(np.asarray, masks.unflatten(jnp.asarray(weights), network.shapes)))
+        expected = full_energy(network._replace(kernels=kernels), "cross_entropy", "relu")(mask, x, y)
+        np.testing.assert_allclose(energy, expected, rtol=5e-4, atol=5e-5)
+    np.testing.assert_allclose(state.position.weights, weights, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "make_swaps", [lambda saliency: uniform_swap(), saliency_swap], ids=["uniform", "saliency"]
+)
+@pytest.mark.parametrize("branches_per_note", [1, 4_096])
+@pytest.mark.parametrize("name", ["three, narrow", "five"])
+def test_swaps_and_nudges_in_turn_equal_full_evaluation(name, branches_per_note, make_swaps, monkeypatch):
+    """Where a chain is, and its best, screened or not."""
+    monkeypatch.setattr(incremental, "BRANCHES_PER_NOTE", branches_per_note)
     network = make_network(name, True)
     x, y = make_samples(network)
     mask = masks.random(jax.random.key(3), network.total, network.total // 2)
     weights = masks.flatten(network.kernels)
-    swaps = nudge(uniform_swap(), 0.3 * jnp.abs(weights) + 0.1)
+    swaps = nudge(make_swaps(models.saliency(network, x)), 0.3 * jnp.abs(weights) + 0.1)
     landscape = masked_mlp(network, swaps, cross_entropy(3.0), weights_move=True)
-
-    @jax.jit
-    def walk(key):
-        state = init(landscape, Weighted(mask, weights), (x.T, y))
-        return run(key, landscape, state, constant(0.05), 0, 400, (x.T, y))[0]
-
-    state = walk(jax.random.key(4))
-    position = state.walk.position
-    moved = np.flatnonzero(np.asarray(position.weights != weights))
-    assert int(position.mask.sum()) == network.total // 2 and int((position.mask != mask).sum()) > 0
-    assert len(moved) > 3
-    for at, energy in ((position, state.walk.energy), (state.best, state.best_energy)):
+    if branches_per_note == 1:
+        landscape = delayed_acceptance(landscape, lambda data: (data[0][:, :5], data[1][:5]))
+    result = jax.jit(lambda key: anneal(key, landscape, Weighted(mask, weights), 0.05, 400, (x.T, y)))(
+        jax.random.key(4)
+    )
+    assert int(result.best.mask.sum()) == network.total // 2 and int((result.final.mask != mask).sum()) > 0
+    assert int((result.final.weights != weights).sum()) > 3
+    assert float(result.best_energy) < float(result.final_energy)
+    for at, energy in ((result.final, result.final_energy), (result.best, result.best_energy)):
         kernels = tuple(masks.unflatten(at.weights, network.shapes))
-        expected = full_energy(network._replace(kernels=kernels), "cross_entropy", "relu")(
-            np.asarray(at.mask), x, y
-        )
-        np.testing.assert_allclose(energy, expected, rtol=2e-4, atol=2e-5)
+        expected = full_energy(network._replace(kernels=kernels), "cross_entropy", "relu")
+        np.testing.assert_allclose(energy, expected(np.asarray(at.mask), x, y), rtol=5e-4, atol=5e-5)
+
+
+def test_nudges_are_refused_where_no_weight_can_move():
+    landscape = masked_mlp(TINY, nudge(uniform_swap(), jnp.ones(8)), cross_entropy())
+    with pytest.raises(InputError, match="need masked_mlp"):
+        anneal(jax.random.key(0), landscape, jnp.arange(8) < 3, 0.1, 100, TINY_DATA)
 
 
 def test_nudged_weight_is_distributed_as_boltzmann_says():

@@ -1,0 +1,263 @@
+"""Compares ways to search at an equal budget of CPU time: what pays, and what does not.
+
+    python scripts/ablate.py                          # every variant; hours
+    python scripts/ablate.py --seconds=5 --seeds=1 --variants=base,uniform --out=/tmp/try.json
+
+MLPNet on MNIST. The public weights stay fixed, but in variants named nudge. A variant is the base with a setting
+or two changed. Each run has a process and a core of its own, and as many proposals as its first thousand say that
+the budget allows; what it really took is recorded. Settings are chosen by the validation accuracy; the test accuracy is
+recorded beside it. Writes FILE.json after every run, goes on where it stopped, and draws FILE.png.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import Manager, get_context
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+DENSITIES = (0.5, 0.1, 0.02)
+BASE: dict[str, Any] = {"samples": 10_000}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "base": {},
+    "uniform swaps": {"move": "uniform"},
+    "2,000 samples": {"samples": 2_000},
+    "5,000 samples": {"samples": 5_000},
+    "20,000 samples": {"samples": 20_000},
+    "40,000 samples": {"samples": 40_000},
+    "20,000, screened on 2,500": {"samples": 20_000, "screen_samples": 2_500},
+    "40,000, screened on 5,000": {"samples": 40_000, "screen_samples": 5_000},
+    "from saliency": {"start": "saliency"},
+    "from ERK": {"start": "erk"},
+    "from random": {"start": "random"},
+    "logits unscaled": {"logit_scale": 1.0},
+    "KL to the dense network": {"energy": "kl_to_teacher"},
+    "margin": {"energy": "margin"},
+    "greedy": {"temperature_start": 0.0, "temperature_end": 0.0, "schedule": "constant"},
+    "4 times hotter": {"hotter": 4.0},
+    "4 times colder": {"hotter": 0.25},
+    "linear": {"schedule": "linear"},
+    "4 replicas": {"replicas": 4},
+    "population of 8": {"population": 8},
+    "nudge": {"nudge_share": 0.5},
+}
+POINTS = 10
+FIRST_STEPS = 1_000
+
+
+def measure(variant: str, density: float, seed: int, seconds: float, cores: Any) -> dict[str, Any]:
+    """One run, bound to a core of its own."""
+    core = cores.get()
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {core})
+    try:
+        return _measure(variant, density, seed, seconds)
+    finally:
+        cores.put(core)
+
+
+def _measure(variant, density, seed, seconds):
+    # In the process that is bound to a core, since JAX counts them when it starts.
+    import jax
+    import jax.numpy as jnp
+
+    from sa_jax import data, geometric, masks, models, pruning
+    from sa_jax.anneal import BLOCK_STEPS, init, run
+    from sa_jax.tempering import population_anneal, temper
+
+    settings = BASE | VARIANTS[variant]
+    samples, hotter = settings.pop("samples"), settings.pop("hotter", 1.0)
+    replicas, population = settings.pop("replicas", 0), settings.pop("population", 0)
+    options = pruning.check_options(pruning.Options(**settings))
+    dataset = data.load("mnist", 0.1307, 0.3081)
+    network = models.network_of(models.load_weights(data.data_file("mlpnet_mnist_93.97.npz")))[1]
+    kept = masks.num_kept(density, network.total)
+    setup_key, chain_key = jax.random.split(jax.random.key(seed))
+    x, y = (part[:samples] for part in dataset.train)
+    problem = jax.jit(pruning.prepare, static_argnums=(4, 5))(setup_key, network, x, y, kept, options)
+    problem = problem._replace(
+        temperature_start=hotter * problem.temperature_start, temperature_end=hotter * problem.temperature_end
+    )
+    position = pruning.start_position(problem, options)
+
+    @jax.jit
+    def accuracies(position):
+        mask, kernels = position, network.kernels
+        if options.nudge_share:
+            mask, kernels = position.mask, masks.unflatten(position.weights, network.shapes)
+        pruned = models.masked(network._replace(kernels=tuple(kernels)), mask)
+        splits = (dataset.validation, dataset.test)
+        return [(models.forward(pruned, split.inputs).argmax(-1) == split.labels).mean() for split in splits]
+
+    def chunk(key, problem, state, first_step, num_steps, steps):
+        landscape = pruning.make_landscape(problem, options)
+
+        def schedule(step):
+            return pruning.make_schedule(problem, options, num_steps)(step)
+
+        return run(key, landscape, state, schedule, first_step, steps, problem.data)[0]
+
+    start = jax.jit(lambda p: init(pruning.make_landscape(p, options), position, p.data))(problem)
+
+    def compiled(steps):
+        lowered = jax.jit(chunk, static_argnums=5).lower(chain_key, problem, start, 0, 0, steps)
+        return lowered.compile()
+
+    first = compiled(FIRST_STEPS)
+    begin = time.process_time()
+    jax.block_until_ready(first(chain_key, problem, start, 0, FIRST_STEPS))
+    per_step = (time.process_time() - begin) / FIRST_STEPS
+    steps = max(int(seconds / per_step / POINTS) // BLOCK_STEPS, 1) * BLOCK_STEPS
+    points = []
+    if replicas or population:
+        count = POINTS * steps // (replicas or population)
+
+        @jax.jit
+        def search(key, problem):
+            landscape = pruning.make_landscape(problem, options)
+            hot, cold = problem.temperature_start, problem.temperature_end
+            if population:
+                positions = jnp.broadcast_to(position, (population, position.size))
+                schedule = geometric(hot, cold, count)
+                result = population_anneal(key, landscape, positions, schedule, count, problem.data, chain_batch=1)
+            else:
+                ladder = jnp.geomspace(cold, hot, replicas)
+                result = temper(key, landscape, position, ladder, count, problem.data, count // 4, chain_batch=1)
+            return result.best, result.best_energy
+
+        search = search.lower(chain_key, problem).compile()
+        begin = time.process_time()
+        best, energy = jax.block_until_ready(search(chain_key, problem))
+        taken = time.process_time() - begin
+        points.append((POINTS * steps, taken, float(energy), *map(float, accuracies(best))))
+    else:
+        next_steps, state, taken = compiled(steps), start, 0.0
+        for index in range(POINTS):
+            begin = time.process_time()
+            state = jax.block_until_ready(next_steps(chain_key, problem, state, index * steps, POINTS * steps))
+            taken += time.process_time() - begin
+            energy = float(state.best_energy)
+            points.append(((index + 1) * steps, taken, energy, *map(float, accuracies(state.best))))
+    names = ("proposals", "cpu_seconds", "energy", "validation_accuracy", "test_accuracy")
+    curve = [dict(zip(names, point, strict=True)) for point in points]
+    return {"variant": variant, "density": density, "seed": seed, "kept": kept, **curve[-1], "curve": curve}
+
+
+def table(result: dict[str, Any]) -> str:
+    """Validation accuracy, mean and spread over seeds, by variant and density."""
+    densities = sorted({run["density"] for run in result["runs"]}, reverse=True)
+    lines = ["| variant | " + " | ".join(f"{100 * density:g} % kept" for density in densities) + " |"]
+    lines.append("|---" * (len(densities) + 1) + "|")
+    for variant in dict.fromkeys(run["variant"] for run in result["runs"]):
+        cells = []
+        for density in densities:
+            runs = [run for run in result["runs"] if (run["variant"], run["density"]) == (variant, density)]
+            values = [100 * run["validation_accuracy"] for run in runs]
+            if not values:
+                cells.append("")
+                continue
+            spread = f" ({min(values):.2f} to {max(values):.2f})" if len(values) > 1 else ""
+            cells.append(f"{statistics.mean(values):.2f}{spread}")
+        lines.append(f"| {variant} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def draw(result: dict[str, Any], path: Path) -> None:
+    """Validation accuracy against CPU time and against proposals, density by density."""
+    from matplotlib.figure import Figure
+
+    densities = sorted({run["density"] for run in result["runs"]}, reverse=True)
+    variants = list(dict.fromkeys(run["variant"] for run in result["runs"]))
+    figure = Figure((12, 4 * len(densities)), layout="constrained", dpi=100)
+    panels = figure.subplots(len(densities), 2, squeeze=False)
+    for row, density in zip(panels, densities, strict=True):
+        for axes, across in zip(row, ("cpu_seconds", "proposals"), strict=True):
+            for number, variant in enumerate(variants):
+                runs = [run for run in result["runs"] if (run["variant"], run["density"]) == (variant, density)]
+                curves = list(zip(*(run["curve"] for run in runs), strict=False))
+                x = [statistics.mean(point[across] for point in points) for points in curves]
+                y = [100 * statistics.mean(point["validation_accuracy"] for point in points) for points in curves]
+                style = "-" if number < 10 else "--"
+                axes.plot(x, y, style, marker="." if len(x) < 2 else "", color=f"C{number % 10}", label=variant)
+            axes.set(xlabel=across.replace("cpu_", "CPU "), title=f"{100 * density:g} % kept", xscale="log")
+        row[0].set(ylabel="validation accuracy (%)")
+    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
+    figure.savefig(path, metadata={"Software": None})
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=40.0, help="CPU time of the annealing, per run")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument(
+        "--variants", default=",".join(name.replace(",", ";") for name in VARIANTS), help="';' for ','"
+    )
+    parser.add_argument("--densities", default=",".join(map(str, DENSITIES)))
+    parser.add_argument("--out", type=Path, default=ROOT / "scripts/results/ablation.json")
+    arguments = parser.parse_args()
+    variants = [name.replace(";", ",") for name in arguments.variants.split(",")]
+    if unknown := [name for name in variants if name not in VARIANTS]:
+        parser.error(f"unknown variant {unknown[0]!r}; variants: {'; '.join(VARIANTS)}")
+    densities = [float(density) for density in arguments.densities.split(",")]
+    result: dict[str, Any] = {"seconds": arguments.seconds, "base": BASE, "variants": VARIANTS, "runs": []}
+    if arguments.out.exists():
+        earlier = json.loads(arguments.out.read_text())
+        if earlier["seconds"] != arguments.seconds:
+            parser.error(f"{arguments.out} holds runs of {earlier['seconds']} s: give another --out, or remove it")
+        same = [
+            run
+            for run in earlier["runs"]
+            if earlier["variants"].get(run["variant"]) == VARIANTS.get(run["variant"])
+        ]
+        result["runs"] = same if earlier["base"] == BASE else []
+    done = {(run["variant"], run["density"], run["seed"]) for run in result["runs"]}
+    tasks = [
+        (variant, density, seed)
+        for seed in range(arguments.seeds)
+        for density in densities
+        for variant in variants
+        if (variant, density, seed) not in done
+    ]
+    available = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    with (
+        Manager() as manager,
+        ProcessPoolExecutor(len(available), get_context("spawn"), max_tasks_per_child=1) as executor,
+    ):
+        cores = manager.Queue()
+        for core in available:
+            cores.put(core)
+        futures = [executor.submit(measure, *task, arguments.seconds, cores) for task in tasks]
+        for number, future in enumerate(as_completed(futures), 1):
+            run = future.result()
+            result["runs"].append(run)
+            save(result, arguments.out)
+            print(
+                f"{number}/{len(tasks)}  {run['variant']}, density {run['density']}, seed {run['seed']}: "
+                f"validation {run['validation_accuracy']:.4f}, {run['proposals']:,} proposals, "
+                f"{run['cpu_seconds']:.0f} s",
+                flush=True,
+            )
+    from sa_jax.bench import machine
+
+    result["machine"] = machine()
+    save(result, arguments.out)
+    draw(result, arguments.out.with_suffix(".png"))
+    print(table(result))
+
+
+def save(result: dict[str, Any], path: Path) -> None:
+    """Writes the runs so far, whole or not at all."""
+    result["runs"].sort(key=lambda run: (list(VARIANTS).index(run["variant"]), -run["density"], run["seed"]))
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, suffix=".writing") as file:
+        json.dump(result, file, indent=1)
+    os.replace(file.name, path)
+
+
+if __name__ == "__main__":
+    main()

@@ -5,8 +5,8 @@
 
 MLPNet on MNIST. The public weights stay fixed, but in variants named nudge. A variant is the base with a setting
 or two changed. Each run has a process and a core of its own, and as many proposals as its first thousand say that
-the budget allows; what it really took is recorded. Settings are chosen by the validation accuracy; the test accuracy is
-recorded beside it. Writes FILE.json after every run, goes on where it stopped, and draws FILE.png.
+the budget allows; what it really took is recorded. Settings are chosen by the validation accuracy, and the test
+accuracy is recorded beside it. Writes FILE.json after every run, goes on where it stopped, and draws FILE.png.
 """
 
 import argparse

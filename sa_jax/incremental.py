@@ -361,28 +361,42 @@ def masked_mlp(
 
     def hidden_outputs(state, swap, changes, changed, accepted):
         """Adds the changes of the hidden layers' outputs from the second layer on, once accepted."""
-        outputs, samples = list(state.outputs), state.outputs[0].shape[1]
+        samples = state.outputs[0].shape[1]
+        number, block = _blocks(samples, BLOCK_SAMPLES)
 
-        def add_row(of_unit):
-            def one(unit, value):
-                old = _slice(value, (unit, 0), (1, samples))
-                return _update(value, old + of_unit(unit), (unit, 0))
+        def one_block(i, hidden):
+            hidden, start = list(hidden), jnp.minimum(i * block, samples - block)
+            # The last block may overlap the one before, whose samples must not be added to twice.
+            fresh = True if number == 1 else start + jnp.arange(block) >= i * block
 
-            return one
+            def add_row(of_unit):
+                def one(unit, value):
+                    old = _slice(value, (unit, start), (1, block))
+                    return _update(value, old + jnp.where(fresh, of_unit(unit), 0), (unit, start))
 
-        outputs[1] = _each(changed[0] & accepted, add_row(second_change(swap, changes, 0, samples)), outputs[1])
-        for layer in range(2, head):
-            sources, units = changed[layer - 2 : layer]
-            of_unit, of_all = later_change(state, swap, changes, layer, sources, 0, samples, False)
-            pays = dense_pays(state, layer, units)
-            outputs[layer] = _each(units & ~pays & accepted, add_row(of_unit), outputs[layer])
-            outputs[layer] = jax.lax.fori_loop(
-                0,
-                most((pays & accepted).astype(jnp.int32)),
-                lambda i, value, of_all=of_all, pays=pays: value + jnp.where(pays & accepted, of_all(i), 0),
-                outputs[layer],
-            )
-        return outputs
+                return one
+
+            of_unit = second_change(swap, changes, start, block)
+            hidden[0] = _each(changed[0] & accepted, add_row(of_unit), hidden[0])
+            for layer in range(2, head):
+                sources, units = changed[layer - 2 : layer]
+                of_unit, of_all = later_change(state, swap, changes, layer, sources, start, block, False)
+                pays = dense_pays(state, layer, units)
+                hidden[layer - 1] = _each(units & ~pays & accepted, add_row(of_unit), hidden[layer - 1])
+
+                def add_all(j, value, of_all=of_all, pays=pays):
+                    old = _slice(value, (0, start), (value.shape[0], block))
+                    change = jnp.where(fresh & pays & accepted, of_all(j), 0)
+                    return _update(value, old + change, (0, start))
+
+                times = most((pays & accepted).astype(jnp.int32))
+                hidden[layer - 1] = jax.lax.fori_loop(0, times, add_all, hidden[layer - 1])
+            return tuple(hidden)
+
+        hidden = tuple(state.outputs[1:head])
+        times = most(accepted.astype(jnp.int32)) * number
+        hidden = one_block(0, hidden) if number == 1 else jax.lax.fori_loop(0, times, one_block, hidden)
+        return [state.outputs[0], *hidden, state.outputs[-1]]
 
     def block_logits(state, swap, changes, changed, start, block):
         """The logits of one block of samples after the swap; `state.scratch` holds the hidden changes."""

@@ -145,7 +145,7 @@ def measure_batching() -> dict[str, Any]:
         synthetic = bench.synthesize(sizes, 0.05, number)
         landscape, samples = bench.incremental(synthetic.network), (synthetic.inputs, synthetic.labels)
         mask = anneal(jax.random.key(1), landscape, jnp.asarray(synthetic.mask), 0.0, 10_000, samples).final
-        steps, calls = 600_000 // number, {}
+        steps, calls = 6_000_000 // number, {}
         for at_once in (1, 2, 4, 8):
 
             def speculated(key, mask, samples, of=landscape, steps=steps, at_once=at_once):

@@ -120,13 +120,14 @@ def temper(
     >>> round(float(result.best), 1)
     7.8
     """
-    temperatures = jnp.asarray(temperatures, jnp.float32)
-    if temperatures.ndim != 1 or temperatures.size < 2:
-        raise InputError(f"temperatures must have the shape [rungs], at least 2, not {list(temperatures.shape)}")
+    shape = jnp.shape(temperatures)
+    if len(shape) != 1 or shape[0] < 2:
+        raise InputError(f"temperatures must have the shape [rungs], at least 2, not {list(shape)}")
     if not isinstance(temperatures, Tracer):
-        rises = np.all(np.diff(temperatures) > 0) and np.isfinite(temperatures).all()
-        if not rises or not temperatures[0] > 0:
-            raise InputError(f"temperatures must rise, from above 0, not {np.asarray(temperatures).tolist()}")
+        values = np.asarray(temperatures)
+        if not (np.all(np.diff(values) > 0) and np.isfinite(values).all() and values[0] > 0):
+            raise InputError(f"temperatures must rise, from above 0, not {values.tolist()}")
+    temperatures = jnp.asarray(temperatures, jnp.float32)
     if not 0 <= adapt_steps <= num_steps:
         raise InputError(f"adapt_steps must be from 0 to num_steps, {num_steps}, not {adapt_steps}")
     rungs, data = temperatures.size, as_arrays(data)

@@ -3,7 +3,6 @@
 Christen & Fox 2005, *Markov chain Monte Carlo using an approximation*.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -30,8 +29,8 @@ class DelayedState(NamedTuple):
         return self.walk.energy
 
 
-def delayed_acceptance(landscape: Landscape, part: Callable[[tuple], tuple]) -> Landscape:
-    """Makes a landscape that decides in two stages.
+def delayed_acceptance(landscape: Landscape) -> Landscape:
+    """Makes a landscape that decides in two stages. Its data is `(all, some)`, each as `landscape` takes it.
 
     A swap `x -> y` passes the first stage with the Metropolis-Hastings probability of the energy `E'` on the
     samples that screen. Seen as the proposals of the second stage, those that pass have the ratio
@@ -41,14 +40,13 @@ def delayed_acceptance(landscape: Landscape, part: Callable[[tuple], tuple]) -> 
 
     Args:
       landscape: what decides in both stages.
-      part: `data -> data`, the samples that screen; they should be like all.
 
     Returns:
-      A `Landscape` on the same positions and data.
+      A `Landscape` on the same positions. The samples that screen, `some`, should be like `all`, and few.
     """
 
     def init(position, data):
-        return DelayedState(landscape.init(position, data), landscape.init(position, part(data)))
+        return DelayedState(landscape.init(position, data[0]), landscape.init(position, data[1]))
 
     def draw(rng_key):
         move_key, screen_key = jax.random.split(rng_key)
@@ -56,9 +54,8 @@ def delayed_acceptance(landscape: Landscape, part: Callable[[tuple], tuple]) -> 
 
     def propose(noise, state, temperature, data):
         noise, log_u = noise
-        some = part(data)
-        move, log_q_ratio = landscape.propose(noise, state.screen, temperature, some)
-        change, pending = landscape.delta(state.screen, move, some)
+        move, log_q_ratio = landscape.propose(noise, state.screen, temperature, data[1])
+        change, pending = landscape.delta(state.screen, move, data[1])
         passes = accept(change, log_q_ratio, temperature, log_u)
         ratio = jnp.where(temperature > 0, change / jnp.where(temperature > 0, temperature, 1), 0)
         # -inf would say that it stays where it is.
@@ -66,7 +63,7 @@ def delayed_acceptance(landscape: Landscape, part: Callable[[tuple], tuple]) -> 
         return (move, pending), jnp.where(passes, ratio, -jnp.inf)
 
     def delta(state, move, data):
-        return landscape.delta(state.walk, move[0], data)
+        return landscape.delta(state.walk, move[0], data[0])
 
     def commit(state, move, pending, accepted):
         swap, screened = move
@@ -74,7 +71,7 @@ def delayed_acceptance(landscape: Landscape, part: Callable[[tuple], tuple]) -> 
         return DelayedState(walk, landscape.commit(state.screen, swap, screened, accepted))
 
     def refresh(state, data):
-        return DelayedState(landscape.refresh(state.walk, data), landscape.refresh(state.screen, part(data)))
+        return DelayedState(landscape.refresh(state.walk, data[0]), landscape.refresh(state.screen, data[1]))
 
     def remember(best, state, improved):
         best, walk = landscape.remember(best, state.walk, improved)

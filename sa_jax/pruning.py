@@ -70,7 +70,7 @@ class Problem(NamedTuple):
     Attributes:
       network: the fixed weights.
       data: `(inputs, targets)`, float32 `[features, samples]`; targets are labels, int32 `[samples]`, or the dense
-        network's predictions, float32 `[classes, samples]`.
+        network's predictions, float32 `[classes, samples]`. With a screen, that and the same of fewer samples.
       mask: initial mask, flat, bool `[total]`.
       saliency: `|w| * norm(input)`, float32 `[total]`.
       logit_scale: float32 `[]`.
@@ -79,7 +79,7 @@ class Problem(NamedTuple):
     """
 
     network: Network
-    data: tuple[jax.Array, jax.Array]
+    data: tuple
     mask: jax.Array
     saliency: jax.Array
     logit_scale: jax.Array
@@ -198,6 +198,8 @@ def prepare(
     # From swaps alone, and all of them: temperatures are the same with nudges or a screen.
     plain = make_landscape(problem, options._replace(screen_samples=0, nudge_share=0.0))
     start, end = schedules.calibrate(calibration_key, plain, mask, data)
+    if options.screen_samples:
+        problem = problem._replace(data=(data, tuple(part[..., : options.screen_samples] for part in data)))
     if options.temperature_start is not None:
         start = jnp.float32(options.temperature_start)
         end = start * (schedules.END_SHARE / schedules.START_SHARE)
@@ -223,9 +225,7 @@ def make_landscape(problem: Problem, options: Options) -> Landscape:
         swaps = nudge(swaps, jnp.concatenate(spreads), options.nudge_share)
     energy, moves = make_energy(problem, options), options.nudge_share > 0
     landscape = masked_mlp(problem.network, swaps, energy, options.activation, moves)
-    if not options.screen_samples:
-        return landscape
-    return delayed_acceptance(landscape, lambda data: tuple(part[..., : options.screen_samples] for part in data))
+    return delayed_acceptance(landscape) if options.screen_samples else landscape
 
 
 def make_energy(problem: Problem, options: Options) -> Energy:

@@ -111,7 +111,7 @@ def calibrate(
 
 
 def _progress(step, num_steps):
-    return jnp.clip(step / max(num_steps - 1, 1), 0.0, 1.0)
+    return jnp.clip(step / jnp.maximum(num_steps - 1, 1), 0.0, 1.0)
 
 
 def _check(*temperatures: Scalar, positive: str = "") -> None:

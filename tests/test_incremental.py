@@ -256,9 +256,10 @@ def test_swaps_and_nudges_in_turn_equal_full_evaluation(name, branches_per_note,
     weights = masks.flatten(network.kernels)
     swaps = nudge(make_swaps(models.saliency(network, x)), 0.3 * jnp.abs(weights) + 0.1)
     landscape = masked_mlp(network, swaps, cross_entropy(3.0), weights_move=True)
+    data = x.T, y
     if branches_per_note == 1:
-        landscape = delayed_acceptance(landscape, lambda data: (data[0][:, :5], data[1][:5]))
-    result = jax.jit(lambda key: anneal(key, landscape, Weighted(mask, weights), 0.1, 1_000, (x.T, y)))(
+        landscape, data = delayed_acceptance(landscape), (data, (x[:5].T, y[:5]))
+    result = jax.jit(lambda key: anneal(key, landscape, Weighted(mask, weights), 0.1, 1_000, data))(
         jax.random.key(4)
     )
     assert int(result.best.mask.sum()) == network.total // 2 and int((result.final.mask != mask).sum()) > 0
@@ -342,18 +343,19 @@ def test_fixed_temperature_visits_the_boltzmann_distribution(swaps, kept, delaye
     energy = cross_entropy(1.5)
     all_masks, energies = enumerate_masks(TINY, kept, TINY_DATA, energy)
     landscape = masked_mlp(TINY, swaps, energy)
+    data = TINY_DATA
     if delayed:
-        landscape = delayed_acceptance(landscape, lambda data: (data[0][:, :2], data[1][:2]))
+        landscape, data = delayed_acceptance(landscape), (data, (data[0][:, :2], data[1][:2]))
     powers = 2 ** jnp.arange(TINY.total)
 
     @jax.jit
     def visit(key):
         def stretch(state, first_step):
             # 100 steps apart, the eight branches have forgotten where they were.
-            state, _ = run(key, landscape, state, lambda step: temperature, first_step, 100, TINY_DATA)
+            state, _ = run(key, landscape, state, lambda step: temperature, first_step, 100, data)
             return state, (state.walk.position * powers).sum()
 
-        state = init(landscape, all_masks[0], TINY_DATA)
+        state = init(landscape, all_masks[0], data)
         return jax.lax.scan(stretch, state, 100 * jnp.arange(samples))[1][1:]
 
     codes = np.asarray(jax.vmap(visit)(jax.random.split(jax.random.key(8), chains))).ravel()

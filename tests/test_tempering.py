@@ -160,8 +160,8 @@ def test_many_chains_fit_inside_shard_map():
 def test_delayed_acceptance_is_exact(move):
     """The samples that screen know nothing of the true energy but a rough likeness."""
     rough = WELLS + jnp.array([0.2, 0.3, -0.4, 0.0, -0.5, 0.4])
-    landscape = delayed_acceptance(from_energy(lambda x, wells: wells[x], move), lambda data: (rough,))
-    state, data = init(landscape, jnp.int32(0), (WELLS,)), (WELLS,)
+    landscape, data = delayed_acceptance(from_energy(lambda x, wells: wells[x], move)), ((WELLS,), (rough,))
+    state = init(landscape, jnp.int32(0), data)
 
     def block(state, first_step):
         state = run(jax.random.key(3), landscape, state, constant(0.4), first_step, 100, data)[0]
@@ -172,9 +172,9 @@ def test_delayed_acceptance_is_exact(move):
 
 
 def test_delayed_acceptance_at_temperature_zero_is_greedy_on_both():
-    landscape = delayed_acceptance(from_energy(lambda x, wells: wells[x], ring_move), lambda data: (-data[0],))
+    landscape = delayed_acceptance(from_energy(lambda x, wells: wells[x], ring_move))
     for start in range(6):  # what one stage likes the other does not
-        result = anneal(jax.random.key(0), landscape, jnp.int32(start), 0.0, 300, (WELLS,))
+        result = anneal(jax.random.key(0), landscape, jnp.int32(start), 0.0, 300, ((WELLS,), (-WELLS,)))
         assert int(result.num_accepted) == 0
 
 

@@ -210,7 +210,7 @@ def prepare(
     return problem._replace(temperature_start=start, temperature_end=end)
 
 
-def start_position(problem: Problem, options: Options) -> jax.Array | Weighted:
+def start_position(problem: Problem, options: Options) -> PyTree:
     """The initial position on a problem's landscape: the mask, with the weights where they move."""
     if options.nudge_share:
         return Weighted(problem.mask, masks.flatten(problem.network.kernels))

@@ -130,9 +130,9 @@ def _measure(variant, density, seed, seconds):
                 result = temper(key, landscape, position, ladder, count, problem.data, count // 4, chain_batch=1)
             return result.best, result.best_energy
 
-        search = search.lower(chain_key, problem).compile()
+        lowered = search.lower(chain_key, problem).compile()
         begin = time.process_time()
-        best, energy = jax.block_until_ready(search(chain_key, problem))
+        best, energy = jax.block_until_ready(lowered(chain_key, problem))
         taken = time.process_time() - begin
         points.append((POINTS * steps, taken, float(energy), *map(float, accuracies(best))))
     else:

@@ -73,8 +73,12 @@ def delayed_acceptance(landscape: Landscape) -> Landscape:
     def refresh(state, data):
         return DelayedState(landscape.refresh(state.walk, data[0]), landscape.refresh(state.screen, data[1]))
 
+    inner = landscape.remember
+    if inner is None:
+        return Landscape(init, draw, propose, delta, commit, refresh)
+
     def remember(best, state, improved):
-        best, walk = landscape.remember(best, state.walk, improved)
+        best, walk = inner(best, state.walk, improved)
         return best, state._replace(walk=walk)
 
-    return Landscape(init, draw, propose, delta, commit, refresh, None if landscape.remember is None else remember)
+    return Landscape(init, draw, propose, delta, commit, refresh, remember)

@@ -72,7 +72,7 @@ class MlpState(NamedTuple):
       num_notes: their number, more than there is room for where some are missing, int32 `[]`.
     """
 
-    position: jax.Array
+    position: PyTree
     energy: jax.Array
     swaps: PyTree
     outputs: tuple[jax.Array, ...]

@@ -92,7 +92,10 @@ def _measure(variant, density, seed, seconds):
             mask, kernels = position.mask, masks.unflatten(position.weights, network.shapes)
         pruned = models.masked(network._replace(kernels=tuple(kernels)), mask)
         splits = (dataset.validation, dataset.test)
-        return [(models.forward(pruned, split.inputs).argmax(-1) == split.labels).mean() for split in splits]
+        return [
+            (models.forward(pruned, jnp.asarray(split.inputs)).argmax(-1) == split.labels).mean()
+            for split in splits
+        ]
 
     def chunk(key, problem, state, first_step, num_steps, steps):
         landscape = pruning.make_landscape(problem, options)

@@ -191,3 +191,35 @@ def test_bad_input_is_named(task, change, message):
     with pytest.raises(InputError, match=message) as error:
         prune(jax.random.key(0), **arguments)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "change", [{"energy": "kl_to_teacher"}, {"energy": "margin"}, {"start": "erk"}, {"screen_samples": 60}]
+)
+def test_every_option_finds_a_network(task, change):
+    params, x, y = task
+    kernel_masks, result = prune(jax.random.key(2), params, x, y, density=0.2, num_steps=6_000, **change)
+    assert int(result.best.sum()) == round(0.2 * 272)
+    dense = models.apply(params, jax.tree.map(jnp.ones_like, kernel_masks), x).argmax(-1)
+    labels = dense if change.get("energy") == "kl_to_teacher" else y  # it never sees a label
+    assert accuracy(params, kernel_masks, x, labels) > 0.85
+
+
+@pytest.mark.parametrize("kept", [1, 30, 500, 900, 1_000, 1_017])
+def test_erk_keeps_exactly_as_many_and_no_more_than_there_are(kept):
+    shapes = [(30, 25), (25, 10), (10, 1), (1, 7)]
+    counts = masks.erk_counts(shapes, kept)
+    assert sum(counts) == kept
+    assert all(0 <= count <= a * b for count, (a, b) in zip(counts, shapes, strict=True))
+    if kept == 500:  # small layers are whole, the first is sparsest
+        assert counts[2:] == [10, 7] and counts[0] / 750 < counts[1] / 250
+
+
+def test_bad_options_of_many_kinds_are_refused(task):
+    for change, words in (
+        ({"screen_samples": -1}, "screen_samples must be a whole number of at least 0"),
+        ({"nudge_share": 1.0}, "nudge_share must be a number from 0 to below 1"),
+        ({"nudge_share": 0.5}, "prune returns masks alone"),
+    ):
+        with pytest.raises(InputError, match=words):
+            prune(jax.random.key(0), *task, num_steps=100, **change)

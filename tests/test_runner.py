@@ -104,6 +104,30 @@ def test_saved_masks_and_weights_give_the_reported_figures(finished):
         assert result["best_energy"] == pytest.approx(energy, rel=1e-4)
 
 
+def test_weights_that_move_are_told_apart(finished, tmp_path):
+    """A class of its own in every place, and the folder holds the weights that go with the masks."""
+    config = dataclasses.replace(SMALL, nudge_share=0.5, screen_samples=100)
+    result = runner.run(config, tmp_path / "moved")
+    with np.load(tmp_path / "moved/masks.npz") as masks, np.load(tmp_path / "moved/weights.npz") as weights:
+        with np.load(finished[0] / "weights.npz") as before:
+            moved = {name: (weights[name] != before[name]).sum() for name in before.files}
+        assert sum(moved.values()) > 50 and not any(moved[name] for name in moved if name.endswith("bias"))
+        x = data.load("digits").test.inputs
+        for i, layer in enumerate(sorted({name.split("/")[0] for name in masks.files})):
+            kernel = weights[f"{layer}/kernel"] * masks[f"{layer}/kernel"]
+            x = (np.maximum(x, 0) if i else x) @ kernel + weights[f"{layer}/bias"]
+    accuracy = (x.argmax(1) == data.load("digits").test.labels).mean()
+    assert result["test_accuracy"] == pytest.approx(accuracy, abs=0.003)
+    assert result["dense_test_accuracy"] == finished[1]["dense_test_accuracy"]
+    assert result["kept"] == finished[1]["kept"] and result["best_energy"] < result["start_energy"]
+    for folder, of, words in (
+        (tmp_path / "moved", result, "changed weights, by annealing alone"),
+        (*finished, "no weight was changed"),
+    ):
+        assert of["moves_weights"] == (words[0] == "c")
+        assert words in (folder / "report.html").read_text()
+
+
 def test_trace_follows_every_chain(finished):
     workdir, result = finished
     rows = list(csv.DictReader(io.StringIO((workdir / "trace.csv").read_text())))
@@ -301,7 +325,7 @@ def test_weights_that_do_not_fit(tmp_path, kernels, extra, message):
         ({"input_mean": float("inf")}, "INPUT_MEAN must be a finite number"),
         ({"use_bias": 1}, "use_bias must be True or False"),
         ({"initializer": "ones"}, "initializer must be one of"),
-        ({"energy": "loss"}, "energy must be one of cross_entropy, error_rate"),
+        ({"energy": "loss"}, "energy must be one of cross_entropy, kl_to_teacher, margin, error_rate"),
         ({"move": "flip"}, "move must be one of saliency, uniform"),
         ({"start": "zero"}, "start must be one of"),
         ({"schedule": "exponential"}, "schedule must be one of"),

@@ -593,7 +593,7 @@ def draw(result: dict[str, Any]) -> bytes:
         legend.plot([], [], style, color="black", label=f"density {density:g}")
     title = f"784-W-W-10, {WIDTHS_FAN_OUT} kept per unit, 2,000 samples"
     widths.set(title=title, xscale="log", yscale="log", xlabel="W", ylabel="microseconds per proposal")
-    widths.set_xticks(WIDTHS, labels=[f"{width:,}" for width in WIDTHS], minor=False)
+    widths.set_xticks(WIDTHS, labels=[f"{width:,}" for width in WIDTHS])
     widths.minorticks_off()
     widths.set_visible(bool(by_width))
     legend.legend(loc="center", frameon=False)

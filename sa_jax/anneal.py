@@ -16,8 +16,6 @@ from sa_jax.types import AnnealResult, AnnealState, InputError, Landscape, PyTre
 
 # Random numbers are drawn for this many steps at once; a chain's bits depend on the value.
 BLOCK_STEPS = 100
-# A full evaluation costs some hundred proposals, and the drift it ends is below 1e-6 after twice as many.
-REFRESH_STEPS = 10_000
 
 
 def init(landscape: Landscape, position: PyTree, data: tuple = ()) -> AnnealState:
@@ -166,7 +164,7 @@ def run(
 
     Args:
       rng_key: typed key, `[]`, the same for all chunks of a chain.
-      landscape: what to walk on.
+      landscape: what to walk on; its state is refreshed every `landscape.refresh_steps`.
       state: the chain before `first_step`.
       schedule: `step -> temperature`.
       first_step: a multiple of `BLOCK_STEPS`, int32 `[]`.
@@ -190,7 +188,7 @@ def run(
     def one_block(block_steps, carry, start):
         state, trace = carry
         start = jnp.asarray(start, jnp.int32)
-        refresh = (start % REFRESH_STEPS == 0) & (start > 0)
+        refresh = (start % landscape.refresh_steps == 0) & (start > 0)
         walk = jax.lax.cond(refresh, lambda w: landscape.refresh(w, data), lambda w: w, state.walk)
         state = _with_best(landscape, state, walk)
         noise_key, accept_key = jax.random.split(jax.random.fold_in(rng_key, start // BLOCK_STEPS))

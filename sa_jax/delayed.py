@@ -75,10 +75,10 @@ def delayed_acceptance(landscape: Landscape) -> Landscape:
 
     inner = landscape.remember
     if inner is None:
-        return Landscape(init, draw, propose, delta, commit, refresh)
+        return Landscape(init, draw, propose, delta, commit, refresh, None, landscape.refresh_steps)
 
     def remember(best, state, improved):
         best, walk = inner(best, state.walk, improved)
         return best, state._replace(walk=walk)
 
-    return Landscape(init, draw, propose, delta, commit, refresh, remember)
+    return Landscape(init, draw, propose, delta, commit, refresh, remember, landscape.refresh_steps)

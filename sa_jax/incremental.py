@@ -154,6 +154,7 @@ def masked_mlp(
     for inputs, outputs in shapes:
         starts.append(starts[-1] + inputs * outputs)
     head = len(shapes) - 1
+    narrow = head == 2 and shapes[1][1] <= NARROW
 
     def mask_of(position):
         return position.mask if weights_move else position
@@ -188,6 +189,49 @@ def masked_mlp(
             entering = evaluated[-1]
         return tuple(evaluated), energy(evaluated[-1], *targets, axis=0)
 
+    def informed(swaps_state, position, outputs, data):
+        if swaps.refresh is None:
+            return swaps_state
+        return swaps.refresh(swaps_state, mask_of(position), effects(position, outputs, data))
+
+    def effects(position, outputs, data):
+        """Estimates the energy with each branch less that without it, float32 `[total]`.
+
+        To second order in the branch's weight, with the mean square of the first derivatives, sample by sample,
+        for the second one (the empirical Fisher information): large weights are no small change.
+        """
+        inputs, *targets = data
+        samples = inputs.shape[1]
+        number, block = _blocks(samples, EVALUATED_SAMPLES)
+        by_logits = samples * jax.grad(lambda logits: energy(logits, *targets, axis=0))(outputs[-1])
+        kernel_masks = masks.unflatten(mask_of(position), shapes)
+        kernels = masks.unflatten(position.weights, shapes) if weights_move else network.kernels
+        kept = [jnp.where(mask, kernel, 0) for mask, kernel in zip(kernel_masks, kernels, strict=True)]
+
+        def one_block(i, sums):
+            start = jnp.minimum(i * block, samples - block)
+            # The last block may overlap the one before, whose samples must not count twice.
+            fresh = start + jnp.arange(block) >= i * block
+            parts = [_slice(array, (0, start), (array.shape[0], block)) for array in (inputs, *outputs[:-1])]
+            signal = jnp.where(fresh, _slice(by_logits, (0, start), (by_logits.shape[0], block)), 0)
+            new = list(sums)
+            for layer in reversed(range(len(shapes))):
+                entering = act(parts[layer]) if layer else parts[layer]
+                first, second = sums[layer]
+                new[layer] = first + entering @ signal.T, second + (entering**2) @ (signal**2).T
+                if layer:
+                    signal = jax.vjp(act, parts[layer])[1](kept[layer] @ signal)[0]
+            return new
+
+        zero = _zero(*jax.tree.leaves(position), inputs)
+        nothing = [(jnp.full(shape, zero), jnp.full(shape, zero)) for shape in shapes]
+        sums = jax.lax.fori_loop(0, number, one_block, nothing)
+        estimates = [
+            (kernel * first + jnp.where(mask, -0.5, 0.5) * kernel**2 * second) / samples
+            for kernel, mask, (first, second) in zip(kernels, kernel_masks, sums, strict=True)
+        ]
+        return masks.flatten(estimates)
+
     def init(position, data):
         mask = jnp.asarray(mask_of(position), bool)
         position = Weighted(mask, jnp.asarray(position.weights, jnp.float32)) if weights_move else mask
@@ -197,7 +241,8 @@ def masked_mlp(
         sizes = [(shapes[layer][1] + 1, data[0].shape[1]) for layer in range(1, head) if head > 2]
         scratch = tuple(jnp.full(size, _zero(mask, data[0])) for size in sizes)
         notes = jnp.zeros((-(-mask.size // BRANCHES_PER_NOTE), 2), jnp.int32)
-        return MlpState(position, value, swaps.init(mask), outputs, fan_in, scratch, notes, jnp.int32(0))
+        drawn = informed(swaps.init(mask), position, outputs, data)
+        return MlpState(position, value, drawn, outputs, fan_in, scratch, notes, jnp.int32(0))
 
     def propose(noise, state, temperature, data):
         del temperature, data
@@ -403,7 +448,7 @@ def masked_mlp(
         logits = _slice(state.outputs[-1], (0, start), (shapes[head][1], block))
         at_ends = _slice(changes.at_ends, (0, start), (2, block))
         first = _slice(changes.first, (0, start), (2, block))
-        if head == 2 and shapes[1][1] <= NARROW:
+        if narrow:
             second = _slice(state.outputs[1], (0, start), (shapes[1][1], block))
             factors = jnp.concatenate([changes.leaving, places(swap, 1)])
             rows = jnp.concatenate([first, at_ends])
@@ -441,7 +486,7 @@ def masked_mlp(
         for layer in range(2, head):
             changed.append(reached(state, swap, layer, changed[-1]))
         samples = inputs.shape[1]
-        number, block = _blocks(samples, BLOCK_SAMPLES)
+        number, block = _blocks(samples, samples if narrow else BLOCK_SAMPLES)
 
         def one_block(i, carry):
             logits, scratch = carry
@@ -520,9 +565,11 @@ def masked_mlp(
 
     def refresh(state, data):
         outputs, value = evaluate(state.position, data, state.outputs)
-        return state._replace(outputs=outputs, energy=value)
+        drawn = informed(state.swaps, state.position, outputs, data)
+        return state._replace(outputs=outputs, energy=value, swaps=drawn)
 
-    return Landscape(init, swaps.draw, propose, delta, commit, refresh, remember)
+    landscape = Landscape(init, swaps.draw, propose, delta, commit, refresh, remember)
+    return landscape if swaps.refresh is None else landscape._replace(refresh_steps=swaps.refresh_steps)
 
 
 def full_mlp(network: Network, swaps: Swaps, energy: Energy, activation: str = "relu") -> Landscape:

@@ -15,11 +15,11 @@ from sa_jax.delayed import delayed_acceptance
 from sa_jax.energies import Energy, cross_entropy, error_rate, kl_to_teacher, margin_loss
 from sa_jax.incremental import Weighted, masked_mlp
 from sa_jax.models import Network
-from sa_jax.moves import nudge, saliency_swap, uniform_swap
+from sa_jax.moves import Swaps, informed_swap, nudge, saliency_swap, uniform_swap
 from sa_jax.types import AnnealResult, InputError, Landscape, PyTree, Schedule
 
 ENERGIES = ("cross_entropy", "kl_to_teacher", "margin", "error_rate")
-MOVES = ("saliency", "uniform")
+MOVES = ("saliency", "informed", "uniform")
 STARTS = ("magnitude", "saliency", "erk", "random")
 SCHEDULES = ("geometric", "linear", "cosine", "logarithmic", "constant")
 
@@ -195,8 +195,9 @@ def prepare(
     data = (x.T, targets)
     nothing = jnp.float32(0)
     problem = Problem(network, data, mask, saliency, logit_scale, nothing, nothing)
-    # From swaps alone, and all of them: temperatures are the same with nudges or a screen.
-    plain = make_landscape(problem, options._replace(screen_samples=0, nudge_share=0.0))
+    # From swaps alone, and all of them: temperatures are the same with nudges, a screen or informed swaps.
+    move = "saliency" if options.move == "informed" else options.move
+    plain = make_landscape(problem, options._replace(screen_samples=0, nudge_share=0.0, move=move))
     start, end = schedules.calibrate(calibration_key, plain, mask, data)
     if options.screen_samples:
         problem = problem._replace(data=(data, tuple(part[..., : options.screen_samples] for part in data)))
@@ -219,7 +220,12 @@ def start_position(problem: Problem, options: Options) -> PyTree:
 
 def make_landscape(problem: Problem, options: Options) -> Landscape:
     """The incremental landscape of a problem; its positions are flat masks, or `Weighted` where weights move."""
-    swaps = saliency_swap(problem.saliency) if options.move == "saliency" else uniform_swap()
+    makers: dict[str, Callable[[], Swaps]] = {
+        "saliency": lambda: saliency_swap(problem.saliency),
+        "informed": informed_swap,
+        "uniform": uniform_swap,
+    }
+    swaps = makers[options.move]()
     if options.nudge_share:
         spreads = [jnp.full(kernel.size, kernel.std()) for kernel in problem.network.kernels]
         swaps = nudge(swaps, jnp.concatenate(spreads), options.nudge_share)

@@ -33,6 +33,7 @@ class Landscape(NamedTuple):
       refresh: `(state, data) -> state`, recomputed from the position; ends float drift, takes new data.
       remember: `(best, state, improved) -> (best, state)`, with `best` the position where improved, for positions
         that are not cheaply copied; None copies them.
+      refresh_steps: `refresh` is called every so many steps, a multiple of `anneal.BLOCK_STEPS`.
     """
 
     init: Callable[..., Any]
@@ -42,6 +43,8 @@ class Landscape(NamedTuple):
     commit: Callable[..., Any]
     refresh: Callable[..., Any]
     remember: Callable[..., Any] | None = None
+    # A full evaluation costs some hundred proposals, and the drift it ends is below 1e-6 after twice as many.
+    refresh_steps: int = 10_000
 
 
 class Schedule(Protocol):

@@ -17,7 +17,7 @@ from sa_jax.anneal import init, run
 from sa_jax.delayed import delayed_acceptance
 from sa_jax.energies import cross_entropy, error_rate
 from sa_jax.incremental import NARROW, Weighted, full_mlp, masked_mlp
-from sa_jax.moves import Swap, nudge, saliency_swap, swap_mask, uniform_swap
+from sa_jax.moves import InformedState, Swap, informed_swap, nudge, saliency_swap, swap_mask, uniform_swap
 
 SIZES = {
     "one layer": [7, 4],
@@ -335,9 +335,30 @@ def enumerate_masks(network, kept, data, energy):
     return all_masks, np.asarray(energies, np.float64)
 
 
+def fixed_informed_swap(effects):
+    """Informed swaps whose estimates stay as they are, whatever the mask."""
+    swaps = informed_swap()
+    once = swaps.refresh(swaps.init(jnp.arange(8) < 4), jnp.arange(8) < 4, effects)
+
+    def start(mask):
+        fresh = swaps.init(mask)
+        grow = jnp.diff(once.grow_upto, prepend=0)
+        sums = (jnp.where(mask, weights, 0).sum() for weights in (grow, once.prune_weights))
+        return InformedState(fresh.order, fresh.num_kept, once.grow_upto, once.prune_weights, *sums)
+
+    return swaps._replace(init=start, refresh=None)
+
+
+MOVES = {
+    "uniform": uniform_swap(),
+    "saliency": saliency_swap(SALIENCY),
+    "informed": fixed_informed_swap(SALIENCY - 2),
+}
+
+
 @pytest.mark.parametrize("kept", [3, 6])
 @pytest.mark.parametrize("delayed", [False, True], ids=["at once", "delayed"])
-@pytest.mark.parametrize("swaps", [uniform_swap(), saliency_swap(SALIENCY)], ids=["uniform", "saliency"])
+@pytest.mark.parametrize("swaps", MOVES.values(), ids=MOVES)
 def test_fixed_temperature_visits_the_boltzmann_distribution(swaps, kept, delayed):
     temperature, samples, chains = 0.3, 400, 64
     energy = cross_entropy(1.5)
@@ -370,9 +391,10 @@ def test_fixed_temperature_visits_the_boltzmann_distribution(swaps, kept, delaye
 
 
 @pytest.mark.parametrize("kept", [1, 4, 7])
-def test_saliency_swap_states_its_exact_proposal_ratio(kept):
+@pytest.mark.parametrize("move", ["saliency", "informed"])
+def test_swaps_state_their_exact_proposal_ratio(move, kept):
     """Proposal frequencies from every mask, counted, against the log ratio that comes with each."""
-    swaps = saliency_swap(SALIENCY)
+    swaps = MOVES[move]
     chosen = list(itertools.combinations(range(8), kept))
     all_masks = np.zeros((len(chosen), 8), bool)
     for row, branches in enumerate(chosen):
@@ -406,7 +428,7 @@ def test_saliency_swap_states_its_exact_proposal_ratio(kept):
     assert len(stated) > len(all_masks)
 
 
-@pytest.mark.parametrize("swaps", [uniform_swap(), saliency_swap(SALIENCY)], ids=["uniform", "saliency"])
+@pytest.mark.parametrize("swaps", [*MOVES.values(), informed_swap()], ids=[*MOVES, "estimated"])
 @pytest.mark.parametrize("kept", [0, 8])
 def test_with_nothing_to_swap_it_stays(swaps, kept):
     mask = jnp.arange(8) < kept
@@ -421,7 +443,7 @@ def test_exactly_k_kept_and_lists_true_after_every_step():
     data, kept = (x.T, y), 11
     mask = masks.random(jax.random.key(1), network.total, kept)
     scores = models.saliency(network, x)
-    for swaps in (uniform_swap(), saliency_swap(scores)):
+    for swaps in (uniform_swap(), informed_swap(), saliency_swap(scores)):
         landscape = masked_mlp(network, swaps, cross_entropy())
 
         @jax.jit
@@ -441,6 +463,61 @@ def test_exactly_k_kept_and_lists_true_after_every_step():
             np.testing.assert_allclose(cached, fresh, rtol=1e-4, atol=1e-5)
     # The integer sum that the exact ratio needs has not drifted at all.
     assert state.swaps.kept_weight == swaps.init(state.position).kept_weight
+
+
+def record_effects():
+    """Informed swaps whose state is what they are told."""
+    return informed_swap()._replace(refresh=lambda state, mask, effects: effects)
+
+
+@pytest.mark.parametrize("name", ["one layer", "three, narrow", "four"])
+def test_estimated_effects_are_those_of_small_weights(name):
+    """The energy with each branch less that without it, where the branch is so weak that two orders tell it."""
+    network = make_network(name, True)
+    x, y = make_samples(network, 700)  # several blocks of samples, the last of which overlaps the one before
+    mask = masks.random(jax.random.key(3), network.total, network.total // 2)
+    weak = jax.random.bernoulli(jax.random.key(4), 0.4, (network.total,))
+    scales = masks.unflatten(jnp.where(weak, 1e-3, 1.0), network.shapes)
+    kernels = tuple(scale * kernel for scale, kernel in zip(scales, network.kernels, strict=True))
+    network = network._replace(kernels=kernels)
+    landscape = masked_mlp(network, record_effects(), cross_entropy(3.0), "tanh")
+    estimated = jax.jit(landscape.init)(mask, (x.T, y)).swaps
+    energy = full_energy(network, "cross_entropy", "tanh")
+    exact = []
+    for branch in np.flatnonzero(weak):
+        with_it, without = np.array(mask), np.array(mask)
+        with_it[branch], without[branch] = True, False
+        exact.append(energy(with_it, x, y) - energy(without, x, y))
+    np.testing.assert_allclose(estimated[weak], exact, rtol=0.03, atol=2e-6)
+    assert np.abs(exact).max() > 1e-4
+
+
+def test_estimates_are_made_anew_at_each_refresh():
+    network = make_network("three, narrow", True)
+    x, y = make_samples(network, 50)
+    landscape = masked_mlp(network, record_effects(), cross_entropy())
+    state = landscape.init(masks.random(jax.random.key(3), network.total, 20), (x.T, y))
+    moved = state._replace(position=~state.position)
+    fresh = landscape.init(~state.position, (x.T, y))
+    np.testing.assert_allclose(landscape.refresh(moved, (x.T, y)).swaps, fresh.swaps, rtol=1e-5, atol=1e-7)
+    assert landscape.refresh_steps < masked_mlp(network, uniform_swap(), cross_entropy()).refresh_steps
+
+
+def test_informed_swaps_prefer_what_helps_and_leave_what_changes_nothing():
+    mask = jnp.arange(1000) < 200
+    effects = jnp.linspace(-1, 1, 1000)[jax.random.permutation(jax.random.key(0), 1000)]
+    dead = jnp.arange(1000) % 2 == 0
+    effects = jnp.where(dead, 0, effects)
+    swaps = informed_swap()
+    state = swaps.refresh(swaps.init(mask), mask, effects)
+    keys = jax.random.split(jax.random.key(1), 4_000)
+    swap, ratio = jax.vmap(lambda key: swaps.propose(swaps.draw(key), state, mask))(keys)
+    made = np.asarray(ratio) > -np.inf
+    pruned, grown = np.asarray(swap.pruned)[made], np.asarray(swap.grown)[made]
+    assert made.mean() > 0.9
+    assert np.mean(effects[pruned]) > np.mean(effects[mask]) + 0.2
+    assert np.mean(effects[grown]) < -0.5
+    assert np.mean(dead[grown]) < 0.08
 
 
 def test_true_optimum_is_found_on_enumerable_networks():

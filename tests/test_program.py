@@ -13,7 +13,7 @@ from sa_jax import masks, models
 from sa_jax.anneal import init, run
 from sa_jax.energies import cross_entropy
 from sa_jax.incremental import masked_mlp
-from sa_jax.moves import saliency_swap, uniform_swap
+from sa_jax.moves import informed_swap, saliency_swap, uniform_swap
 
 SAMPLES = 150
 # Widths that no two arrays share, so that a shape names what it belongs to.
@@ -69,9 +69,11 @@ def shape_text(leaf):
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="reads what XLA makes of it for a CPU")
 @pytest.mark.parametrize("name", SIZES)
-@pytest.mark.parametrize("move", ["uniform", "saliency"])
+@pytest.mark.parametrize("move", ["uniform", "saliency", "informed"])
 def test_no_step_copies_what_it_carries(name, move):
     def make_swaps(network):
+        if move == "informed":
+            return informed_swap()
         return uniform_swap() if move == "uniform" else saliency_swap(models.saliency(network, DATA[0].T))
 
     text, carried = program(SIZES[name], make_swaps)

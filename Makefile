@@ -9,7 +9,7 @@ demo: .venv/installed
 
 test: .venv/installed-dev
 	$(MAKE) lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=8 --dist=worksteal
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

@@ -56,7 +56,7 @@ def step(
     data: tuple = (),
 ) -> AnnealState:
     """One proposal, from its random numbers to its acceptance."""
-    move, log_q_ratio = landscape.propose(noise, state.walk, temperature, data)
+    move, log_q_ratio = landscape.propose(noise, state.walk, temperature)
 
     def settle(_, state):
         energy_change, pending = landscape.delta(state.walk, move, data)
@@ -122,8 +122,7 @@ def speculate(
         noises, log_us, temperatures = jax.tree.map(
             lambda leaf: leaf[jnp.minimum(ahead, num_steps - 1)], (noise, log_u, temperature)
         )
-        propose = jax.vmap(landscape.propose, (0, None, 0, None))
-        moves, log_q_ratios = propose(noises, state.walk, temperatures, data)
+        moves, log_q_ratios = jax.vmap(landscape.propose, (0, None, 0))(noises, state.walk, temperatures)
         changes, pendings = jax.vmap(landscape.delta, (None, 0, None))(state.walk, moves, data)
         accepted = jax.vmap(accept)(changes, log_q_ratios, temperatures, log_us) & (ahead < num_steps)
         first = jnp.where(accepted.any(), accepted.argmax(), together - 1).astype(jnp.int32)

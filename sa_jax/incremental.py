@@ -244,8 +244,8 @@ def masked_mlp(
         drawn = informed(swaps.init(mask), position, outputs, data)
         return MlpState(position, value, drawn, outputs, fan_in, scratch, notes, jnp.int32(0))
 
-    def propose(noise, state, temperature, data):
-        del temperature, data
+    def propose(noise, state, temperature):
+        del temperature
         return swaps.propose(noise, state.swaps, mask_of(state.position))
 
     def ends(swap, layer):

@@ -47,8 +47,8 @@ def from_energy(energy_fn: Callable[..., jax.Array], move_fn: Callable[..., PyTr
         position = jax.tree.map(_as_array, position)
         return EnergyState(position, evaluate(position, data))
 
-    def propose(rng_key, state, temperature, data):
-        del temperature, data
+    def propose(rng_key, state, temperature):
+        del temperature
         moved = move_fn(rng_key, state.position)
         expected = jax.tree.structure(state.position)
         if jax.tree.structure(moved) == expected:

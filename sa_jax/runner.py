@@ -41,6 +41,7 @@ class Progress(NamedTuple):
     """What a run tells after each chunk; energies and acceptance are those of the leading chain."""
 
     step: int
+    num_steps: int
     temperature: float
     energy: float
     best_energy: float
@@ -79,7 +80,8 @@ def run(
     kept = masks.num_kept(config.density, network.total)
     for split in (dataset.train, dataset.validation, dataset.test):
         pruning.check_samples(network, split.inputs, split.labels)
-    samples = dataset.train.inputs[: config.num_samples], dataset.train.labels[: config.num_samples]
+    num_samples, _ = config.sizes(kept, len(dataset.train.labels))
+    samples = dataset.train.inputs[:num_samples], dataset.train.labels[:num_samples]
     made = workdirs.make(workdir)
     try:
         annealed = anneal_chains(config, network, *samples, kept, on_progress, on_message)
@@ -116,6 +118,8 @@ class Annealed(NamedTuple):
       start_energy: of the initial mask.
       best_energy: of each chain, float32 `[chains]`.
       num_accepted: of each chain, int32 `[chains]`.
+      num_samples: in the energy.
+      num_steps: proposals of each chain.
       trace: arrays by name; `step` and `temperature` `[entries]`, `energy`, `best_energy` and `acceptance`
         (since the entry before) `[chains, entries]`.
       memory_bytes: what the programs need, over all devices of a CPU or on one of an accelerator; 0 if unknown.
@@ -131,6 +135,8 @@ class Annealed(NamedTuple):
     start_energy: float
     best_energy: np.ndarray
     num_accepted: np.ndarray
+    num_samples: int
+    num_steps: int
     trace: dict[str, np.ndarray]
     memory_bytes: int
     chain_batch: int
@@ -154,6 +160,7 @@ def anneal_chains(
     change no bit of it.
     """
     cpu_start, wall_start = time.process_time(), time.perf_counter()
+    num_samples, num_steps = config.sizes(kept, len(y))
     devices = jax.local_devices()[: config.num_chains]
     mesh = jax.make_mesh((len(devices),), ("chains",), axis_types=(AxisType.Auto,), devices=devices)
     everywhere, over_chains = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("chains",)))
@@ -172,11 +179,11 @@ def anneal_chains(
     start = start.lower(problem, config.options, chains)
     states = _shapes(start.out_info, over_chains)
     batch_size = min(config.chain_batch or default_chain_batch(devices[0].platform, per_device), per_device)
-    chunk = chunk_steps(config.num_steps)
+    chunk = chunk_steps(num_steps)
     prepare, start = prepare.compile(), start.compile()
     compiled = {
-        steps: _compile_chunk(problem, keys, states, config, steps, mesh, batch_size)
-        for steps in {min(chunk, config.num_steps), config.num_steps % chunk} - {0}
+        steps: _compile_chunk(problem, keys, states, config.options, num_steps, steps, mesh, batch_size)
+        for steps in {min(chunk, num_steps), num_steps % chunk} - {0}
     }
     on_cpu = devices[0].platform == "cpu"
     copies = len(devices) if on_cpu else 1  # host devices share one memory, and each holds its own copy
@@ -200,14 +207,14 @@ def anneal_chains(
     start_energy = float(states.best_energy[0])
     if not np.isfinite(start_energy):
         raise InputError("the initial mask has no finite energy: are the weights far too large?")
-    schedule = jax.jit(lambda p, step: pruning.make_schedule(p, config.options, config.num_steps)(step))
+    schedule = jax.jit(lambda p, step: pruning.make_schedule(p, config.options, num_steps)(step))
     schedule(problem, 0)
     compile_seconds = time.perf_counter() - wall_start
 
     entries, previous = [], np.zeros(config.num_chains, np.int64)
     wall_start = time.perf_counter()
-    for first_step in range(0, config.num_steps, chunk):
-        steps = min(chunk, config.num_steps - first_step)
+    for first_step in range(0, num_steps, chunk):
+        steps = min(chunk, num_steps - first_step)
         states = compiled[steps](problem, keys, states, jnp.int32(first_step))
         energy, best_energy, accepted = (
             np.asarray(field)[: config.num_chains]
@@ -223,6 +230,7 @@ def anneal_chains(
         on_progress(
             Progress(
                 done,
+                num_steps,
                 temperature,
                 float(energy[leader]),
                 float(best_energy[leader]),
@@ -245,6 +253,8 @@ def anneal_chains(
         start_energy,
         best_energy,
         previous,
+        num_samples,
+        num_steps,
         trace,
         memory,
         batch_size,
@@ -317,10 +327,10 @@ def _start(problem: Problem, options: pruning.Options, chains: int) -> AnnealSta
     return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (chains, *leaf.shape)), state)
 
 
-def _compile_chunk(problem, keys, states, config, steps, mesh, batch_size):
+def _compile_chunk(problem, keys, states, options, num_steps, steps, mesh, batch_size):
     def chunk(problem, keys, states, first_step):
-        landscape = pruning.make_landscape(problem, config.options)
-        schedule = pruning.make_schedule(problem, config.options, config.num_steps)
+        landscape = pruning.make_landscape(problem, options)
+        schedule = pruning.make_schedule(problem, options, num_steps)
 
         def one_chain(chain):
             key, state = chain
@@ -413,7 +423,7 @@ def evaluate(
     random_masks = [masks.random(key, network.total, kept) for key in jax.random.split(random_key, RANDOM_MASKS)]
     magnitude = masks.by_score(jnp.abs(masks.flatten(network.kernels)), kept)
     kept_per_layer = [int(m.sum()) for m in masks.unflatten(mask, network.shapes)]
-    acceptance = float(annealed.num_accepted.mean() / config.num_steps)
+    acceptance = float(annealed.num_accepted.mean() / annealed.num_steps)
     warnings = []
     if kept < network.total:
         warnings += search_warnings(acceptance, annealed.best_energy.min() < annealed.start_energy)
@@ -439,11 +449,11 @@ def evaluate(
         "magnitude_test_accuracy": on(dataset.test, magnitude),
         "random_test_accuracy": float(np.mean([on(dataset.test, random) for random in random_masks])),
         "acceptance": acceptance,
-        "num_samples": min(config.num_samples, len(dataset.train.labels)),
-        "num_steps": config.num_steps,
+        "num_samples": annealed.num_samples,
+        "num_steps": annealed.num_steps,
         "num_chains": config.num_chains,
-        "steps_per_second": config.num_steps / annealed.anneal_seconds,
-        "proposals_per_second": config.num_chains * config.num_steps / annealed.anneal_seconds,
+        "steps_per_second": annealed.num_steps / annealed.anneal_seconds,
+        "proposals_per_second": config.num_chains * annealed.num_steps / annealed.anneal_seconds,
         "chain_batch": annealed.chain_batch,
         "memory_bytes": annealed.memory_bytes,
         "compile_seconds": annealed.compile_seconds,
@@ -453,9 +463,9 @@ def evaluate(
         "energy": config.energy,
         "logit_scale": float(problem.logit_scale),
         "move": config.move,
+        "uses_gradients": config.move == "informed",
         "moves_weights": config.nudge_share > 0,
         "nudge_share": config.nudge_share,
-        "screen_samples": config.screen_samples,
         "start": config.start,
         "schedule": config.schedule
         if isinstance(config.schedule, str)

@@ -101,7 +101,7 @@ def calibrate(
     state = landscape.init(position, data)
 
     def sample(rng_key):
-        move, log_q_ratio = landscape.propose(landscape.draw(rng_key), state, jnp.zeros(()), data)
+        move, log_q_ratio = landscape.propose(landscape.draw(rng_key), state, jnp.zeros(()))
         return jnp.where(log_q_ratio > -jnp.inf, landscape.delta(state, move, data)[0], 0)
 
     changes = jnp.abs(jax.lax.map(sample, jax.random.split(rng_key, CALIBRATION_MOVES)))

@@ -2,13 +2,17 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
 from sa_jax import masks, models, pruning
+from sa_jax.anneal import BLOCK_STEPS
 from sa_jax.pruning import Options
 from sa_jax.types import InputError
+
+# Steps are counted in int32.
+MOST_STEPS = 2**31 - BLOCK_STEPS
 
 
 @dataclass(frozen=True)
@@ -24,23 +28,24 @@ class RunConfig:
       activation: 'relu', 'tanh' or 'gelu'.
       density: kept / total, in (0, 1].
       seed: of everything random.
-      num_steps: proposals per chain.
+      num_steps: proposals per chain; None for as many as the budget allows.
       num_chains: independent chains; the one of lowest energy is the result.
-      num_samples: training samples in the energy; as many as there are, if fewer.
+      num_samples: training samples in the energy; as many as there are, if fewer. None chooses them by the number
+        of branches that stay, see `pruning.samples_for`.
       chain_batch: chains of a device that are vmapped together: 1 runs one after the other, and None chooses, 1
         on a CPU and all elsewhere.
+      budget: proposals times samples, of each chain; what `num_steps` is None for. Unused where that is given.
       use_bias: whether random and pretrained networks have biases.
       initializer: of random and pretrained weights, one of `models.INITIALIZERS`.
       pretrain_epochs: passes over the training split.
       pretrain_learning_rate: of Adam, at the start.
       energy: see `pruning.Options`, as for the following.
-      move: 'saliency' or 'uniform'.
+      move: 'saliency', 'informed' or 'uniform'.
       start: 'magnitude', 'saliency', 'erk' or 'random'.
       schedule: 'geometric', 'linear', 'cosine', 'logarithmic', 'constant' or a callable.
       logit_scale: None calibrates it.
       temperature_start: None calibrates it.
       temperature_end: None calibrates it.
-      screen_samples: samples on which proposals are screened; 0 for none.
       nudge_share: share of the proposals that change a weight; 0 leaves all weights as they are.
     """
 
@@ -52,10 +57,11 @@ class RunConfig:
     activation: str = "relu"
     density: float = 0.05
     seed: int = 0
-    num_steps: int = 200_000
+    num_steps: int | None = None
     num_chains: int = 2
-    num_samples: int = 2_000
+    num_samples: int | None = None
     chain_batch: int | None = None
+    budget: int = 500_000_000
     use_bias: bool = True
     initializer: str = "he_normal"
     pretrain_epochs: int = 100
@@ -67,7 +73,6 @@ class RunConfig:
     logit_scale: float | None = None
     temperature_start: float | None = None
     temperature_end: float | None = None
-    screen_samples: int = 0
     nudge_share: float = 0.0
 
     def __post_init__(self):
@@ -75,18 +80,20 @@ class RunConfig:
             value = getattr(self, name)
             if not isinstance(value, str) or not value:
                 raise InputError(f"{name.upper()} must be text in quotes, not {value!r}")
-        for name in ("num_steps", "num_chains", "num_samples", "pretrain_epochs"):
-            if not _is_whole(getattr(self, name)) or getattr(self, name) < 1:
-                raise InputError(
-                    f"{name.upper()} must be a whole number of at least 1, not {getattr(self, name)!r}"
-                )
+        for name in ("num_steps", "num_chains", "num_samples", "budget", "pretrain_epochs"):
+            value, chosen = getattr(self, name), name in ("num_steps", "num_samples")
+            if value is None and chosen:
+                continue
+            if not _is_whole(value) or value < 1:
+                otherwise = ", or None to choose it" if chosen else ""
+                raise InputError(f"{name.upper()} must be a whole number of at least 1{otherwise}, not {value!r}")
         if self.chain_batch is not None and (not _is_whole(self.chain_batch) or self.chain_batch < 1):
             raise InputError(
                 f"chain_batch must be a whole number of at least 1, or None to choose it, not {self.chain_batch!r}"
             )
         if not _is_whole(self.seed) or not 0 <= self.seed < 2**32:
             raise InputError(f"SEED must be a whole number from 0 to 4294967295, not {self.seed!r}")
-        if self.num_steps >= 2**31:
+        if self.num_steps is not None and self.num_steps >= 2**31:
             raise InputError(f"NUM_STEPS must be below 2147483648, not {self.num_steps}")
         widths = self.hidden
         if not isinstance(widths, list | tuple) or not all(_is_whole(w) and w > 0 for w in widths):
@@ -106,11 +113,24 @@ class RunConfig:
         masks.num_kept(self.density, 2**62)  # the range; how many are kept is known with the network
         pruning.check_options(self.options)
 
+    def sizes(self, kept: int, available: int) -> tuple[int, int]:
+        """How many samples the energy takes and how many proposals a chain makes, chosen where they are None.
+
+        Args:
+          kept: branches that stay.
+          available: training samples.
+        """
+        samples, steps = self.num_samples, self.num_steps
+        samples = min(pruning.samples_for(kept, self.move) if samples is None else samples, available)
+        if steps is None:
+            steps = min(max(self.budget // samples // BLOCK_STEPS, 1) * BLOCK_STEPS, MOST_STEPS)
+        return samples, steps
+
     @property
     def options(self) -> Options:
         """The part of the settings that the pure functions take."""
         return Options(*(getattr(self, name) for name in Options._fields))
 
 
-def _is_whole(value: Any) -> bool:
+def _is_whole(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)

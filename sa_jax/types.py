@@ -25,7 +25,7 @@ class Landscape(NamedTuple):
     Attributes:
       init: `(position, data) -> state`, a full evaluation.
       draw: `(rng_key) -> noise`, all the random numbers that one proposal consumes.
-      propose: `(noise, state, temperature, data) -> (move, log_q_ratio)`, with
+      propose: `(noise, state, temperature) -> (move, log_q_ratio)`, with
         `log_q_ratio = log q(current | proposed) - log q(proposed | current)`, 0 for a symmetric move, -inf
         where the proposal is to stay, which then counts as rejected.
       delta: `(state, move, data) -> (energy_change, pending)`; `pending` is whatever `commit` can reuse.

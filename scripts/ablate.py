@@ -22,16 +22,14 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 DENSITIES = (0.5, 0.1, 0.02)
-BASE: dict[str, Any] = {"samples": 10_000}
+BASE: dict[str, Any] = {"samples": None, "move": "informed"}
 VARIANTS: dict[str, dict[str, Any]] = {
     "base": {},
-    "uniform swaps": {"move": "uniform"},
+    "no derivative, uniform": {"move": "uniform"},
+    "no derivative, saliency": {"move": "saliency"},
     "2,000 samples": {"samples": 2_000},
-    "5,000 samples": {"samples": 5_000},
-    "20,000 samples": {"samples": 20_000},
-    "40,000 samples": {"samples": 40_000},
-    "20,000, screened on 2,500": {"samples": 20_000, "screen_samples": 2_500},
-    "40,000, screened on 5,000": {"samples": 40_000, "screen_samples": 5_000},
+    "10,000 samples": {"samples": 10_000},
+    "50,000 samples": {"samples": 50_000},
     "from saliency": {"start": "saliency"},
     "from ERK": {"start": "erk"},
     "from random": {"start": "random"},
@@ -77,6 +75,7 @@ def _measure(variant, density, seed, seconds):
     dataset = data.load("mnist", 0.1307, 0.3081)
     network = models.network_of(models.load_weights(data.data_file("mlpnet_mnist_93.97.npz")))[1]
     kept = masks.num_kept(density, network.total)
+    samples = pruning.samples_for(kept, options.move) if samples is None else samples
     setup_key, chain_key = jax.random.split(jax.random.key(seed))
     x, y = (part[:samples] for part in dataset.train)
     problem = jax.jit(pruning.prepare, static_argnums=(4, 5))(setup_key, network, x, y, kept, options)

@@ -1,6 +1,7 @@
 """Measures what README.md states, saves it in scripts/results/, and writes the README's tables from there.
 
-    python scripts/results.py accuracy   # MLPNet on MNIST: 3 densities, 3 seeds, a process each; 12 minutes
+    python scripts/results.py accuracy   # MLPNet on MNIST: configs, 7 densities, 3 seeds, a process each; hours
+    python scripts/results.py accuracy --configs=mlpnet_mnist   # of these, the short runs; 20 minutes
     python scripts/results.py speed      # incremental against full evaluation, side by side; 1 minute
     python scripts/results.py batching   # chains vmapped or not, proposals evaluated together; 3 minutes
     python scripts/results.py optimum    # how often the true optimum is found; 1 minute
@@ -13,6 +14,7 @@ that does nothing else.
 """
 
 import argparse
+import hashlib
 import itertools
 import json
 import os
@@ -22,6 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,8 +41,16 @@ from sa_jax.types import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "scripts" / "results"
-DENSITIES = (0.1, 0.05, 0.02)
+DENSITIES = (0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0.02)
 SEEDS = (0, 1, 2)
+CONFIG_LABELS = {
+    "mlpnet_mnist": "annealed",
+    "mlpnet_mnist_derivative_free": "annealed without any derivative",
+    "mlpnet_mnist_long": "annealed longer",
+    "mlpnet_mnist_nudge": "annealed, weights nudged",
+}
+CONFIGS = list(CONFIG_LABELS)
+DRAWN_DENSITIES = (0.1, 0.05, 0.02)
 SPEED_SAMPLES = 2_000
 SPEED_ROUNDS = 7
 FULL_STEPS, INCREMENTAL_STEPS = 300, 20_000
@@ -47,26 +58,58 @@ BATCHED_CHAINS = 16
 LOW_TEMPERATURE = 1e-6
 
 
-def measure_accuracy() -> dict[str, Any]:
-    """Runs `configs/mlpnet_mnist.gin` as a user would, each run in a process of its own."""
-    fields = ("density", "seed", "kept", "total", "test_accuracy", "validation_accuracy", "cpu_seconds")
-    fields += ("dense_test_accuracy", "magnitude_test_accuracy", "random_test_accuracy", "num_steps", "num_chains")
-    runs = []
-    for density, seed in itertools.product(DENSITIES, SEEDS):
-        with tempfile.TemporaryDirectory() as workdir:
-            command = [sys.executable, str(ROOT / "scripts/run.py"), "--gin_file=configs/mlpnet_mnist.gin"]
-            command += [f"--gin_bindings=DENSITY={density}", f"--gin_bindings=SEED={seed}"]
-            start = time.perf_counter()
-            done = subprocess.run([*command, f"--workdir={workdir}"], stdout=subprocess.DEVNULL, cwd=ROOT)
-            if done.returncode:
-                raise SystemExit(done.returncode)
-            wall_seconds = time.perf_counter() - start
-            result = json.loads((Path(workdir) / "result.json").read_text())
-            if (density, seed) == (DENSITIES[-1], SEEDS[0]):
-                (RESULTS / "masks.npz").write_bytes((Path(workdir) / "masks.npz").read_bytes())
-        runs.append({name: result[name] for name in fields} | {"wall_seconds": wall_seconds})
-        print(f"density {density}, seed {seed}: {result['test_accuracy']:.4f}, {wall_seconds:.0f} s", flush=True)
-    return {"runs": runs}
+def measure_accuracy(configs: list[str], densities: list[float], seeds: list[int], jobs: int) -> None:
+    """Runs configs as a user would, only density and seed overridden, each run in a process of its own.
+
+    Saves `accuracy.json` after every run, and goes on where it stopped. A changed config begins anew.
+    """
+    path = RESULTS / "accuracy.json"
+    saved = json.loads(path.read_text())["runs"] if path.exists() else []
+    digests = {config: hashlib.sha256(config_path(config).read_bytes()).hexdigest() for config in CONFIGS}
+    runs = [run for run in saved if digests.get(run["config"]) == run["config_sha256"]]
+    done = {(run["config"], run["density"], run["seed"]) for run in runs}
+    tasks = [task for task in itertools.product(configs, densities, seeds) if task not in done]
+    with ThreadPoolExecutor(jobs) as executor:
+        futures = [executor.submit(one_run, *task) for task in tasks]
+        for number, future in enumerate(as_completed(futures), 1):
+            run = future.result()
+            runs.append(run | {"config_sha256": digests[run["config"]]})
+            runs.sort(key=lambda run: (CONFIGS.index(run["config"]), -run["density"], run["seed"]))
+            write(path, {"runs": runs})
+            print(
+                f"{number}/{len(tasks)}  {run['config']}, density {run['density']}, seed {run['seed']}: "
+                f"{run['test_accuracy']:.4f}, {run['cpu_seconds']:.0f} s of CPU time",
+                flush=True,
+            )
+
+
+def config_path(config: str) -> Path:
+    """Where a config lies, by its name."""
+    return ROOT / "configs" / f"{config}.gin"
+
+
+def one_run(config: str, density: float, seed: int) -> dict[str, Any]:
+    """What is kept of one run's result."""
+    fields = ["density", "seed", "kept", "total", "test_accuracy", "validation_accuracy", "num_samples"]
+    fields += ["num_steps", "num_chains", "move", "uses_gradients", "moves_weights", "dense_test_accuracy"]
+    fields += ["magnitude_test_accuracy", "random_test_accuracy", "versions"]
+    with tempfile.TemporaryDirectory() as workdir:
+        command = [sys.executable, str(ROOT / "scripts/run.py"), f"--gin_file={config_path(config)}"]
+        command += [f"--gin_bindings=DENSITY={density}", f"--gin_bindings=SEED={seed}", f"--workdir={workdir}"]
+        start = time.perf_counter()
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=ROOT)
+        said = process.stderr.read() if process.stderr else b""
+        _, status, used = os.wait4(process.pid, 0)
+        wall_seconds, process.returncode = time.perf_counter() - start, os.waitstatus_to_exitcode(status)
+        if status:
+            raise SystemExit(said.decode())
+        result = json.loads((Path(workdir) / "result.json").read_text())
+        if (config, density, seed) == (CONFIGS[0], DENSITIES[-1], SEEDS[0]):
+            (RESULTS / "masks.npz").write_bytes((Path(workdir) / "masks.npz").read_bytes())
+    # Of the whole command: starting, loading and compiling too.
+    seconds = {"cpu_seconds": used.ru_utime + used.ru_stime, "wall_seconds": wall_seconds}
+    kept = {name: result[name] for name in fields}
+    return {"config": config} | kept | seconds | {"machine": bench.machine()["processor"]}
 
 
 def measure_speed() -> dict[str, Any]:
@@ -219,24 +262,44 @@ def measure_optimum(networks: int = 40, num_steps: int = 4_000) -> dict[str, Any
 
 
 def accuracy_table(result: dict[str, Any]) -> str:
-    """The README's table of accuracies, means over seeds."""
+    """The README's table of accuracies: means over seeds, and how far the farthest seed is from them."""
+    peers = json.loads((RESULTS / "peers.json").read_text())["test_accuracy"]
+    densities = sorted({run["density"] for run in result["runs"]}, reverse=True)
+    kept = {run["density"]: run["kept"] for run in result["runs"]}
     lines = [
-        "| kept branches | annealed | global magnitude | random | wall time of a run |",
-        "|---|---|---|---|---|",
+        "| branches kept | " + " | ".join(f"{100 * density:g} %<br>{kept[density]:,}" for density in densities),
+        "|---" * (len(densities) + 1),
     ]
-    for density in DENSITIES:
-        runs = [run for run in result["runs"] if run["density"] == density]
-        means = [
-            statistics.mean(run[f"{name}test_accuracy"] for run in runs) for name in ("", "magnitude_", "random_")
-        ]
-        spread = [100 * pick(run["test_accuracy"] for run in runs) for pick in (min, max)]
-        seconds = max(run["wall_seconds"] for run in runs)
-        lines.append(
-            f"| {runs[0]['kept']:,} of {runs[0]['total']:,} ({100 * density:g} %) "
-            f"| **{100 * means[0]:.1f} %** ({spread[0]:.1f} to {spread[1]:.1f}) | {100 * means[1]:.1f} % "
-            f"| {100 * means[2]:.1f} % | at most {seconds:.0f} s |"
-        )
-    return "\n".join(lines)
+
+    def row(name: str, cells: list[str]) -> None:
+        lines.append(f"| {name} | " + " | ".join(cells))
+
+    def peer(name: str) -> list[str]:
+        return [f"{peers[name][f'{density:g}']:.2f}" for density in densities]
+
+    row("global magnitude", peer("global magnitude"))
+    row("best of ten other masks", [f"{best_frozen(peers, density):.2f}" for density in densities])
+    for config, label in CONFIG_LABELS.items():
+        if config == "mlpnet_mnist_nudge":
+            row("CHITA++, weights updated", peer("CHITA++, weights updated"))
+        cells, seconds = [], []
+        for density in densities:
+            runs = [run for run in result["runs"] if (run["config"], run["density"]) == (config, density)]
+            values = [100 * run["test_accuracy"] for run in runs]
+            seconds += [run["cpu_seconds"] for run in runs]
+            if not values:
+                cells.append("")
+                continue
+            mean = statistics.mean(values)
+            cells.append(f"**{mean:.2f}** ±{max(abs(value - mean) for value in values):.2f}")
+        if seconds:
+            row(f"{label}, at most {max(seconds):,.0f} s", cells)
+    return " |\n".join(lines) + " |"
+
+
+def best_frozen(peers: dict[str, dict[str, float]], density: float) -> float:
+    """The best that any method reaches which leaves the weights as they are."""
+    return max(row[f"{density:g}"] for name, row in peers.items() if "weights updated" not in name)
 
 
 def speed_line(result: dict[str, Any]) -> str:
@@ -343,6 +406,7 @@ def draw(result: dict[str, Any]) -> None:
     import matplotlib
     from matplotlib.figure import Figure
 
+    runs = [run for run in result["runs"] if run["config"] == CONFIGS[0]]
     figure = Figure((9.6, 3.5), layout="constrained", dpi=150)
     left, right = figure.subplots(1, 2, width_ratios=(1.75, 1))
     kinds = {
@@ -350,11 +414,11 @@ def draw(result: dict[str, Any]) -> None:
         "magnitude_": ("global magnitude", "#9aa3ab"),
         "random_": ("random", "#d5dade"),
     }
-    places = np.arange(len(DENSITIES))
+    places = np.arange(len(DRAWN_DENSITIES))
     for offset, (kind, (label, color)) in zip((-0.27, 0, 0.27), kinds.items(), strict=True):
         values = [
-            [100 * run[f"{kind}test_accuracy"] for run in result["runs"] if run["density"] == density]
-            for density in DENSITIES
+            [100 * run[f"{kind}test_accuracy"] for run in runs if run["density"] == density]
+            for density in DRAWN_DENSITIES
         ]
         means = [statistics.mean(seeds) for seeds in values]
         left.bar(places + offset, means, 0.25, color=color, label=label)
@@ -362,11 +426,11 @@ def draw(result: dict[str, Any]) -> None:
             inside = mean > 25  # where the line of the dense network does not cross the figure
             style = {"va": "top", "color": "white" if kind == "" else "black"} if inside else {"va": "bottom"}
             left.text(place, mean + (-2 if inside else 1), f"{mean:.1f}", ha="center", fontsize=9, **style)
-    dense = 100 * result["runs"][0]["dense_test_accuracy"]
+    dense = 100 * runs[0]["dense_test_accuracy"]
     left.axhline(dense, color="#1b232c", linestyle="--", linewidth=1)
-    left.text(len(DENSITIES) - 0.52, dense + 1.5, f"dense {dense:.2f}", ha="right", fontsize=9)
-    kept = {run["density"]: run["kept"] for run in result["runs"]}
-    labels = [f"{100 * density:g} % kept\n{kept[density]:,} branches" for density in DENSITIES]
+    left.text(len(DRAWN_DENSITIES) - 0.52, dense + 1.5, f"dense {dense:.2f}", ha="right", fontsize=9)
+    kept = {run["density"]: run["kept"] for run in runs}
+    labels = [f"{100 * density:g} % kept\n{kept[density]:,} branches" for density in DRAWN_DENSITIES]
     left.set(
         xticks=places,
         xticklabels=labels,
@@ -383,7 +447,7 @@ def draw(result: dict[str, Any]) -> None:
     right.set(
         xticks=[],
         yticks=[],
-        title=f"{np.count_nonzero(counts)} of 784 pixels still\nfeed the {kept[DENSITIES[-1]]} branches",
+        title=f"{np.count_nonzero(counts)} of 784 pixels still\nfeed the {kept[DRAWN_DENSITIES[-1]]} branches",
     )
     for axes in (left, right):
         axes.spines[:].set_visible(False)
@@ -391,27 +455,40 @@ def draw(result: dict[str, Any]) -> None:
     figure.savefig(RESULTS / "mlpnet_mnist.png", metadata={"Software": None})
 
 
+def write(path: Path, result: dict[str, Any]) -> None:
+    """Whole or not at all."""
+    aside = path.with_suffix(".writing")
+    aside.write_text(json.dumps(result, indent=1) + "\n")
+    os.replace(aside, path)
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    measures = {
-        "accuracy": measure_accuracy,
-        "speed": measure_speed,
-        "batching": measure_batching,
-        "optimum": measure_optimum,
-    }
-    parser.add_argument("what", choices=[*measures, "readme"])
-    what = parser.parse_args().what
-    if what == "readme":
+    measures = {"speed": measure_speed, "batching": measure_batching, "optimum": measure_optimum}
+    parser.add_argument("what", choices=["accuracy", *measures, "readme"])
+    parser.add_argument("--configs", default=",".join(CONFIGS), help="of `accuracy`, as the following")
+    parser.add_argument("--densities", default=",".join(map(str, DENSITIES)))
+    parser.add_argument("--seeds", default=",".join(map(str, SEEDS)))
+    parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
+    arguments = parser.parse_args()
+    if arguments.what == "readme":
         draw(json.loads((RESULTS / "accuracy.json").read_text()))
         (ROOT / "README.md").write_text(readme_with((ROOT / "README.md").read_text()))
         return
     RESULTS.mkdir(exist_ok=True)
+    if arguments.what == "accuracy":
+        configs = arguments.configs.split(",")
+        if unknown := set(configs) - set(CONFIGS):
+            parser.error(f"unknown config {min(unknown)}; configs: {', '.join(CONFIGS)}")
+        densities = [float(density) for density in arguments.densities.split(",")]
+        measure_accuracy(configs, densities, [int(seed) for seed in arguments.seeds.split(",")], arguments.jobs)
+        return
     try:
-        result = measures[what]() | {"machine": bench.machine()}
+        result = measures[arguments.what]() | {"machine": bench.machine()}
     except InputError as error:
         raise SystemExit(f"results: {error}") from None
-    (RESULTS / f"{what}.json").write_text(json.dumps(result, indent=1) + "\n")
+    write(RESULTS / f"{arguments.what}.json", result)
 
 
 if __name__ == "__main__":

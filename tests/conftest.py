@@ -1,5 +1,6 @@
 """Several host devices, as chains are spread over them; set before JAX is first used."""
 
+import os
 from contextlib import contextmanager
 
 import jax
@@ -12,8 +13,10 @@ jax.config.update("jax_num_cpu_devices", 2)
 
 @pytest.fixture(autouse=True, scope="session")
 def compile_each_program_once(tmp_path_factory):
-    """Most of the tests' time is compiling, often the same again."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+    """Most of the tests' time is compiling, often the same again, in whichever of several processes."""
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    jax.config.update("jax_compilation_cache_dir", str(shared / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 

@@ -61,12 +61,15 @@ def test_every_config_opens_with_the_same_macros(path, capsys):
     assert "NUM_STEPS = 77" in printed and "run.num_steps = %NUM_STEPS" in printed
 
 
-def test_all_five_configs_are_there():
+def test_all_configs_are_there():
     assert [path.stem for path in CONFIGS] == [
         "digits",
         "lenet300_fashion",
         "lenet300_mnist",
         "mlpnet_mnist",
+        "mlpnet_mnist_derivative_free",
+        "mlpnet_mnist_long",
+        "mlpnet_mnist_nudge",
         "random_weights_mnist",
     ]
 

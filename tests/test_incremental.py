@@ -14,7 +14,6 @@ import pytest
 
 from sa_jax import InputError, anneal, constant, geometric, incremental, masks, models
 from sa_jax.anneal import init, run
-from sa_jax.delayed import delayed_acceptance
 from sa_jax.energies import cross_entropy, error_rate
 from sa_jax.incremental import NARROW, Weighted, full_mlp, masked_mlp
 from sa_jax.moves import InformedState, Swap, informed_swap, nudge, saliency_swap, swap_mask, uniform_swap
@@ -102,7 +101,7 @@ def apply_swaps(network, mask, data, energy, activation, swaps, accepted):
     return jax.lax.scan(one, landscape.init(mask, data), (swaps, accepted))
 
 
-@hypothesis.settings(deadline=None, max_examples=60)
+@hypothesis.settings(deadline=None, max_examples=40)
 @hypothesis.given(
     variant=st.sampled_from(VARIANTS),
     seed=st.integers(0, 1_000),
@@ -186,7 +185,7 @@ def test_blocks_of_samples_change_nothing(name, monkeypatch):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["two layers", "three, narrow", "three, wide", "five"])
+@pytest.mark.parametrize("name", ["three, narrow", "three, wide", "five"])
 def test_vmapped_chains_walk_as_each_alone(name):
     """Loops then run as often as the chain needs that needs it most."""
     network = make_network(name, True)
@@ -213,7 +212,7 @@ def test_vmapped_chains_walk_as_each_alone(name):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("name", ["one layer", "two layers", "three, narrow", "four, wide"])
 def test_every_nudge_equals_full_evaluation(name):
     """Of each kept branch: proposed, then made, so that what is cached then is seen in the next."""
     network = make_network(name, True)
@@ -243,12 +242,16 @@ def test_every_nudge_equals_full_evaluation(name):
 
 
 @pytest.mark.parametrize(
-    "make_swaps", [lambda saliency: uniform_swap(), saliency_swap], ids=["uniform", "saliency"]
+    ("name", "branches_per_note", "make_swaps"),
+    [
+        ("three, narrow", 1, saliency_swap),
+        ("five", 4_096, lambda saliency: uniform_swap()),
+        ("five", 1, lambda saliency: informed_swap()),
+    ],
+    ids=["saliency", "uniform", "informed"],
 )
-@pytest.mark.parametrize("branches_per_note", [1, 4_096])
-@pytest.mark.parametrize("name", ["three, narrow", "five"])
 def test_swaps_and_nudges_in_turn_equal_full_evaluation(name, branches_per_note, make_swaps, monkeypatch):
-    """Where a chain is, and its best, screened or not."""
+    """Where a chain is, and its best."""
     monkeypatch.setattr(incremental, "BRANCHES_PER_NOTE", branches_per_note)
     network = make_network(name, True)
     x, y = make_samples(network)
@@ -257,8 +260,6 @@ def test_swaps_and_nudges_in_turn_equal_full_evaluation(name, branches_per_note,
     swaps = nudge(make_swaps(models.saliency(network, x)), 0.3 * jnp.abs(weights) + 0.1)
     landscape = masked_mlp(network, swaps, cross_entropy(3.0), weights_move=True)
     data = x.T, y
-    if branches_per_note == 1:
-        landscape, data = delayed_acceptance(landscape), (data, (x[:5].T, y[:5]))
     result = jax.jit(lambda key: anneal(key, landscape, Weighted(mask, weights), 0.1, 1_000, data))(
         jax.random.key(4)
     )
@@ -357,16 +358,13 @@ MOVES = {
 
 
 @pytest.mark.parametrize("kept", [3, 6])
-@pytest.mark.parametrize("delayed", [False, True], ids=["at once", "delayed"])
 @pytest.mark.parametrize("swaps", MOVES.values(), ids=MOVES)
-def test_fixed_temperature_visits_the_boltzmann_distribution(swaps, kept, delayed):
+def test_fixed_temperature_visits_the_boltzmann_distribution(swaps, kept):
     temperature, samples, chains = 0.3, 400, 64
     energy = cross_entropy(1.5)
     all_masks, energies = enumerate_masks(TINY, kept, TINY_DATA, energy)
     landscape = masked_mlp(TINY, swaps, energy)
     data = TINY_DATA
-    if delayed:
-        landscape, data = delayed_acceptance(landscape), (data, (data[0][:, :2], data[1][:2]))
     powers = 2 ** jnp.arange(TINY.total)
 
     @jax.jit
@@ -448,7 +446,7 @@ def test_exactly_k_kept_and_lists_true_after_every_step():
 
         @jax.jit
         def one_step(state, key, landscape=landscape):
-            move, _ = landscape.propose(landscape.draw(key), state, jnp.float32(1), data)
+            move, _ = landscape.propose(landscape.draw(key), state, jnp.float32(1))
             _, pending = landscape.delta(state, move, data)
             return landscape.commit(state, move, pending, jax.random.bernoulli(key))
 

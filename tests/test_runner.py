@@ -106,7 +106,7 @@ def test_saved_masks_and_weights_give_the_reported_figures(finished):
 
 def test_weights_that_move_are_told_apart(finished, tmp_path):
     """A class of its own in every place, and the folder holds the weights that go with the masks."""
-    config = dataclasses.replace(SMALL, nudge_share=0.5, screen_samples=100)
+    config = dataclasses.replace(SMALL, nudge_share=0.5)
     result = runner.run(config, tmp_path / "moved")
     with np.load(tmp_path / "moved/masks.npz") as masks, np.load(tmp_path / "moved/weights.npz") as weights:
         with np.load(finished[0] / "weights.npz") as before:
@@ -326,7 +326,10 @@ def test_weights_that_do_not_fit(tmp_path, kernels, extra, message):
         ({"use_bias": 1}, "use_bias must be True or False"),
         ({"initializer": "ones"}, "initializer must be one of"),
         ({"energy": "loss"}, "energy must be one of cross_entropy, kl_to_teacher, margin, error_rate"),
-        ({"move": "flip"}, "move must be one of saliency, uniform"),
+        ({"move": "flip"}, "move must be one of saliency, informed, uniform"),
+        ({"move": "informed", "energy": "error_rate"}, "needs an energy with a derivative"),
+        ({"budget": None}, "BUDGET must be a whole number of at least 1, not None"),
+        ({"num_samples": "all"}, "NUM_SAMPLES must be a whole number of at least 1, or None to choose it"),
         ({"start": "zero"}, "start must be one of"),
         ({"schedule": "exponential"}, "schedule must be one of"),
         ({"logit_scale": 0}, "logit_scale must be a finite number above 0"),
@@ -337,6 +340,17 @@ def test_bad_settings_are_named(settings, message):
     with pytest.raises(InputError, match=message) as error:
         dataclasses.replace(SMALL, **settings)
     assert "\n" not in str(error.value)
+
+
+def test_samples_and_steps_are_chosen_by_branches_and_budget():
+    config = dataclasses.replace(SMALL, num_steps=None, num_samples=None, budget=1_234_567)
+    assert config.sizes(kept=100, available=60_000) == (2_000, 600)
+    informed = dataclasses.replace(config, move="informed")
+    assert informed.sizes(kept=400, available=60_000) == (16_000, 100)  # at least a block of steps
+    assert config.sizes(kept=400, available=500) == (500, 2_400)  # no more samples than there are
+    given = dataclasses.replace(config, num_steps=77, num_samples=300)
+    assert given.sizes(kept=100, available=60_000) == (300, 77)
+    assert given.sizes(kept=100, available=200) == (200, 77)
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "logarithmic", "constant", lambda step: 1e-3])

@@ -22,7 +22,6 @@ ORDER = [
     "incremental",
     "schedules",
     "anneal",
-    "delayed",
     "tempering",
     "pruning",
     "pretrain",

@@ -1,6 +1,4 @@
-"""Replica exchange, population annealing and delayed acceptance sample the Boltzmann distribution, and help."""
-
-from functools import partial
+"""Replica exchange and population annealing sample the Boltzmann distribution, and help."""
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +6,6 @@ import numpy as np
 import pytest
 
 from sa_jax import InputError, anneal, from_energy, geometric, linear
-from sa_jax.anneal import init, run
-from sa_jax.delayed import delayed_acceptance
 from sa_jax.schedules import constant
 from sa_jax.tempering import EXCHANGE_SHARE, population_anneal, temper
 
@@ -154,28 +150,6 @@ def test_many_chains_fit_inside_shard_map():
 
     sharded = jax.jit(jax.shard_map(both, mesh=mesh, in_specs=spec, out_specs=spec))
     assert sharded(jax.random.split(jax.random.key(0))).tolist() == [[0.0, 0.0], [0.0, 0.0]]
-
-
-@pytest.mark.parametrize("move", [ring_move, lopsided_move])
-def test_delayed_acceptance_is_exact(move):
-    """The samples that screen know nothing of the true energy but a rough likeness."""
-    rough = WELLS + jnp.array([0.2, 0.3, -0.4, 0.0, -0.5, 0.4])
-    landscape, data = delayed_acceptance(from_energy(lambda x, wells: wells[x], move)), ((WELLS,), (rough,))
-    state = init(landscape, jnp.int32(0), data)
-
-    def block(state, first_step):
-        state = run(jax.random.key(3), landscape, state, constant(0.4), first_step, 100, data)[0]
-        return state, state.walk.position
-
-    _, visited = jax.jit(partial(jax.lax.scan, block))(state, 100 * jnp.arange(20_000))
-    assert chi_square(visited, 0.4) < LIMIT
-
-
-def test_delayed_acceptance_at_temperature_zero_is_greedy_on_both():
-    landscape = delayed_acceptance(from_energy(lambda x, wells: wells[x], ring_move))
-    for start in range(6):  # what one stage likes the other does not
-        result = anneal(jax.random.key(0), landscape, jnp.int32(start), 0.0, 300, ((WELLS,), (-WELLS,)))
-        assert int(result.num_accepted) == 0
 
 
 def test_bad_input_is_refused():

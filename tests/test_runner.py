@@ -310,7 +310,7 @@ def test_weights_that_do_not_fit(tmp_path, kernels, extra, message):
         ({"density": 1.01}, "density must be a number"),
         ({"density": float("nan")}, "density must be a number"),
         ({"density": "half"}, "density must be a number"),
-        ({"num_steps": 0}, "NUM_STEPS must be a whole number of at least 1, not 0"),
+        ({"num_steps": 0}, "NUM_STEPS must be a whole number of at least 1, or None to choose it, not 0"),
         ({"num_steps": 2**31}, "NUM_STEPS must be below"),
         ({"num_chains": 0}, "NUM_CHAINS must be a whole number of at least 1"),
         ({"num_chains": True}, "NUM_CHAINS must be a whole number"),

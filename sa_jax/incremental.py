@@ -17,7 +17,7 @@ from sa_jax import masks, models
 from sa_jax.energies import Energy
 from sa_jax.landscape import from_energy, most
 from sa_jax.models import ACTIVATIONS, Network, check_activation
-from sa_jax.moves import Swaps, move_fn, swap_mask
+from sa_jax.moves import Estimates, Swaps, move_fn, swap_mask
 from sa_jax.types import InputError, Landscape, PyTree
 
 # The figures below were measured on x86 with AVX2; none of them changes what is computed.
@@ -36,6 +36,12 @@ BRANCHES_PER_NOTE = 4096
 # Share of a layer's branches, of which so many are kept and enter changed units, above which a matrix product is
 # faster than a sum over kept branches.
 DENSE_SHARE = 0.25
+
+
+# Estimates of the energy, for proposals that want them, are made anew after one step for so many branches, rounded
+# up to a multiple of the second.
+BRANCHES_PER_STEP = 40
+LEAST_REFRESH_STEPS = 1_000
 
 
 class Neighbours(NamedTuple):
@@ -192,13 +198,13 @@ def masked_mlp(
     def informed(swaps_state, position, outputs, data):
         if swaps.refresh is None:
             return swaps_state
-        return swaps.refresh(swaps_state, mask_of(position), effects(position, outputs, data))
+        return swaps.refresh(swaps_state, mask_of(position), estimates(position, outputs, data))
 
-    def effects(position, outputs, data):
-        """Estimates the energy with each branch less that without it, float32 `[total]`.
+    def estimates(position, outputs, data):
+        """The `Estimates` at a position.
 
-        To second order in the branch's weight, with the mean square of the first derivatives, sample by sample,
-        for the second one (the empirical Fisher information): large weights are no small change.
+        Effects to second order in the branch's weight, with the mean square of the first derivatives, sample by
+        sample, for the second one (the empirical Fisher information): large weights are no small change.
         """
         inputs, *targets = data
         samples = inputs.shape[1]
@@ -226,11 +232,10 @@ def masked_mlp(
         zero = _zero(*jax.tree.leaves(position), inputs)
         nothing = [(jnp.full(shape, zero), jnp.full(shape, zero)) for shape in shapes]
         sums = jax.lax.fori_loop(0, number, one_block, nothing)
-        estimates = [
-            (kernel * first + jnp.where(mask, -0.5, 0.5) * kernel**2 * second) / samples
-            for kernel, mask, (first, second) in zip(kernels, kernel_masks, sums, strict=True)
-        ]
-        return masks.flatten(estimates)
+        slopes, curvatures = (masks.flatten([of_layer[i] for of_layer in sums]) / samples for i in range(2))
+        weights, mask = masks.flatten(kernels), mask_of(position)
+        effects = weights * slopes + jnp.where(mask, -0.5, 0.5) * weights**2 * curvatures
+        return Estimates(effects, slopes, curvatures)
 
     def init(position, data):
         mask = jnp.asarray(mask_of(position), bool)
@@ -569,7 +574,11 @@ def masked_mlp(
         return state._replace(outputs=outputs, energy=value, swaps=drawn)
 
     landscape = Landscape(init, swaps.draw, propose, delta, commit, refresh, remember)
-    return landscape if swaps.refresh is None else landscape._replace(refresh_steps=swaps.refresh_steps)
+    if swaps.refresh is None:
+        return landscape
+    # The more branches, the more the estimates cost, and the longer they hold for most of them.
+    times = -(-network.total // (BRANCHES_PER_STEP * LEAST_REFRESH_STEPS))
+    return landscape._replace(refresh_steps=times * LEAST_REFRESH_STEPS)
 
 
 def full_mlp(network: Network, swaps: Swaps, energy: Energy, activation: str = "relu") -> Landscape:

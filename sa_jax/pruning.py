@@ -27,6 +27,8 @@ SCHEDULES = ("geometric", "linear", "cosine", "logarithmic", "constant")
 # as pruning shrinks the logits, at most so many fold. Chosen on validation images of MNIST.
 LOGIT_SPREAD = 9.0
 MOST_SHRINKAGE = 4.0
+# The same where the weights were never trained: annealing will make logits far larger than those of chance.
+UNTRAINED_SPREAD = 1.5
 # The same of a teacher's logits, and a margin in units of the calibrated scale.
 TEACHER_SPREAD = 9.0
 MARGIN = 3.0
@@ -187,13 +189,16 @@ def prepare(
         mask = masks.by_score(masks.flatten(magnitude) if options.start == "magnitude" else saliency, kept)
     dense_logits = models.forward(network, x, options.activation)
     dense_spread = dense_logits.std()
+    targets = y.astype(jnp.int32)
     if options.logit_scale is None:
         spread = models.forward(models.masked(network, mask), x, options.activation).std()
         shrinkage = jnp.minimum(dense_spread / spread, MOST_SHRINKAGE)
-        logit_scale = jnp.where(dense_spread == 0, 1.0, LOGIT_SPREAD / dense_spread * shrinkage)
+        # Trained if its logits, at a moderate scale, tell more than that all classes are as likely.
+        trained = cross_entropy(1 / dense_spread)(dense_logits, targets) < math.log(network.sizes[-1])
+        wanted = jnp.where(trained | (options.energy == "kl_to_teacher"), LOGIT_SPREAD, UNTRAINED_SPREAD)
+        logit_scale = jnp.where(dense_spread == 0, 1.0, wanted / dense_spread * shrinkage)
     else:
         logit_scale = jnp.float32(options.logit_scale)
-    targets = y.astype(jnp.int32)
     if options.energy == "kl_to_teacher":
         scale = jnp.where(dense_spread == 0, 1.0, TEACHER_SPREAD / dense_spread)
         targets = jax.nn.softmax(dense_logits.T * scale, axis=0)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-DENSITIES = (0.5, 0.1, 0.02)
+DENSITIES = (0.5, 0.02)
 BASE: dict[str, Any] = {"samples": None, "move": "informed"}
 VARIANTS: dict[str, dict[str, Any]] = {
     "base": {},
@@ -36,16 +36,21 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "logits unscaled": {"logit_scale": 1.0},
     "KL to the dense network": {"energy": "kl_to_teacher"},
     "margin": {"energy": "margin"},
+    "labels smoothed by 0.05": {"smoothing": 0.05},
     "greedy": {"temperature_start": 0.0, "temperature_end": 0.0, "schedule": "constant"},
     "4 times hotter": {"hotter": 4.0},
     "4 times colder": {"hotter": 0.25},
     "linear": {"schedule": "linear"},
+    "greedy in the last tenth": {"greedy_end": True},
+    "from the best at each tenth": {"restarts": True},
+    "2 swaps at once": {"together": 2},
     "4 replicas": {"replicas": 4},
     "population of 8": {"population": 8},
     "nudge": {"nudge_share": 0.5},
 }
 POINTS = 10
-FIRST_STEPS = 1_000
+# A multiple of `anneal.BLOCK_STEPS`.
+CHUNK_STEPS = 1_000
 
 
 def measure(variant: str, density: float, seed: int, seconds: float, cores: Any) -> dict[str, Any]:
@@ -65,12 +70,17 @@ def _measure(variant, density, seed, seconds):
     import jax.numpy as jnp
 
     from sa_jax import data, geometric, masks, models, pruning
-    from sa_jax.anneal import BLOCK_STEPS, init, run
+    from sa_jax.anneal import init, run
+    from sa_jax.energies import cross_entropy
+    from sa_jax.incremental import masked_mlp
+    from sa_jax.moves import informed_swap
     from sa_jax.tempering import population_anneal, temper
 
     settings = BASE | VARIANTS[variant]
     samples, hotter = settings.pop("samples"), settings.pop("hotter", 1.0)
     replicas, population = settings.pop("replicas", 0), settings.pop("population", 0)
+    smoothing, together = settings.pop("smoothing", 0.0), settings.pop("together", 1)
+    greedy_end, restarts = settings.pop("greedy_end", False), settings.pop("restarts", False)
     options = pruning.check_options(pruning.Options(**settings))
     dataset = data.load("mnist", 0.1307, 0.3081)
     network = models.network_of(models.load_weights(data.data_file("mlpnet_mnist_93.97.npz")))[1]
@@ -96,25 +106,31 @@ def _measure(variant, density, seed, seconds):
             for split in splits
         ]
 
-    def chunk(key, problem, state, first_step, num_steps, steps):
+    def landscape_of(problem):
+        if smoothing:
+            energy = cross_entropy(problem.logit_scale, smoothing)
+            return masked_mlp(problem.network, informed_swap(), energy, options.activation)
         landscape = pruning.make_landscape(problem, options)
+        return landscape if together == 1 else in_turn(landscape, informed_swap(), together)
 
+    def chunk(key, problem, state, first_step, num_steps, steps):
         def schedule(step):
-            return pruning.make_schedule(problem, options, num_steps)(step)
+            temperature = pruning.make_schedule(problem, options, num_steps)(step)
+            return jnp.where(greedy_end & (10 * step >= 9 * num_steps), 0, temperature)
 
-        return run(key, landscape, state, schedule, first_step, steps, problem.data)[0]
+        return run(key, landscape_of(problem), state, schedule, first_step, steps, problem.data)[0]
 
-    start = jax.jit(lambda p: init(pruning.make_landscape(p, options), position, p.data))(problem)
+    def begin_at(position, problem):
+        return init(landscape_of(problem), position, problem.data)
 
-    def compiled(steps):
-        lowered = jax.jit(chunk, static_argnums=5).lower(chain_key, problem, start, 0, 0, steps)
-        return lowered.compile()
+    start = jax.jit(begin_at)(position, problem)
 
-    first = compiled(FIRST_STEPS)
+    next_steps = jax.jit(chunk, static_argnums=5).lower(chain_key, problem, start, 0, 0, CHUNK_STEPS).compile()
     begin = time.process_time()
-    jax.block_until_ready(first(chain_key, problem, start, 0, FIRST_STEPS))
-    per_step = (time.process_time() - begin) / FIRST_STEPS
-    steps = max(int(seconds / per_step / POINTS) // BLOCK_STEPS, 1) * BLOCK_STEPS
+    jax.block_until_ready(next_steps(chain_key, problem, start, 0, CHUNK_STEPS))
+    per_step = (time.process_time() - begin) / CHUNK_STEPS
+    chunks = max(int(seconds / per_step / POINTS) // CHUNK_STEPS, 1)
+    steps = chunks * CHUNK_STEPS
     points = []
     if replicas or population:
         count = POINTS * steps // (replicas or population)
@@ -138,16 +154,62 @@ def _measure(variant, density, seed, seconds):
         taken = time.process_time() - begin
         points.append((POINTS * steps, taken, float(energy), *map(float, accuracies(best))))
     else:
-        next_steps, state, taken = compiled(steps), start, 0.0
+        state, taken = start, 0.0
+        begin_again = jax.jit(begin_at).lower(position, problem).compile()
         for index in range(POINTS):
             begin = time.process_time()
-            state = jax.block_until_ready(next_steps(chain_key, problem, state, index * steps, POINTS * steps))
+            if index and (restarts or (greedy_end and index == POINTS - 1)):
+                again = begin_again(state.best, problem)
+                state = again._replace(num_accepted=state.num_accepted)
+            for first_step in range(index * steps, (index + 1) * steps, CHUNK_STEPS):
+                state = next_steps(chain_key, problem, state, first_step, POINTS * steps)
+            jax.block_until_ready(state)
             taken += time.process_time() - begin
             energy = float(state.best_energy)
             points.append(((index + 1) * steps, taken, energy, *map(float, accuracies(state.best))))
     names = ("proposals", "cpu_seconds", "energy", "validation_accuracy", "test_accuracy")
     curve = [dict(zip(names, point, strict=True)) for point in points]
     return {"variant": variant, "density": density, "seed": seed, "kept": kept, **curve[-1], "curve": curve}
+
+
+def in_turn(landscape: Any, swaps: Any, count: int) -> Any:
+    """Proposals of several swaps made in turn and accepted together, on a landscape of single swaps.
+
+    The log proposal ratios add up: the reverse proposal goes back by the same masks.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    from sa_jax.moves import swap_mask
+
+    def draw(rng_key):
+        return jax.vmap(landscape.draw)(jax.random.split(rng_key, count))
+
+    def propose(noises, state, temperature):
+        made, total = [], jnp.float32(0)
+        for index in range(count):
+            noise = jax.tree.map(lambda leaf, index=index: leaf[index], noises)
+            swap, log_q_ratio = landscape.propose(noise, state, temperature)
+            accepted = jnp.asarray(True)
+            state = state._replace(
+                position=swap_mask(state.position, swap, accepted), swaps=swaps.commit(state.swaps, swap, accepted)
+            )
+            made.append(swap)
+            total += log_q_ratio
+        return tuple(made), total
+
+    def delta(state, made, data):
+        change = jnp.float32(0)
+        for swap in made:
+            more, pending = landscape.delta(state, swap, data)
+            state, change = landscape.commit(state, swap, pending, jnp.asarray(True)), change + more
+        return change, state
+
+    def commit(state, made, pending, accepted):
+        del made
+        return jax.tree.map(lambda new, old: jnp.where(accepted, new, old), pending, state)
+
+    return landscape._replace(draw=draw, propose=propose, delta=delta, commit=commit)
 
 
 def table(result: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
     python scripts/results.py accuracy   # MLPNet on MNIST: configs, 7 densities, 3 seeds, a process each; hours
     python scripts/results.py accuracy --configs=mlpnet_mnist   # of these, the short runs; 20 minutes
+    python scripts/results.py random     # never trained weights on MNIST, 5 densities, 3 seeds; 40 minutes
     python scripts/results.py speed      # incremental against full evaluation, side by side; 1 minute
     python scripts/results.py batching   # chains vmapped or not, proposals evaluated together; 3 minutes
     python scripts/results.py optimum    # how often the true optimum is found; 1 minute
@@ -9,8 +10,8 @@
 
 The speed of all networks is measured by `sa-jax bench --out=scripts/results/bench.json`; 40 minutes.
 
-`accuracy` and `speed` need MNIST and mlpnet_mnist_93.97.npz in $SA_JAX_DATA. Quote seconds only from a machine
-that does nothing else.
+`accuracy`, `random` and `speed` need MNIST, and all but `random` mlpnet_mnist_93.97.npz in $SA_JAX_DATA. Quote
+seconds only from a machine that does nothing else.
 """
 
 import argparse
@@ -50,6 +51,8 @@ CONFIG_LABELS = {
     "mlpnet_mnist_nudge": "annealed, weights nudged",
 }
 CONFIGS = list(CONFIG_LABELS)
+RANDOM_CONFIG = "random_weights_mnist"
+RANDOM_DENSITIES = (0.5, 0.3, 0.2, 0.1, 0.05)
 DRAWN_DENSITIES = (0.1, 0.05, 0.02)
 SPEED_SAMPLES = 2_000
 SPEED_ROUNDS = 7
@@ -58,14 +61,16 @@ BATCHED_CHAINS = 16
 LOW_TEMPERATURE = 1e-6
 
 
-def measure_accuracy(configs: list[str], densities: list[float], seeds: list[int], jobs: int) -> None:
+def measure_accuracy(
+    path: Path, known: list[str], configs: list[str], densities: list[float], seeds: list[int], jobs: int
+) -> None:
     """Runs configs as a user would, only density and seed overridden, each run in a process of its own.
 
-    Saves `accuracy.json` after every run, and goes on where it stopped. A changed config begins anew.
+    Saves them at `path` after every run, and goes on where it stopped. A changed config begins anew. Of `known`
+    configs, runs already saved stay.
     """
-    path = RESULTS / "accuracy.json"
     saved = json.loads(path.read_text())["runs"] if path.exists() else []
-    digests = {config: hashlib.sha256(config_path(config).read_bytes()).hexdigest() for config in CONFIGS}
+    digests = {config: hashlib.sha256(config_path(config).read_bytes()).hexdigest() for config in known}
     runs = [run for run in saved if digests.get(run["config"]) == run["config_sha256"]]
     done = {(run["config"], run["density"], run["seed"]) for run in runs}
     tasks = [task for task in itertools.product(configs, densities, seeds) if task not in done]
@@ -74,7 +79,7 @@ def measure_accuracy(configs: list[str], densities: list[float], seeds: list[int
         for number, future in enumerate(as_completed(futures), 1):
             run = future.result()
             runs.append(run | {"config_sha256": digests[run["config"]]})
-            runs.sort(key=lambda run: (CONFIGS.index(run["config"]), -run["density"], run["seed"]))
+            runs.sort(key=lambda run: (known.index(run["config"]), -run["density"], run["seed"]))
             write(path, {"runs": runs})
             print(
                 f"{number}/{len(tasks)}  {run['config']}, density {run['density']}, seed {run['seed']}: "
@@ -297,6 +302,26 @@ def accuracy_table(result: dict[str, Any]) -> str:
     return " |\n".join(lines) + " |"
 
 
+def random_table(result: dict[str, Any]) -> str:
+    """The README's table of never trained weights, like `accuracy_table`."""
+    runs: dict[float, list[dict[str, Any]]] = {}
+    for run in sorted(result["runs"], key=lambda run: -run["density"]):
+        runs.setdefault(run["density"], []).append(run)
+    values = [[100 * run["test_accuracy"] for run in of] for of in runs.values()]
+    means = [statistics.mean(of) for of in values]
+    spreads = [max(abs(value - mean) for value in of) for of, mean in zip(values, means, strict=True)]
+    cells = [f"**{mean:.2f}** ±{spread:.2f}" for mean, spread in zip(means, spreads, strict=True)]
+    seconds = max(run["cpu_seconds"] for run in result["runs"])
+    lines = [
+        "| branches kept | "
+        + " | ".join(f"{100 * density:g} %<br>{of[0]['kept']:,}" for density, of in runs.items()),
+        "|---" * (len(runs) + 1),
+        f"| annealed, at most {seconds:,.0f} s | " + " | ".join(cells),
+        "| all branches | " + " | ".join(f"{100 * of[0]['dense_test_accuracy']:.2f}" for of in runs.values()),
+    ]
+    return " |\n".join(lines) + " |"
+
+
 def best_frozen(peers: dict[str, dict[str, float]], density: float) -> float:
     """The best that any method reaches which leaves the weights as they are."""
     return max(row[f"{density:g}"] for name, row in peers.items() if "weights updated" not in name)
@@ -387,6 +412,7 @@ def readme_with(text: str) -> str:
     """Returns the README's text with every block between `<!-- NAME -->` and `<!-- end -->` written anew."""
     renders = {
         "accuracy": accuracy_table,
+        "random": random_table,
         "speed": speed_line,
         "optimum": optimum_line,
         "bench": bench_table,
@@ -466,9 +492,9 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     measures = {"speed": measure_speed, "batching": measure_batching, "optimum": measure_optimum}
-    parser.add_argument("what", choices=["accuracy", *measures, "readme"])
-    parser.add_argument("--configs", default=",".join(CONFIGS), help="of `accuracy`, as the following")
-    parser.add_argument("--densities", default=",".join(map(str, DENSITIES)))
+    parser.add_argument("what", choices=["accuracy", "random", *measures, "readme"])
+    parser.add_argument("--configs", default=",".join(CONFIGS), help="of `accuracy`")
+    parser.add_argument("--densities", default="", help="of `accuracy` and `random`, as the following")
     parser.add_argument("--seeds", default=",".join(map(str, SEEDS)))
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
     arguments = parser.parse_args()
@@ -477,12 +503,19 @@ def main() -> None:
         (ROOT / "README.md").write_text(readme_with((ROOT / "README.md").read_text()))
         return
     RESULTS.mkdir(exist_ok=True)
+    seeds = [int(seed) for seed in arguments.seeds.split(",")]
     if arguments.what == "accuracy":
         configs = arguments.configs.split(",")
         if unknown := set(configs) - set(CONFIGS):
             parser.error(f"unknown config {min(unknown)}; configs: {', '.join(CONFIGS)}")
-        densities = [float(density) for density in arguments.densities.split(",")]
-        measure_accuracy(configs, densities, [int(seed) for seed in arguments.seeds.split(",")], arguments.jobs)
+        given = arguments.densities or ",".join(map(str, DENSITIES))
+        densities = [float(density) for density in given.split(",")]
+        measure_accuracy(RESULTS / "accuracy.json", CONFIGS, configs, densities, seeds, arguments.jobs)
+        return
+    if arguments.what == "random":
+        given = arguments.densities or ",".join(map(str, RANDOM_DENSITIES))
+        densities, configs = [float(density) for density in given.split(",")], [RANDOM_CONFIG]
+        measure_accuracy(RESULTS / "random.json", configs, configs, densities, seeds, arguments.jobs)
         return
     try:
         result = measures[arguments.what]() | {"machine": bench.machine()}

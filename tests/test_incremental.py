@@ -16,7 +16,17 @@ from sa_jax import InputError, anneal, constant, geometric, incremental, masks, 
 from sa_jax.anneal import init, run
 from sa_jax.energies import cross_entropy, error_rate
 from sa_jax.incremental import NARROW, Weighted, full_mlp, masked_mlp
-from sa_jax.moves import InformedState, Swap, informed_swap, nudge, saliency_swap, swap_mask, uniform_swap
+from sa_jax.moves import (
+    Estimates,
+    InformedState,
+    NudgeState,
+    Swap,
+    informed_swap,
+    nudge,
+    saliency_swap,
+    swap_mask,
+    uniform_swap,
+)
 
 SIZES = {
     "one layer": [7, 4],
@@ -284,6 +294,9 @@ def test_nudged_weight_is_distributed_as_boltzmann_says():
     squared_error = lambda outputs, target, axis: ((outputs[0] - target) ** 2).mean()  # noqa: E731
     x, target, temperature = jnp.array([[2.0]]), jnp.array([3.0]), 0.5
     swaps = nudge(uniform_swap(), jnp.array([2.0]), share=1.0)
+    # Between refreshes it is exact, however wrong the estimates are.
+    fixed = NudgeState(uniform_swap().init(jnp.array([True])), *jnp.array([[1.2], [0.4], [1.0]]))
+    swaps = swaps._replace(init=lambda mask: fixed, refresh=None)
     landscape = masked_mlp(network, swaps, squared_error, weights_move=True)
 
     @jax.jit
@@ -296,6 +309,26 @@ def test_nudged_weight_is_distributed_as_boltzmann_says():
     # E = (2 w - 3)^2, hence mean 1.5 and variance T / 8; six standard errors of each.
     assert abs(weights.mean() - 1.5) < 6 * np.sqrt(0.0625 / 4_000)
     assert abs(weights.var() / 0.0625 - 1) < 6 * np.sqrt(2 / 4_000)
+
+
+def test_nudges_go_down_the_slope_no_farther_than_the_scale():
+    slopes = jnp.array([1.0, -2.0, 0.0, 5.0, 3.0, -1.0])
+    curvatures = jnp.array([10.0, 10.0, 10.0, 1e-9, 0.0, 1e3])
+    mask, scale = jnp.array([True] * 5 + [False]), jnp.full(6, 0.5)
+    swaps = nudge(uniform_swap(), scale, share=1.0)
+    state = swaps.refresh(swaps.init(mask), mask, Estimates(slopes, slopes, curvatures))
+    keys = jax.random.split(jax.random.key(0), 4_000)
+    swap, ratio = jax.vmap(lambda key: swaps.propose(swaps.draw(key), state, mask))(keys)
+    made, branch, change = (np.asarray(of) for of in (ratio > -jnp.inf, swap.pruned, swap.nudge))
+    np.testing.assert_array_equal(swap.pruned, swap.grown)
+    assert set(branch[made]) == {0, 1, 2, 3}  # 4 has no effect, and 5 is pruned
+    means = [change[branch == index].mean() for index in range(4)]
+    np.testing.assert_allclose(means[:2], [-0.1, 0.2], atol=0.2)
+    np.testing.assert_allclose(means[3], -0.5, atol=0.05)
+    assert np.abs(change).max() < 0.5 + 0.5 * 5
+    # Whichever gains most is drawn most.
+    counts = np.bincount(branch, minlength=4)
+    assert counts[3] > 2 * counts[0]
 
 
 @pytest.mark.parametrize("branches_per_note", [1, 30, 4_096])
@@ -339,7 +372,8 @@ def enumerate_masks(network, kept, data, energy):
 def fixed_informed_swap(effects):
     """Informed swaps whose estimates stay as they are, whatever the mask."""
     swaps = informed_swap()
-    once = swaps.refresh(swaps.init(jnp.arange(8) < 4), jnp.arange(8) < 4, effects)
+    told = Estimates(effects, effects, effects)
+    once = swaps.refresh(swaps.init(jnp.arange(8) < 4), jnp.arange(8) < 4, told)
 
     def start(mask):
         fresh = swaps.init(mask)
@@ -463,9 +497,9 @@ def test_exactly_k_kept_and_lists_true_after_every_step():
     assert state.swaps.kept_weight == swaps.init(state.position).kept_weight
 
 
-def record_effects():
-    """Informed swaps whose state is what they are told."""
-    return informed_swap()._replace(refresh=lambda state, mask, effects: effects)
+def record_estimates():
+    """Informed swaps whose state is what they are told of the energy."""
+    return informed_swap()._replace(refresh=lambda state, mask, estimates: estimates)
 
 
 @pytest.mark.parametrize("name", ["one layer", "three, narrow", "four"])
@@ -478,8 +512,8 @@ def test_estimated_effects_are_those_of_small_weights(name):
     scales = masks.unflatten(jnp.where(weak, 1e-3, 1.0), network.shapes)
     kernels = tuple(scale * kernel for scale, kernel in zip(scales, network.kernels, strict=True))
     network = network._replace(kernels=kernels)
-    landscape = masked_mlp(network, record_effects(), cross_entropy(3.0), "tanh")
-    estimated = jax.jit(landscape.init)(mask, (x.T, y)).swaps
+    landscape = masked_mlp(network, record_estimates(), cross_entropy(3.0), "tanh")
+    estimated = jax.jit(landscape.init)(mask, (x.T, y)).swaps.effects
     energy = full_energy(network, "cross_entropy", "tanh")
     exact = []
     for branch in np.flatnonzero(weak):
@@ -493,12 +527,15 @@ def test_estimated_effects_are_those_of_small_weights(name):
 def test_estimates_are_made_anew_at_each_refresh():
     network = make_network("three, narrow", True)
     x, y = make_samples(network, 50)
-    landscape = masked_mlp(network, record_effects(), cross_entropy())
+    landscape = masked_mlp(network, record_estimates(), cross_entropy())
     state = landscape.init(masks.random(jax.random.key(3), network.total, 20), (x.T, y))
     moved = state._replace(position=~state.position)
     fresh = landscape.init(~state.position, (x.T, y))
-    np.testing.assert_allclose(landscape.refresh(moved, (x.T, y)).swaps, fresh.swaps, rtol=1e-5, atol=1e-7)
-    assert landscape.refresh_steps < masked_mlp(network, uniform_swap(), cross_entropy()).refresh_steps
+    for again, once in zip(landscape.refresh(moved, (x.T, y)).swaps, fresh.swaps, strict=True):
+        np.testing.assert_allclose(again, once, rtol=1e-5, atol=1e-7)
+    assert landscape.refresh_steps == 1_000
+    wide = models.Network((jnp.zeros((500, 400)),), (None,))
+    assert masked_mlp(wide, record_estimates(), cross_entropy()).refresh_steps == 5_000
 
 
 def test_informed_swaps_prefer_what_helps_and_leave_what_changes_nothing():
@@ -507,7 +544,7 @@ def test_informed_swaps_prefer_what_helps_and_leave_what_changes_nothing():
     dead = jnp.arange(1000) % 2 == 0
     effects = jnp.where(dead, 0, effects)
     swaps = informed_swap()
-    state = swaps.refresh(swaps.init(mask), mask, effects)
+    state = swaps.refresh(swaps.init(mask), mask, Estimates(effects, effects, effects))
     keys = jax.random.split(jax.random.key(1), 4_000)
     swap, ratio = jax.vmap(lambda key: swaps.propose(swaps.draw(key), state, mask))(keys)
     made = np.asarray(ratio) > -np.inf

@@ -137,9 +137,12 @@ def test_logit_scale_ignores_the_units_of_the_weights(task):
     params, x, y = task
     for factor in (1.0, 50.0):
         network = models.network_of(jax.tree.map(lambda leaf, f=factor: f ** (1 / 3) * leaf, params))[1]
-        problem = prepare(jax.random.key(0), network, x, y, 272, Options())
-        spread = models.forward(network, x).std() * problem.logit_scale
-        assert float(spread) == pytest.approx(9.0, rel=1e-3)
+        # Of labels that the network tells, and of those that it gets wrong, as one that was never trained may.
+        told = models.forward(network, x).argmax(-1)
+        for labels, expected in ((told, 9.0), (1 - told, 1.5)):
+            problem = prepare(jax.random.key(0), network, x, labels, 272, Options())
+            spread = models.forward(network, x).std() * problem.logit_scale
+            assert float(spread) == pytest.approx(expected, rel=1e-3)
     # A given scale is taken, and is part of the energy.
     problem = prepare(jax.random.key(0), network, x, y, 100, Options(logit_scale=2.0))
     logits = models.forward(models.masked(network, problem.mask), x)

@@ -12,15 +12,15 @@ from jax.core import Tracer
 
 from sa_jax import masks, models, schedules
 from sa_jax.anneal import anneal
-from sa_jax.energies import Energy, cross_entropy, error_rate, kl_to_teacher, margin_loss
+from sa_jax.energies import Energy, cross_entropy, error_rate, kl_to_teacher
 from sa_jax.incremental import Weighted, masked_mlp
 from sa_jax.models import Network
 from sa_jax.moves import Swaps, informed_swap, nudge, saliency_swap, uniform_swap
 from sa_jax.types import AnnealResult, InputError, Landscape, PyTree, Schedule
 
-ENERGIES = ("cross_entropy", "kl_to_teacher", "margin", "error_rate")
+ENERGIES = ("cross_entropy", "kl_to_teacher", "error_rate")
 MOVES = ("saliency", "informed", "uniform")
-STARTS = ("magnitude", "saliency", "erk", "random")
+STARTS = ("magnitude", "saliency", "random")
 SCHEDULES = ("geometric", "linear", "cosine", "logarithmic", "constant")
 
 # Calibrated logit scale: the dense network's scaled logits get this standard deviation, and the scale rises
@@ -29,9 +29,8 @@ LOGIT_SPREAD = 9.0
 MOST_SHRINKAGE = 4.0
 # The same where the weights were never trained: annealing will make logits far larger than those of chance.
 UNTRAINED_SPREAD = 1.5
-# The same of a teacher's logits, and a margin in units of the calibrated scale.
+# The same of a teacher's logits.
 TEACHER_SPREAD = 9.0
-MARGIN = 3.0
 # Informed swaps find their way down so soon that a start as hot as the others' would only be waited out.
 INFORMED_START = 0.1
 # Samples in the energy, for the square root of the branches that stay: few choices overfit less, and moves that
@@ -44,13 +43,12 @@ class Options(NamedTuple):
 
     Attributes:
       activation: 'relu', 'tanh' or 'gelu', between layers.
-      energy: 'cross_entropy', 'kl_to_teacher' (the dense network's predictions in place of the labels), 'margin'
-        or 'error_rate'.
+      energy: 'cross_entropy', 'kl_to_teacher' (the dense network's predictions in place of the labels) or
+        'error_rate'.
       move: 'saliency', a swap whose new branch is drawn by `|w| * norm(input)`; 'informed', one whose two branches
         are drawn by their estimated effects, from the derivative of the energy with respect to the mask; or
         'uniform'.
-      start: initial mask: 'magnitude', 'saliency', 'erk' (the largest weights of each layer, as many as
-        `masks.erk_counts` says) or 'random'.
+      start: initial mask: 'magnitude', 'saliency' or 'random'.
       schedule: 'geometric', 'linear', 'cosine', 'logarithmic', 'constant', or `step -> temperature`.
       logit_scale: factor on the logits in all energies but the error rate; None calibrates it.
       temperature_start: in units of the energy; None calibrates it.
@@ -179,14 +177,11 @@ def prepare(
     mask_key, calibration_key = jax.random.split(rng_key)
     x = x.astype(jnp.float32)
     saliency = models.saliency(network, x, options.activation)
-    magnitude = [jnp.abs(kernel) for kernel in network.kernels]
+    magnitude = jnp.abs(masks.flatten(network.kernels))
     if options.start == "random":
         mask = masks.random(mask_key, network.total, kept)
-    elif options.start == "erk":
-        counts = zip(magnitude, masks.erk_counts(network.shapes, kept), strict=True)
-        mask = masks.flatten([masks.by_score(scores.ravel(), count) for scores, count in counts])
     else:
-        mask = masks.by_score(masks.flatten(magnitude) if options.start == "magnitude" else saliency, kept)
+        mask = masks.by_score(magnitude if options.start == "magnitude" else saliency, kept)
     dense_logits = models.forward(network, x, options.activation)
     dense_spread = dense_logits.std()
     targets = y.astype(jnp.int32)
@@ -255,8 +250,6 @@ def make_energy(problem: Problem, options: Options) -> Energy:
     """The energy of the logits that a problem's landscape minimises."""
     if options.energy == "kl_to_teacher":
         return kl_to_teacher(problem.logit_scale)
-    if options.energy == "margin":
-        return margin_loss(MARGIN / problem.logit_scale)
     return cross_entropy(problem.logit_scale) if options.energy == "cross_entropy" else error_rate()
 
 
@@ -293,6 +286,8 @@ def check_options(options: Options) -> Options:
     share = options.nudge_share
     if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < 1:
         raise InputError(f"nudge_share must be a number from 0 to below 1, not {share!r}")
+    if share and options.energy == "error_rate":
+        raise InputError("nudge_share needs an energy with a derivative: not error_rate")
     for name in ("logit_scale", "temperature_start", "temperature_end"):
         value = getattr(options, name)
         if isinstance(value, jax.Array | np.ndarray | np.generic) and value.ndim == 0:

@@ -3,10 +3,10 @@
     python scripts/ablate.py                          # every variant; hours
     python scripts/ablate.py --seconds=5 --seeds=1 --variants=base,uniform --out=/tmp/try.json
 
-MLPNet on MNIST. The public weights stay fixed, but in variants named nudge. A variant is the base with a setting
-or two changed. Each run has a process and a core of its own, and as many proposals as its first thousand say that
-the budget allows; what it really took is recorded. Settings are chosen by the validation accuracy, and the test
-accuracy is recorded beside it. Writes FILE.json after every run, goes on where it stopped, and draws FILE.png.
+MLPNet on MNIST, its public weights fixed. A variant is the base with a setting or two changed. Each run has a
+process and a core of its own, and as many proposals as its first thousand say that the budget allows; what it
+really took is recorded. Settings are chosen by the validation accuracy, and the test accuracy is recorded beside
+it. Writes FILE.json after every run, goes on where it stopped, and draws FILE.png.
 """
 
 import argparse
@@ -31,11 +31,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "10,000 samples": {"samples": 10_000},
     "50,000 samples": {"samples": 50_000},
     "from saliency": {"start": "saliency"},
-    "from ERK": {"start": "erk"},
+    "from ERK": {"erk": True},
     "from random": {"start": "random"},
     "logits unscaled": {"logit_scale": 1.0},
     "KL to the dense network": {"energy": "kl_to_teacher"},
-    "margin": {"energy": "margin"},
+    "margin": {"margin": 3.0},
     "labels smoothed by 0.05": {"smoothing": 0.05},
     "greedy": {"temperature_start": 0.0, "temperature_end": 0.0, "schedule": "constant"},
     "4 times hotter": {"hotter": 4.0},
@@ -46,7 +46,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "2 swaps at once": {"together": 2},
     "4 replicas": {"replicas": 4},
     "population of 8": {"population": 8},
-    "nudge": {"nudge_share": 0.5},
 }
 POINTS = 10
 # A multiple of `anneal.BLOCK_STEPS`.
@@ -71,7 +70,7 @@ def _measure(variant, density, seed, seconds):
 
     from sa_jax import data, geometric, masks, models, pruning
     from sa_jax.anneal import init, run
-    from sa_jax.energies import cross_entropy
+    from sa_jax.energies import cross_entropy, margin_loss
     from sa_jax.incremental import masked_mlp
     from sa_jax.moves import informed_swap
     from sa_jax.tempering import population_anneal, temper
@@ -79,6 +78,7 @@ def _measure(variant, density, seed, seconds):
     settings = BASE | VARIANTS[variant]
     samples, hotter = settings.pop("samples"), settings.pop("hotter", 1.0)
     replicas, population = settings.pop("replicas", 0), settings.pop("population", 0)
+    erk, margin = settings.pop("erk", False), settings.pop("margin", 0.0)
     smoothing, together = settings.pop("smoothing", 0.0), settings.pop("together", 1)
     greedy_end, restarts = settings.pop("greedy_end", False), settings.pop("restarts", False)
     options = pruning.check_options(pruning.Options(**settings))
@@ -92,14 +92,14 @@ def _measure(variant, density, seed, seconds):
     problem = problem._replace(
         temperature_start=hotter * problem.temperature_start, temperature_end=hotter * problem.temperature_end
     )
-    position = pruning.start_position(problem, options)
+    position = problem.mask
+    if erk:
+        counts = zip(network.kernels, masks.erk_counts(network.shapes, kept), strict=True)
+        position = masks.flatten([masks.by_score(jnp.abs(kernel).ravel(), count) for kernel, count in counts])
 
     @jax.jit
-    def accuracies(position):
-        mask, kernels = position, network.kernels
-        if options.nudge_share:
-            mask, kernels = position.mask, masks.unflatten(position.weights, network.shapes)
-        pruned = models.masked(network._replace(kernels=tuple(kernels)), mask)
+    def accuracies(mask):
+        pruned = models.masked(network, mask)
         splits = (dataset.validation, dataset.test)
         return [
             (models.forward(pruned, jnp.asarray(split.inputs)).argmax(-1) == split.labels).mean()
@@ -107,8 +107,9 @@ def _measure(variant, density, seed, seconds):
         ]
 
     def landscape_of(problem):
-        if smoothing:
+        if smoothing or margin:
             energy = cross_entropy(problem.logit_scale, smoothing)
+            energy = margin_loss(margin / problem.logit_scale) if margin else energy
             return masked_mlp(problem.network, informed_swap(), energy, options.activation)
         landscape = pruning.make_landscape(problem, options)
         return landscape if together == 1 else in_turn(landscape, informed_swap(), together)

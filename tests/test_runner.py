@@ -104,6 +104,20 @@ def test_saved_masks_and_weights_give_the_reported_figures(finished):
         assert result["best_energy"] == pytest.approx(energy, rel=1e-4)
 
 
+def test_run_ends_once_the_validation_accuracy_rises_no_more(finished, tmp_path):
+    """And is, up to there, the very run that nothing ended."""
+    config = dataclasses.replace(SMALL, num_steps=40_000, patience=0.1)
+    result = runner.run(config, tmp_path / "patient")
+    assert result["stopped_early"] and not finished[1]["stopped_early"]
+    assert 4_000 <= result["num_steps"] < 40_000
+    whole = runner.run(dataclasses.replace(config, patience=None), tmp_path / "whole")
+    assert whole["num_steps"] == 40_000
+    traces = [(tmp_path / name / "trace.csv").read_text().splitlines() for name in ("patient", "whole")]
+    per_chain = len(traces[0]) // config.num_chains
+    assert traces[0][:per_chain] == traces[1][:per_chain]
+    assert result["acceptance"] > 0 and whole["validation_accuracy"] >= result["validation_accuracy"] - 0.05
+
+
 def test_weights_that_move_are_told_apart(finished, tmp_path):
     """A class of its own in every place, and the folder holds the weights that go with the masks."""
     config = dataclasses.replace(SMALL, nudge_share=0.5)
@@ -325,10 +339,12 @@ def test_weights_that_do_not_fit(tmp_path, kernels, extra, message):
         ({"input_mean": float("inf")}, "INPUT_MEAN must be a finite number"),
         ({"use_bias": 1}, "use_bias must be True or False"),
         ({"initializer": "ones"}, "initializer must be one of"),
-        ({"energy": "loss"}, "energy must be one of cross_entropy, kl_to_teacher, margin, error_rate"),
+        ({"energy": "loss"}, "energy must be one of cross_entropy, kl_to_teacher, error_rate"),
         ({"move": "flip"}, "move must be one of saliency, informed, uniform"),
         ({"move": "informed", "energy": "error_rate"}, "needs an energy with a derivative"),
         ({"budget": None}, "BUDGET must be a whole number of at least 1, not None"),
+        ({"patience": 0}, "patience must be a share of the steps above 0 and up to 1, or None, not 0"),
+        ({"patience": True}, "patience must be a share of the steps above 0 and up to 1, or None, not True"),
         ({"num_samples": "all"}, "NUM_SAMPLES must be a whole number of at least 1, or None to choose it"),
         ({"start": "zero"}, "start must be one of"),
         ({"schedule": "exponential"}, "schedule must be one of"),

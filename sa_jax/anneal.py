@@ -229,6 +229,8 @@ def anneal(
 ) -> AnnealResult:
     """Anneals one position on a landscape. Pure: works inside `jit`, `vmap`, `scan` and `shard_map`.
 
+    Not for reverse-mode differentiation: a proposal is evaluated in a loop of one pass or none.
+
     Args:
       rng_key: a key, `[]`; the only source of randomness. For many chains, `vmap` over keys.
       landscape: from `from_energy`, `masked_mlp`, or your own.

@@ -20,6 +20,11 @@ from sa_jax.models import ACTIVATIONS, Network, check_activation
 from sa_jax.moves import Estimates, Swaps, move_fn, swap_mask
 from sa_jax.types import InputError, Landscape, PyTree
 
+# Estimates of the energy, for proposals that want them, are made anew after one step for so many branches, rounded
+# up to a multiple of the second.
+BRANCHES_PER_STEP = 40
+LEAST_REFRESH_STEPS = 1_000
+
 # The figures below were measured on x86 with AVX2; none of them changes what is computed.
 # A second layer so narrow is updated whole: finding its changed rows would cost more.
 NARROW = 32
@@ -36,12 +41,6 @@ BRANCHES_PER_NOTE = 4096
 # Share of a layer's branches, of which so many are kept and enter changed units, above which a matrix product is
 # faster than a sum over kept branches.
 DENSE_SHARE = 0.25
-
-
-# Estimates of the energy, for proposals that want them, are made anew after one step for so many branches, rounded
-# up to a multiple of the second.
-BRANCHES_PER_STEP = 40
-LEAST_REFRESH_STEPS = 1_000
 
 
 class Neighbours(NamedTuple):
@@ -235,7 +234,8 @@ def masked_mlp(
         slopes, curvatures = (masks.flatten([of_layer[i] for of_layer in sums]) / samples for i in range(2))
         weights, mask = masks.flatten(kernels), mask_of(position)
         effects = weights * slopes + jnp.where(mask, -0.5, 0.5) * weights**2 * curvatures
-        return Estimates(effects, slopes, curvatures)
+        # A pruned branch acts as a weight of 0 would, and comes back with the weight it has.
+        return Estimates(effects, slopes + jnp.where(mask, 0, weights * curvatures), curvatures)
 
     def init(position, data):
         mask = jnp.asarray(mask_of(position), bool)

@@ -24,7 +24,6 @@ INFORMED_CANDIDATES = 16
 ALIKE_KEPT, ALIKE_PRUNED = 0.1, 0.003
 # Nudges: spread in units of what derivatives suggest, candidates drawn for each, how many times the mean gain it
 # takes to be drawn most often, and how seldom, in comparison, others are. Chosen on validation images of MNIST.
-
 NUDGE_SPREAD = 0.6
 NUDGE_CANDIDATES = 8
 NUDGED_ALIKE = 8.0
@@ -53,7 +52,7 @@ class Estimates(NamedTuple):
 
     Attributes:
       effects: the energy with the branch less that without it.
-      slopes: derivative of the energy by the branch's weight.
+      slopes: derivative of the energy by the branch's weight where it is kept, or once it will be.
       curvatures: second derivative, as the mean square of the samples' first derivatives has it, at least 0.
     """
 
@@ -331,17 +330,17 @@ def nudge(swaps: Swaps, scale: jax.Array, share: float = 0.5) -> Swaps:
     By the slope `g` and the curvature `h` of the energy along each weight, at the last refresh of the landscape, a
     change of `-g / h` gains most, about `g**2 / 2h`. A new weight is drawn from a normal distribution around the
     one that this change led to, of standard deviation `NUDGE_SPREAD * sqrt((g / h)**2 + G / h)`, `G` the mean of
-    `g**2 / h` over the kept branches; where a chain has settled, `G` is about its temperature, and this nearly
-    Gibbs sampling, one weight at a time. The branch is the first of `NUDGE_CANDIDATES` uniformly drawn kept ones
-    that passes, with a probability in proportion to `g**2 / h` up to `NUDGED_ALIKE * G`. The change aimed at and
-    the standard deviation are at most `scale`; a weight without effect stays as it is.
+    `g**2 / h` over the kept branches: near the Gibbs sampler of a chain that has settled, where `G` is about the
+    temperature. The branch is the first of `NUDGE_CANDIDATES` uniformly drawn kept ones that passes, with a
+    probability in proportion to `g**2 / h` up to `NUDGED_ALIKE * G`. The change aimed at and the standard
+    deviation are at most `scale`, and the gain is less accordingly; a weight without effect stays as it is.
 
     The log proposal ratio is exact between refreshes, and across them the proposals follow the chain, as with
     `informed_swap`.
 
     Args:
       swaps: the proposals that change the mask; its states hold an `order` and `num_kept`.
-      scale: of each weight, such as the layer's standard deviation, positive, float32 `[total]`.
+      scale: of each weight, such as the layer's root mean square, positive, float32 `[total]`.
       share: probability of a nudge, in (0, 1].
     """
 
@@ -387,10 +386,9 @@ def nudge(swaps: Swaps, scale: jax.Array, share: float = 0.5) -> Swaps:
         slopes, curvatures = map(jnp.nan_to_num, estimates[1:])
         curved = curvatures > 0
         curvatures = jnp.where(curved, curvatures, 1)
-        mean = jnp.where(curved, -slopes / curvatures, 0)
-        gains = mean**2 * curvatures
+        mean = jnp.where(curved, jnp.clip(-slopes / curvatures, -scale, scale), 0)
+        gains = -2 * slopes * mean - curvatures * mean**2
         mean_gain = jnp.where(mask, gains, 0).sum() / jnp.maximum(state.swaps.num_kept, 1)
-        mean = jnp.clip(mean, -scale, scale)
         spread = jnp.minimum(NUDGE_SPREAD * jnp.sqrt(mean**2 + mean_gain / curvatures), scale)
         spread = jnp.where(curved, spread, 0)
         passes = gains / jnp.maximum(NUDGED_ALIKE * mean_gain, jnp.finfo(jnp.float32).tiny)

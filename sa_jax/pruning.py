@@ -54,8 +54,9 @@ class Options(NamedTuple):
       temperature_start: in units of the energy; None calibrates it.
       temperature_end: likewise, a hundredth of the start if that is given; unused by 'logarithmic' and
         'constant'.
-      nudge_share: share of the proposals that change a kept branch's weight instead of the mask, below 1. Above 0
-        weights move, and positions are `Weighted`: a class of its own, not to be compared with fixed weights.
+      nudge_share: share of the proposals that change a kept branch's weight instead of the mask, below 1; they are
+        aimed by derivatives of the energy. Above 0 weights move, and positions are `Weighted`: a class of its own,
+        not to be compared with fixed weights.
     """
 
     activation: str = "relu"
@@ -101,7 +102,9 @@ def prune(
     num_steps: int = 200_000,
     **options: Any,
 ) -> tuple[PyTree, AnnealResult]:
-    """Anneals which branches of a multilayer perceptron stay; no weight changes, nothing is back-propagated.
+    """Anneals which branches of a multilayer perceptron stay; no weight changes.
+
+    The move 'informed' takes the derivative of the energy with respect to the mask, all else no derivative.
 
     Args:
       rng_key: a key, `[]`.
@@ -188,7 +191,7 @@ def prepare(
     if options.logit_scale is None:
         spread = models.forward(models.masked(network, mask), x, options.activation).std()
         shrinkage = jnp.minimum(dense_spread / spread, MOST_SHRINKAGE)
-        # Trained if its logits, at a moderate scale, tell more than that all classes are as likely.
+        # Never trained if its logits, at a moderate scale, tell the labels no better than chance does.
         trained = cross_entropy(1 / dense_spread)(dense_logits, targets) < math.log(network.sizes[-1])
         wanted = jnp.where(trained | (options.energy == "kl_to_teacher"), LOGIT_SPREAD, UNTRAINED_SPREAD)
         logit_scale = jnp.where(dense_spread == 0, 1.0, wanted / dense_spread * shrinkage)
@@ -240,8 +243,8 @@ def make_landscape(problem: Problem, options: Options) -> Landscape:
     }
     swaps = makers[options.move]()
     if options.nudge_share:
-        spreads = [jnp.full(kernel.size, kernel.std()) for kernel in problem.network.kernels]
-        swaps = nudge(swaps, jnp.concatenate(spreads), options.nudge_share)
+        scales = [jnp.full(kernel.size, jnp.sqrt((kernel**2).mean())) for kernel in problem.network.kernels]
+        swaps = nudge(swaps, jnp.concatenate(scales), options.nudge_share)
     energy, moves = make_energy(problem, options), options.nudge_share > 0
     return masked_mlp(problem.network, swaps, energy, options.activation, moves)
 

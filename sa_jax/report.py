@@ -130,9 +130,14 @@ def _headline(result: Mapping[str, Any]) -> str:
         ),
         "Annealing time": f"{_value('', result.get('anneal_seconds'))} s",
     }
-    search = "The search only chose branches: no weight was changed, nothing was back-propagated."
+    search = "The search only chose branches: no weight was changed"
     if result.get("moves_weights"):
-        search = "The search chose branches and changed weights, by annealing alone: nothing was back-propagated."
+        search = "The search chose branches and changed weights, by annealing alone"
+    search += (
+        "; its proposals were aimed by derivatives of the energy."
+        if result.get("uses_gradients")
+        else ", nothing was back-propagated."
+    )
     return f"""<section class="columns"><div>
 <h1>{result["kept"]:,} of {result["total"]:,} branches kept <span>({_percent(result["density"])}):</span>
 <strong>{_percent(result["test_accuracy"])} test accuracy</strong></h1>

@@ -84,7 +84,7 @@ def run(
     samples = dataset.train.inputs[:num_samples], dataset.train.labels[:num_samples]
     made = workdirs.make(workdir)
     try:
-        annealed = anneal_chains(config, network, *samples, kept, on_progress, on_message, dataset.validation)
+        annealed = anneal_chains(config, network, *samples, kept, on_progress, on_message)
         found = network if annealed.weights is None else _with_weights(network, annealed.weights)
         result = evaluate(config, dataset, network, found, annealed, kept)
         kernel_names = [f"{name}/kernel" for name in names]
@@ -119,8 +119,7 @@ class Annealed(NamedTuple):
       best_energy: of each chain, float32 `[chains]`.
       num_accepted: of each chain, int32 `[chains]`.
       num_samples: in the energy.
-      num_steps: proposals made by each chain.
-      stopped_early: whether that is fewer than the settings allow, since the validation accuracy rose no more.
+      num_steps: proposals of each chain.
       trace: arrays by name; `step` and `temperature` `[entries]`, `energy`, `best_energy` and `acceptance`
         (since the entry before) `[chains, entries]`.
       memory_bytes: what the programs need, over all devices of a CPU or on one of an accelerator; 0 if unknown.
@@ -138,7 +137,6 @@ class Annealed(NamedTuple):
     num_accepted: np.ndarray
     num_samples: int
     num_steps: int
-    stopped_early: bool
     trace: dict[str, np.ndarray]
     memory_bytes: int
     chain_batch: int
@@ -155,12 +153,11 @@ def anneal_chains(
     kept: int,
     on_progress: Callable[[Progress], None],
     on_message: Callable[[str], None] = lambda message: None,
-    validation: data.Split | None = None,
 ) -> Annealed:
     """Anneals `config.num_chains` chains, spread over the local devices, in chunks.
 
     Chain `i` draws from `fold_in(key, i)` alone: how many chains there are, and the cutting into chunks,
-    change no bit of it. `validation` is what `config.patience` looks at.
+    change no bit of it.
     """
     cpu_start, wall_start = time.process_time(), time.perf_counter()
     num_samples, num_steps = config.sizes(kept, len(y))
@@ -214,7 +211,6 @@ def anneal_chains(
     schedule(problem, 0)
     compile_seconds = time.perf_counter() - wall_start
 
-    risen_at, highest, stopped_early = 0, -1.0, False
     entries, previous = [], np.zeros(config.num_chains, np.int64)
     wall_start = time.perf_counter()
     for first_step in range(0, num_steps, chunk):
@@ -242,21 +238,13 @@ def anneal_chains(
                 rate,
             )
         )
-        if config.patience is not None and validation is not None:
-            mask, weights = _best_of(states, leader, config.nudge_share > 0)
-            found = network if weights is None else _with_weights(network, weights)
-            correct = accuracy(found, jnp.asarray(mask), validation, config.activation)
-            if correct > highest:
-                highest, risen_at = correct, done
-            stopped_early = done - risen_at >= config.patience * num_steps and done < num_steps
-            if stopped_early:
-                break
     anneal_seconds = time.perf_counter() - wall_start
     step, temperature, *per_chain = (np.array(column) for column in zip(*entries, strict=True))
     trace = {"step": step, "temperature": temperature}
     trace |= dict(zip(("energy", "best_energy", "acceptance"), (c.T for c in per_chain), strict=True))
     best_energy = np.asarray(states.best_energy)[: config.num_chains]
-    mask, weights = _best_of(states, int(best_energy.argmin()), config.nudge_share > 0)
+    best = jax.tree.map(lambda leaf: np.asarray(leaf[int(best_energy.argmin())]), states.best)
+    mask, weights = best if config.options.nudge_share else (best, None)
     cpu_seconds = time.process_time() - cpu_start
     return Annealed(
         mask,
@@ -266,8 +254,7 @@ def anneal_chains(
         best_energy,
         previous,
         num_samples,
-        done,
-        stopped_early,
+        num_steps,
         trace,
         memory,
         batch_size,
@@ -275,21 +262,6 @@ def anneal_chains(
         anneal_seconds,
         cpu_seconds,
     )
-
-
-def _best_of(states, chain, weights_move):
-    best = jax.tree.map(lambda leaf: np.asarray(leaf[chain]), states.best)
-    return best if weights_move else (best, None)
-
-
-def accuracy(network: Network, mask: jax.Array, split: data.Split, activation: str) -> float:
-    """Share of a split's samples that a masked network classifies as they are labelled."""
-    return float(np.mean(np.asarray(_predict(network, mask, split.inputs, activation)) == split.labels))
-
-
-@partial(jax.jit, static_argnums=3)
-def _predict(network, mask, x, activation):
-    return models.forward(models.masked(network, mask), x, activation).argmax(-1)
 
 
 def chunk_steps(num_steps: int) -> int:
@@ -439,9 +411,12 @@ def evaluate(
 
     `found` has the weights that go with the mask: those of `network` unless they moved.
     """
+    predict = jax.jit(
+        lambda network, mask, x: models.forward(models.masked(network, mask), x, config.activation).argmax(-1)
+    )
 
     def on(split: data.Split, mask: jax.Array, network: Network = network) -> float:
-        return accuracy(network, mask, split, config.activation)
+        return float(np.mean(np.asarray(predict(network, mask, split.inputs)) == split.labels))
 
     mask = jnp.asarray(annealed.mask)
     random_key = jax.random.fold_in(jax.random.key(config.seed), 2)
@@ -476,7 +451,6 @@ def evaluate(
         "acceptance": acceptance,
         "num_samples": annealed.num_samples,
         "num_steps": annealed.num_steps,
-        "stopped_early": annealed.stopped_early,
         "num_chains": config.num_chains,
         "steps_per_second": annealed.num_steps / annealed.anneal_seconds,
         "proposals_per_second": config.num_chains * annealed.num_steps / annealed.anneal_seconds,

@@ -35,8 +35,6 @@ class RunConfig:
       chain_batch: chains of a device that are vmapped together: 1 runs one after the other, and None chooses, 1
         on a CPU and all elsewhere.
       budget: proposals times samples, of each chain; what `num_steps` is None for. Unused where that is given.
-      patience: share of the steps after which a run ends early if the validation accuracy of its best mask has not
-        risen, in (0, 1]; None runs them all.
       use_bias: whether random and pretrained networks have biases.
       initializer: of random and pretrained weights, one of `models.INITIALIZERS`.
       pretrain_epochs: passes over the training split.
@@ -48,7 +46,8 @@ class RunConfig:
       logit_scale: None calibrates it.
       temperature_start: None calibrates it.
       temperature_end: None calibrates it.
-      nudge_share: share of the proposals that change a weight; 0 leaves all weights as they are.
+      nudge_share: share of the proposals that change a weight, aimed by derivatives of the energy; 0 leaves all
+        weights as they are.
     """
 
     dataset: str = "digits"
@@ -64,7 +63,6 @@ class RunConfig:
     num_samples: int | None = None
     chain_batch: int | None = None
     budget: int = 500_000_000
-    patience: float | None = None
     use_bias: bool = True
     initializer: str = "he_normal"
     pretrain_epochs: int = 100
@@ -107,12 +105,6 @@ class RunConfig:
                 raise InputError(f"{name.upper()} must be a finite number, not {value!r}")
             if name != "input_mean" and value <= 0:
                 raise InputError(f"{name.upper()} must be above 0, not {value!r}")
-        patience = self.patience
-        is_share = isinstance(patience, int | float) and not isinstance(patience, bool) and 0 < patience <= 1
-        if patience is not None and not is_share:
-            raise InputError(
-                f"patience must be a share of the steps above 0 and up to 1, or None, not {patience!r}"
-            )
         if not isinstance(self.use_bias, bool):
             raise InputError(f"use_bias must be True or False, not {self.use_bias!r}")
         if not isinstance(self.initializer, str) or self.initializer not in models.INITIALIZERS:

@@ -312,23 +312,54 @@ def test_nudged_weight_is_distributed_as_boltzmann_says():
 
 
 def test_nudges_go_down_the_slope_no_farther_than_the_scale():
-    slopes = jnp.array([1.0, -2.0, 0.0, 5.0, 3.0, -1.0])
-    curvatures = jnp.array([10.0, 10.0, 10.0, 1e-9, 0.0, 1e3])
+    slopes, curvatures = (
+        jnp.array([1.0, -2.0, 0.0, 0.01, 0.0, -1.0]),
+        jnp.array([10.0, 10.0, 10.0, 1e-3, 0.0, 1e3]),
+    )
     mask, scale = jnp.array([True] * 5 + [False]), jnp.full(6, 0.5)
     swaps = nudge(uniform_swap(), scale, share=1.0)
     state = swaps.refresh(swaps.init(mask), mask, Estimates(slopes, slopes, curvatures))
-    keys = jax.random.split(jax.random.key(0), 4_000)
+    keys = jax.random.split(jax.random.key(0), 20_000)
     swap, ratio = jax.vmap(lambda key: swaps.propose(swaps.draw(key), state, mask))(keys)
     made, branch, change = (np.asarray(of) for of in (ratio > -jnp.inf, swap.pruned, swap.nudge))
     np.testing.assert_array_equal(swap.pruned, swap.grown)
     assert set(branch[made]) == {0, 1, 2, 3}  # 4 has no effect, and 5 is pruned
-    means = [change[branch == index].mean() for index in range(4)]
-    np.testing.assert_allclose(means[:2], [-0.1, 0.2], atol=0.2)
-    np.testing.assert_allclose(means[3], -0.5, atol=0.05)
-    assert np.abs(change).max() < 0.5 + 0.5 * 5
+    # -g / h, of 3 no more than the scale, whose gain is then 2 * 0.01 * 0.5 - 1e-3 * 0.25; so that G is 0.10195.
+    aimed, spread = [-0.1, 0.2, 0.0, -0.5], [0.6 * np.sqrt(m**2 + 0.10195 / 10) for m in (0.1, 0.2, 0.0)]
+    for index in range(4):
+        np.testing.assert_allclose(change[branch == index].mean(), aimed[index], atol=0.03)
+    for index in range(3):
+        np.testing.assert_allclose(change[branch == index].std(), spread[index], rtol=0.1)
+    np.testing.assert_allclose(change[branch == 3].std(), 0.5, rtol=0.1)
     # Whichever gains most is drawn most.
-    counts = np.bincount(branch, minlength=4)
-    assert counts[3] > 2 * counts[0]
+    counts = np.bincount(branch[made], minlength=4)
+    assert counts[1] > 2 * counts[0] > 2 * counts[2]
+    # The change made, the next is aimed at what is left of it.
+    one = jax.tree.map(lambda leaf: leaf[0], swap)
+    after = swaps.commit(state, one, jnp.asarray(True))
+    np.testing.assert_allclose(after.mean[one.pruned], state.mean[one.pruned] - one.nudge, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["two layers", "three, narrow"])
+def test_slopes_and_curvatures_are_those_of_each_weight(name):
+    """Of weights that have moved; for a pruned branch, those that it will have once it is kept, to first order."""
+    network = make_network(name, True)
+    x, y = make_samples(network, 40)
+    mask = masks.random(jax.random.key(3), network.total, network.total // 2)
+    weights = masks.flatten(network.kernels) + 0.1
+    landscape = masked_mlp(network, record_estimates(), cross_entropy(2.0), "tanh", weights_move=True)
+    estimated = jax.jit(landscape.init)(Weighted(mask, weights), (x.T, y)).swaps
+
+    def energy(effective, x, y):
+        kernels = tuple(masks.unflatten(effective, network.shapes))
+        return cross_entropy(2.0)(models.forward(network._replace(kernels=kernels), x, "tanh"), y)
+
+    effective = jnp.where(mask, weights, 0)
+    each = jax.vmap(lambda x, y: jax.grad(energy)(effective, x[None], y[None]))(x, y)
+    curvatures = (each**2).mean(0)
+    np.testing.assert_allclose(estimated.curvatures, curvatures, rtol=1e-3, atol=1e-6)
+    slopes = each.mean(0) + jnp.where(mask, 0, weights * curvatures)
+    np.testing.assert_allclose(estimated.slopes, slopes, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("branches_per_note", [1, 30, 4_096])

@@ -267,8 +267,9 @@ def page(result: dict[str, Any], picture: str) -> str:
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
-    """Validation accuracy against CPU time and against proposals, density by density."""
+    """Validation accuracy against CPU time and against proposals, density by density: mean and range of seeds."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
     densities = sorted({run["density"] for run in result["runs"]}, reverse=True)
     variants = list(dict.fromkeys(run["variant"] for run in result["runs"]))
@@ -276,14 +277,25 @@ def draw(result: dict[str, Any], path: Path) -> None:
     panels = figure.subplots(len(densities), 2, squeeze=False)
     for row, density in zip(panels, densities, strict=True):
         for axes, across in zip(row, ("cpu_seconds", "proposals"), strict=True):
+            ends: list[float] = []
             for number, variant in enumerate(variants):
                 runs = [run for run in result["runs"] if (run["variant"], run["density"]) == (variant, density)]
                 curves = list(zip(*(run["curve"] for run in runs), strict=False))
                 x = [statistics.mean(point[across] for point in points) for points in curves]
-                y = [100 * statistics.mean(point["validation_accuracy"] for point in points) for points in curves]
+                seeds = [[100 * point["validation_accuracy"] for point in points] for points in curves]
+                y = [statistics.mean(values) for values in seeds]
+                ends.append(y[-1])
+                color = f"C{number % 10}"
+                axes.fill_between(x, list(map(min, seeds)), list(map(max, seeds)), color=color, alpha=0.08)
                 style = "-" if number < 10 else "--"
-                axes.plot(x, y, style, marker="." if len(x) < 2 else "", color=f"C{number % 10}", label=variant)
+                axes.plot(x, y, style, marker="." if len(x) < 2 else "", color=color, label=variant)
             axes.set(xlabel=across.replace("cpu_", "CPU "), title=f"{100 * density:g} % kept", xscale="log")
+            # The worst would press the others together: they leave the picture below.
+            best, usual = max(ends), statistics.quantiles(ends, n=10)[0] if len(ends) > 1 else min(ends)
+            axes.set(ylim=(usual - 2 * (best - usual) - 0.5, best + 0.5 * (best - usual) + 0.2))
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+            axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+            axes.xaxis.set_minor_locator(NullLocator())
         row[0].set(ylabel="validation accuracy (%)")
     figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
     figure.savefig(path, metadata={"Software": None})

@@ -12,8 +12,8 @@ import pytest
 from sa_jax import masks, models
 from sa_jax.anneal import init, run
 from sa_jax.energies import cross_entropy
-from sa_jax.incremental import masked_mlp
-from sa_jax.moves import informed_swap, saliency_swap, uniform_swap
+from sa_jax.incremental import Weighted, masked_mlp
+from sa_jax.moves import informed_swap, nudge, saliency_swap, uniform_swap
 
 SAMPLES = 150
 # Widths that no two arrays share, so that a shape names what it belongs to.
@@ -26,7 +26,7 @@ SIZES = {
 DATA = jnp.ones((61, SAMPLES)), jnp.zeros(SAMPLES, jnp.int32)
 
 
-def program(sizes, make_swaps):
+def program(sizes, make_swaps, weights_move):
     """The compiled text of a chunk of steps as `runner` compiles it, and the sizes of what its state carries."""
     shapes = list(itertools.pairwise(sizes))
     keys = jax.random.split(jax.random.key(0), len(shapes))
@@ -34,7 +34,7 @@ def program(sizes, make_swaps):
     network = models.Network(kernels, (None,) * len(kernels))
 
     def landscape(network):
-        return masked_mlp(network, make_swaps(network), cross_entropy())
+        return masked_mlp(network, make_swaps(network), cross_entropy(), weights_move=weights_move)
 
     def chunk(keys, network, states, data):
         def one_chain(chain):
@@ -43,7 +43,8 @@ def program(sizes, make_swaps):
         return jax.lax.map(one_chain, (keys, states))
 
     mask = masks.random(jax.random.key(1), network.total, network.total // 10)
-    state = init(landscape(network), mask, DATA)
+    start = Weighted(mask, masks.flatten(kernels)) if weights_move else mask
+    state = init(landscape(network), start, DATA)
     states = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), state)
     keys = jax.random.split(jax.random.key(2))
     compiled = jax.jit(chunk, donate_argnums=2).lower(keys, network, states, DATA).compile()
@@ -70,15 +71,20 @@ def shape_text(leaf):
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="reads what XLA makes of it for a CPU")
 @pytest.mark.parametrize(
     ("name", "move"),
-    [*itertools.product(SIZES, ["saliency"]), ("three, narrow", "uniform"), ("three, narrow", "informed")],
+    [
+        *itertools.product(SIZES, ["saliency"]),
+        *itertools.product(["three, narrow"], ["uniform", "informed", "nudge"]),
+    ],
 )
 def test_no_step_copies_what_it_carries(name, move):
     def make_swaps(network):
         if move == "informed":
             return informed_swap()
+        if move == "nudge":
+            return nudge(informed_swap(), jnp.ones(network.total))
         return uniform_swap() if move == "uniform" else saliency_swap(models.saliency(network, DATA[0].T))
 
-    text, carried = program(SIZES[name], make_swaps)
+    text, carried = program(SIZES[name], make_swaps, move == "nudge")
     assert text.count(" while(") > 2
     logits = f"f32[7,{SAMPLES}]"
     mask = f"pred[{sum(itertools.starmap(operator.mul, itertools.pairwise(SIZES[name])))}]"

@@ -312,10 +312,8 @@ def test_nudged_weight_is_distributed_as_boltzmann_says():
 
 
 def test_nudges_go_down_the_slope_no_farther_than_the_scale():
-    slopes, curvatures = (
-        jnp.array([1.0, -2.0, 0.0, 0.01, 0.0, -1.0]),
-        jnp.array([10.0, 10.0, 10.0, 1e-3, 0.0, 1e3]),
-    )
+    slopes = jnp.array([1.0, -2.0, 0.0, 0.01, 0.0, -1.0])
+    curvatures = jnp.array([10.0, 10.0, 10.0, 1e-3, 0.0, 1e3])
     mask, scale = jnp.array([True] * 5 + [False]), jnp.full(6, 0.5)
     swaps = nudge(uniform_swap(), scale, share=1.0)
     state = swaps.refresh(swaps.init(mask), mask, Estimates(slopes, slopes, curvatures))

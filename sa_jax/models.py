@@ -236,6 +236,17 @@ def mask_tree(names: Sequence[str], kernel_masks: Sequence[jax.Array]) -> PyTree
     )
 
 
+def with_weights(params: PyTree, names: Sequence[str], network: Network) -> PyTree:
+    """Puts a network's arrays back where `network_of` took them from, in a tree nested as `params` is."""
+    leaves: dict[tuple[str, ...], jax.Array] = {}
+    for name, kernel, bias in zip(names, network.kernels, network.biases, strict=True):
+        path = tuple(filter(None, name.split("/")))
+        leaves[*path, "kernel"] = kernel
+        if bias is not None:
+            leaves[*path, "bias"] = bias
+    return flax.traverse_util.unflatten_dict(leaves)
+
+
 def flat_mask(tree: PyTree) -> jax.Array:
     """Joins a tree from `mask_tree` to a flat mask, bool `[total]`."""
     leaves = _flat(tree)

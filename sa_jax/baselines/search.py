@@ -1,0 +1,146 @@
+"""Other searches over masks, without derivatives, at a given number of evaluations of the energy."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from sa_jax import masks, models, schedules
+from sa_jax.anneal import anneal
+from sa_jax.energies import Energy, cross_entropy
+from sa_jax.incremental import masked_mlp
+from sa_jax.models import Network
+from sa_jax.moves import uniform_swap
+
+# Of the genetic algorithm: masks in a generation, rivals in a tournament, and share of a child's branches that
+# mutate.
+POPULATION = 32
+RIVALS = 3
+MUTATED = 0.005
+
+
+@partial(jax.jit, static_argnames=("kept", "num_evaluations", "activation", "energy"))
+def random_search(
+    rng_key: jax.Array,
+    network: Network,
+    x: jax.Array,
+    y: jax.Array,
+    kept: int,
+    num_evaluations: int,
+    activation: str = "relu",
+    energy: Energy | None = None,
+) -> jax.Array:
+    """Returns the mask of lowest energy among uniformly random ones.
+
+    Args:
+      rng_key: a key, `[]`.
+      network: the fixed weights.
+      x: inputs, float `[samples, features]`.
+      y: labels, int `[samples]`.
+      kept: number of branches that stay.
+      num_evaluations: masks tried, at least 1.
+      activation: 'relu', 'tanh' or 'gelu'.
+      energy: of the logits; None for the cross-entropy of the labels.
+
+    Returns:
+      A flat mask, bool `[total]`, with exactly `kept` ones.
+    """
+    evaluate = _energy_of_masks(network, x, y, activation, energy)
+
+    def draw(step):
+        return masks.random(jax.random.fold_in(rng_key, step), network.total, kept)
+
+    def one(step, best):
+        best_step, best_energy = best
+        now = evaluate(draw(step))
+        improved = now < best_energy
+        return jnp.where(improved, step, best_step), jnp.where(improved, now, best_energy)
+
+    return draw(jax.lax.fori_loop(0, num_evaluations, one, (0, jnp.inf))[0])
+
+
+@partial(jax.jit, static_argnames=("kept", "num_evaluations", "activation", "energy"))
+def greedy_swaps(
+    rng_key: jax.Array,
+    network: Network,
+    x: jax.Array,
+    y: jax.Array,
+    kept: int,
+    num_evaluations: int,
+    activation: str = "relu",
+    energy: Energy | None = None,
+) -> jax.Array:
+    """Starts at the largest `|w|` and takes each uniformly drawn swap that lowers the energy: greedy descent.
+
+    That is annealing at temperature 0, evaluated incrementally as annealing is. Arguments and result as in
+    `random_search`; an evaluation is a swap.
+    """
+    landscape = masked_mlp(network, uniform_swap(), energy or cross_entropy(), activation)
+    start = masks.by_score(jnp.abs(masks.flatten(network.kernels)), kept)
+    greedy = schedules.constant(0.0)
+    return anneal(rng_key, landscape, start, greedy, num_evaluations, (x.T, y)).best
+
+
+@partial(jax.jit, static_argnames=("kept", "num_evaluations", "activation", "energy"))
+def genetic_algorithm(
+    rng_key: jax.Array,
+    network: Network,
+    x: jax.Array,
+    y: jax.Array,
+    kept: int,
+    num_evaluations: int,
+    activation: str = "relu",
+    energy: Energy | None = None,
+) -> jax.Array:
+    """Breeds masks: tournaments, crossover that keeps what both parents keep, mutation, and the best survives.
+
+    Genetic algorithms over connections as in Whitley, Starkweather & Bogart 1990, with exactly `kept` branches in
+    every child. The first generation are mutants of the largest `|w|`. Arguments and result as in `random_search`.
+    """
+    evaluate = _energy_of_masks(network, x, y, activation, energy)
+    magnitude = jnp.abs(masks.flatten(network.kernels))
+    population = min(POPULATION, num_evaluations)
+    generations = num_evaluations // population
+
+    def child(rng_key, both):
+        """Keeps by how many parents do, ties at random; a mutated branch counts for its opposite."""
+        mutate_key, tie_key = jax.random.split(rng_key)
+        # As many mutations among the pruned branches as among the kept ones.
+        share = jnp.where(both > 0, MUTATED, MUTATED * kept / (network.total - kept + 1))
+        votes = jnp.where(jax.random.uniform(mutate_key, both.shape) < share, 2 - both, both)
+        return masks.by_score(votes + jax.random.uniform(tie_key, both.shape), kept)
+
+    def tournament(rng_key, energies):
+        drawn = jax.random.randint(rng_key, (RIVALS,), 0, population)
+        return drawn[energies[drawn].argmin()]
+
+    def breed(rng_key, parents, energies):
+        first, second, child_key = jax.random.split(rng_key, 3)
+        chosen = parents[tournament(first, energies)], parents[tournament(second, energies)]
+        return child(child_key, sum(mask.astype(jnp.int32) for mask in chosen))
+
+    def generation(carry, rng_key):
+        parents, energies = carry
+        keys = jax.random.split(rng_key, population)
+        children = jax.lax.map(lambda key: breed(key, parents, energies), keys)
+        children = children.at[0].set(parents[energies.argmin()])  # evaluated once more, to keep it simple
+        return (children, jax.lax.map(evaluate, children)), None
+
+    first_key, keys_key = jax.random.split(rng_key)
+    start = masks.by_score(magnitude, kept)
+    mutants = jax.lax.map(
+        lambda key: child(key, 2 * start.astype(jnp.int32)), jax.random.split(first_key, population)
+    )
+    parents = mutants.at[0].set(start)
+    carry = parents, jax.lax.map(evaluate, parents)
+    parents, energies = jax.lax.scan(generation, carry, jax.random.split(keys_key, generations - 1))[0]
+    return parents[energies.argmin()]
+
+
+def _energy_of_masks(network, x, y, activation, energy):
+    energy = cross_entropy() if energy is None else energy
+
+    def evaluate(mask):
+        return energy(models.forward(models.masked(network, mask), x, activation), y)
+
+    return evaluate

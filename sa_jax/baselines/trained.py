@@ -1,0 +1,318 @@
+"""Baselines that are trained by back-propagation with Optax: scores or gates of fixed weights, or the weights.
+
+All take batches in an order of their own, and Adam under a cosine learning rate.
+"""
+
+import itertools
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from sa_jax import masks, models
+from sa_jax.energies import Energy, cross_entropy
+from sa_jax.models import Network
+from sa_jax.types import InputError, PyTree
+
+BATCH_SIZE = 256
+# Hard-concrete gates (Louizos et al. 2018): temperature and the interval that the concrete variable is stretched
+# to.
+GATE_TEMPERATURE, GATE_LOW, GATE_HIGH = 2 / 3, -0.1, 1.1
+
+
+class Training(NamedTuple):
+    """How long and how fast to train; hashable.
+
+    Attributes:
+      epochs: passes over the samples.
+      learning_rate: of Adam, at the first step; falls to 0.
+    """
+
+    epochs: int = 10
+    learning_rate: float = 1e-2
+
+
+@partial(jax.jit, static_argnames=("kept", "activation", "energy", "training"))
+def edge_popup(
+    rng_key: jax.Array,
+    network: Network,
+    x: jax.Array,
+    y: jax.Array,
+    kept: int,
+    activation: str = "relu",
+    energy: Energy | None = None,
+    training: Training = Training(),
+) -> jax.Array:
+    """Trains a score for each fixed weight; the top `kept` are used, and derivatives pass straight through.
+
+    Edge-popup (Ramanujan et al. 2020, section 3), with the scores compared over all layers and started at `|w|`,
+    which for trained weights is a better start than a random one.
+
+    Args:
+      rng_key: a key, `[]`, for the order of the samples.
+      network: the fixed weights.
+      x: inputs, float `[samples, features]`.
+      y: labels, int `[samples]`.
+      kept: number of branches that stay.
+      activation: 'relu', 'tanh' or 'gelu'.
+      energy: of the logits; None for the cross-entropy of the labels.
+      training: how long and how fast.
+
+    Returns:
+      A flat mask, bool `[total]`, with exactly `kept` ones.
+    """
+    weights = masks.flatten(network.kernels)
+    magnitude = jnp.abs(weights)
+
+    def use(scores, step, rng_key):
+        del step, rng_key
+        return weights * _straight_through(scores, kept), 0.0
+
+    start = magnitude / magnitude.std()
+    return masks.by_score(_train(rng_key, start, use, network, x, y, activation, energy, training), kept)
+
+
+@partial(jax.jit, static_argnames=("kept", "activation", "energy", "training"))
+def movement(
+    rng_key: jax.Array,
+    network: Network,
+    x: jax.Array,
+    y: jax.Array,
+    kept: int,
+    activation: str = "relu",
+    energy: Energy | None = None,
+    training: Training = Training(),
+) -> jax.Array:
+    """Keeps the branches of highest `-sum of w * dE/dw` (movement pruning; Sanh et al. 2020, section 3).
+
+    The scores start at 0 and the density falls to its end along the cubic curve over the first two thirds, as
+    there; the weights stay as they are, which there are fine-tuned. Arguments and result as in `edge_popup`.
+    """
+    weights = masks.flatten(network.kernels)
+    steps = _num_steps(len(x), training)
+
+    def use(scores, step, rng_key):
+        del rng_key
+        share = jnp.clip(step / (steps * 2 / 3), 0, 1)
+        now = kept + (network.total - kept) * (1 - share) ** 3
+        return weights * _straight_through(scores, jnp.int32(now)), 0.0
+
+    start = jnp.zeros(network.total)
+    return masks.by_score(_train(rng_key, start, use, network, x, y, activation, energy, training), kept)
+
+
+@partial(jax.jit, static_argnames=("kept", "activation", "energy", "training"))
+def l0_gates(
+    rng_key: jax.Array,
+    network: Network,
+    x: jax.Array,
+    y: jax.Array,
+    kept: int,
+    activation: str = "relu",
+    energy: Energy | None = None,
+    training: Training = Training(),
+) -> jax.Array:
+    """Trains a stochastic gate for each fixed weight under an expected number of open ones (Louizos et al. 2018).
+
+    Hard-concrete gates, equations 10 to 12; in place of a price on each open gate a multiplier is trained with
+    them, up the gradient, that brings the expected number to `kept`, along a curve as in `movement`. The `kept`
+    most open stay. DiffPrune (Shulman 2020) is of this family. Arguments and result as in `edge_popup`.
+    """
+    weights = masks.flatten(network.kernels)
+    steps = _num_steps(len(x), training)
+    shift = GATE_TEMPERATURE * math.log(-GATE_LOW / GATE_HIGH)
+
+    def use(position, step, rng_key):
+        log_odds, multiplier = position["log_odds"], position["multiplier"]
+        noise = jax.random.logistic(rng_key, log_odds.shape)
+        gates = jax.nn.sigmoid((noise + log_odds) / GATE_TEMPERATURE)
+        gates = jnp.clip(gates * (GATE_HIGH - GATE_LOW) + GATE_LOW, 0, 1)
+        density = jax.nn.sigmoid(log_odds - shift).mean()
+        share = jnp.clip(step / (steps * 2 / 3), 0, 1)
+        wanted = kept / network.total
+        now = wanted + (1 - wanted) * (1 - share) ** 3
+        excess = (density - now) / now
+        # Down in the gates, up in the multiplier.
+        price = _reverse(multiplier) * excess + excess**2
+        return weights * gates, price
+
+    magnitude = jnp.abs(weights)
+    start = {"log_odds": 2.0 + 0.5 * magnitude / magnitude.std(), "multiplier": jnp.float32(0)}
+    trained = _train(rng_key, start, use, network, x, y, activation, energy, training)
+    return masks.by_score(trained["log_odds"], kept)
+
+
+@partial(jax.jit, static_argnames=("kept", "activation", "energy", "training"))
+def magnitude_finetuned(
+    rng_key: jax.Array,
+    network: Network,
+    x: jax.Array,
+    y: jax.Array,
+    kept: int,
+    activation: str = "relu",
+    energy: Energy | None = None,
+    training: Training = Training(10, 2e-3),
+) -> tuple[jax.Array, Network]:
+    """Keeps the largest `|w|` over all layers and trains those weights on (Han et al. 2015).
+
+    Arguments as in `edge_popup`.
+
+    Returns:
+      The flat mask, bool `[total]`, and the network with its moved weights, biases included.
+    """
+    mask = masks.by_score(jnp.abs(masks.flatten(network.kernels)), kept)
+
+    def use(position, step, rng_key):
+        del step, rng_key
+        return position, 0.0
+
+    start = models.masked(network, mask)
+
+    def run(position, x):
+        return models.forward(models.masked(position, mask), x, activation)
+
+    trained = _train_any(rng_key, start, use, run, x, y, energy, training)
+    return mask, models.masked(trained, mask)
+
+
+@partial(jax.jit, static_argnames=("sizes", "use_bias", "activation", "energy", "training"))
+def train_dense(
+    rng_key: jax.Array,
+    sizes: tuple[int, ...],
+    use_bias: bool,
+    x: jax.Array,
+    y: jax.Array,
+    activation: str = "relu",
+    energy: Energy | None = None,
+    training: Training = Training(10, 2e-3),
+) -> Network:
+    """Trains a dense network from He-scaled random weights; `sizes` as `smaller_sizes` gives them."""
+    init_key, order_key = jax.random.split(rng_key)
+    model = models.MLP(sizes[1:], activation, use_bias)
+    start = models.network_of(model.init(init_key, x[:1])["params"])[1]
+
+    def use(position, step, rng_key):
+        del step, rng_key
+        return position, 0.0
+
+    def run(position, x):
+        return models.forward(position, x, activation)
+
+    return _train_any(order_key, start, use, run, x, y, energy, training)
+
+
+def smaller_sizes(sizes: tuple[int, ...], kept: int) -> tuple[int, ...]:
+    """Widths of the widest network, hidden layers in proportion, that has at most `kept` branches.
+
+    The smaller dense network of Crowley, Turner et al. 2018, who found it hard to beat by pruning.
+
+    Args:
+      sizes: width of the input and of each layer.
+      kept: number of branches.
+
+    Raises:
+      InputError: even one unit in each hidden layer would be too many.
+
+    >>> smaller_sizes((784, 300, 100, 10), 26_620)
+    (784, 33, 11, 10)
+    """
+
+    def scaled(share):
+        return (sizes[0], *(max(round(share * width), 1) for width in sizes[1:-1]), sizes[-1])
+
+    def branches(widths):
+        return sum(a * b for a, b in itertools.pairwise(widths))
+
+    if branches(scaled(0)) > kept:
+        raise InputError(
+            f"no dense network of {sizes[0]} inputs has as few as {kept} branches: "
+            f"one unit in each hidden layer makes {branches(scaled(0))}"
+        )
+    low, high = 0.0, 1.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if branches(scaled(middle)) <= kept else (low, middle)
+    return scaled(low)
+
+
+def _num_steps(samples: int, training: Training) -> int:
+    return training.epochs * (samples // min(BATCH_SIZE, samples))
+
+
+def _train(rng_key, start, use, network: Network, x, y, activation, energy, training) -> Any:
+    """Trains whatever `use(position, step, rng_key) -> (flat weights, price)` makes weights of."""
+
+    def run(flat_weights, x):
+        kernels = tuple(masks.unflatten(flat_weights, network.shapes))
+        return models.forward(network._replace(kernels=kernels), x, activation)
+
+    return _train_any(rng_key, start, use, run, x, y, energy, training)
+
+
+def _train_any(
+    rng_key: jax.Array,
+    start: PyTree,
+    use: Callable,
+    run: Callable,
+    x,
+    y,
+    energy: Energy | None,
+    training: Training,
+) -> PyTree:
+    energy = cross_entropy() if energy is None else energy
+    batch_size = min(BATCH_SIZE, len(x))
+    batches, steps = len(x) // batch_size, _num_steps(len(x), training)
+    optimizer = optax.adam(optax.cosine_decay_schedule(training.learning_rate, steps))
+
+    def epoch(carry, number):
+        epoch_key = jax.random.fold_in(rng_key, number)
+        order = jax.random.permutation(epoch_key, len(x))[: batches * batch_size].reshape(batches, batch_size)
+
+        def update(carry, batch):
+            position, optimizer_state = carry
+            step = number * batches + batch
+            noise_key = jax.random.fold_in(epoch_key, batch)
+
+            def loss(position):
+                used, price = use(position, step, noise_key)
+                return energy(run(used, x[order[batch]]), y[order[batch]]) + price
+
+            updates, optimizer_state = optimizer.update(jax.grad(loss)(position), optimizer_state)
+            return (optax.apply_updates(position, updates), optimizer_state), None
+
+        return jax.lax.scan(update, carry, jnp.arange(batches))[0], None
+
+    carry = start, optimizer.init(start)
+    return jax.lax.scan(epoch, carry, jnp.arange(training.epochs))[0][0]
+
+
+def _straight_through(scores: jax.Array, kept: jax.Array | int) -> jax.Array:
+    """1 for the `kept` highest scores, else 0 (ties stay together); its derivative by the scores is taken as 1."""
+    mask = (scores >= _threshold(scores, kept)).astype(scores.dtype)
+    return mask + scores - jax.lax.stop_gradient(scores)
+
+
+def _threshold(scores: jax.Array, kept: jax.Array | int) -> jax.Array:
+    """The `kept`-th highest score, by bisection of the bits, which takes a fraction of the time of sorting."""
+    bits = jax.lax.bitcast_convert_type(jax.lax.stop_gradient(scores), jnp.int32)
+    ordered = jnp.where(bits < 0, jnp.iinfo(jnp.int32).min ^ ~bits, bits)  # ordered as the floats are
+
+    def halve(_, ends):
+        low, high = ends  # at least `kept` scores from low on, fewer from high on
+        middle = (low >> 1) + (high >> 1) + (low & high & 1)
+        enough = (ordered >= middle).sum() >= kept
+        return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
+
+    limits = jnp.iinfo(jnp.int32)
+    low = jax.lax.fori_loop(0, 32, halve, (jnp.int32(limits.min), jnp.int32(limits.max)))[0]
+    bits = jnp.where(low < 0, ~(jnp.iinfo(jnp.int32).min ^ low), low)
+    return jax.lax.bitcast_convert_type(bits, jnp.float32)
+
+
+def _reverse(value: jax.Array) -> jax.Array:
+    """The value, with its derivative negated."""
+    return -value + jax.lax.stop_gradient(2 * value)

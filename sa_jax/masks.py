@@ -4,8 +4,9 @@ In flat form the branches of all kernels `[inputs, outputs]` follow each other, 
 row, so that the branches which leave one unit lie side by side.
 """
 
+import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -106,3 +107,82 @@ def unflatten(flat: jax.Array, shapes: Sequence[tuple[int, int]]) -> list[jax.Ar
         parts.append(flat[start : start + inputs * outputs].reshape(inputs, outputs))
         start += inputs * outputs
     return parts
+
+
+def effective(mask: jax.Array, shapes: Sequence[tuple[int, int]]) -> jax.Array:
+    """The kept branches that lie on a path of kept branches from an input to an output.
+
+    All others end at a dead unit, which nothing feeds or which feeds nothing; how many are left is the effective
+    sparsity's numerator (Vysogorets & Kempe 2023, Connectivity Matters, section 3). Biases make no path.
+
+    Args:
+      mask: flat, bool `[total]`.
+      shapes: `(inputs, outputs)` of each kernel.
+
+    Returns:
+      A flat mask, bool `[total]`.
+
+    >>> effective(jnp.array([True, False, True, False, False, True]), [(2, 2), (2, 1)])
+    Array([False, False, False, False, False, False], dtype=bool)
+    >>> effective(jnp.array([True, False, False, True, False, True]), [(2, 2), (2, 1)])
+    Array([False, False, False,  True, False,  True], dtype=bool)
+    """
+    kernels = unflatten(mask, shapes)
+    fed, feeding = [jnp.ones(shapes[0][0], bool)], [jnp.ones(shapes[-1][1], bool)]
+    for kernel in kernels:
+        fed.append((kernel & fed[-1][:, None]).any(0))
+    for kernel in reversed(kernels):
+        feeding.append((kernel & feeding[-1]).any(1))
+    ends = zip(kernels, fed[:-1], feeding[-2::-1], strict=True)
+    return flatten([kernel & before[:, None] & after for kernel, before, after in ends])
+
+
+def jaccard(first: np.ndarray, second: np.ndarray) -> float:
+    """Branches in both of two masks, as a share of those in either; 1 if both are empty.
+
+    >>> jaccard(np.array([True, True, False]), np.array([False, True, True]))
+    0.3333333333333333
+    """
+    either = np.count_nonzero(first | second)
+    return np.count_nonzero(first & second) / either if either else 1.0
+
+
+class Overlap(NamedTuple):
+    """How alike several masks are, over all pairs of them.
+
+    Attributes:
+      jaccard_mean: of `jaccard`, 1 where all are the same.
+      jaccard_min: of the pair least alike.
+      jaccard_max: of the pair most alike.
+      hamming_mean: branches in one mask only, as a share of those in both counted together: 0 same, 1 disjoint.
+      hamming_min: of the pair most alike.
+      hamming_max: of the pair least alike.
+      jaccard_of_random: to be expected of two masks as large, drawn independently and uniformly.
+    """
+
+    jaccard_mean: float
+    jaccard_min: float
+    jaccard_max: float
+    hamming_mean: float
+    hamming_min: float
+    hamming_max: float
+    jaccard_of_random: float
+
+
+def overlap(masks: np.ndarray) -> Overlap:
+    """Compares each pair of several masks with as many ones.
+
+    Args:
+      masks: bool `[masks, total]`, two or more, with some ones.
+
+    >>> found = overlap(np.array([[1, 1, 0, 0, 0, 0], [1, 0, 1, 0, 0, 0], [1, 1, 0, 0, 0, 0]], bool))
+    >>> [round(float(share), 3) for share in found]
+    [0.556, 0.333, 1.0, 0.333, 0.0, 0.5, 0.2]
+    """
+    kept = np.count_nonzero(masks[0])
+    pairs = list(itertools.combinations(masks, 2))
+    alike = [jaccard(first, second) for first, second in pairs]
+    apart = [np.count_nonzero(first ^ second) / (2 * kept) for first, second in pairs]
+    in_both = kept / masks.shape[1]  # of a random mask's branches, those in another
+    spreads = ((float(np.mean(shares)), min(shares), max(shares)) for shares in (alike, apart))
+    return Overlap(*itertools.chain(*spreads), in_both / (2 - in_both))

@@ -76,6 +76,41 @@ def test_flat_order_is_layer_by_layer_and_row_by_row():
     np.testing.assert_array_equal(masks.flatten(parts), jnp.arange(10))
 
 
+@pytest.mark.parametrize("sizes", [(4, 3, 3, 2), (3, 4), (2, 3, 2, 3, 2)])
+@pytest.mark.parametrize("density", [0.15, 0.35, 0.6])
+def test_effective_branches_are_those_on_a_path(sizes, density):
+    """Every path from an input to an output is walked."""
+    shapes = list(itertools.pairwise(sizes))
+    total = sum(inputs * outputs for inputs, outputs in shapes)
+    find = jax.jit(lambda mask: masks.effective(mask, shapes))
+    lost = 0
+    for key in jax.random.split(jax.random.key(0), 20):
+        mask = masks.random(key, total, masks.num_kept(density, total))
+        kernels = [np.asarray(kernel) for kernel in masks.unflatten(mask, shapes)]
+        expected = [np.zeros_like(kernel) for kernel in kernels]
+        for units in itertools.product(*map(range, sizes)):
+            steps = list(itertools.pairwise(units))
+            if all(kernel[step] for kernel, step in zip(kernels, steps, strict=True)):
+                for kernel, step in zip(expected, steps, strict=True):
+                    kernel[step] = True
+        found = np.asarray(find(mask))
+        np.testing.assert_array_equal(found, masks.flatten(expected))
+        lost += int(mask.sum()) - int(found.sum())
+    assert (lost > 0) == (len(sizes) > 2)
+
+
+def test_overlap_of_random_masks_is_what_chance_gives():
+    drawn = np.stack([masks.random(key, 4_000, 800) for key in jax.random.split(jax.random.key(0), 6)])
+    found = masks.overlap(drawn)
+    assert found.jaccard_of_random == pytest.approx(0.2 / 1.8)
+    assert found.jaccard_mean == pytest.approx(found.jaccard_of_random, abs=0.01)
+    assert found.hamming_mean == pytest.approx(0.8, abs=0.02)  # a fifth of each is in the other
+    assert found.jaccard_min < found.jaccard_mean < found.jaccard_max
+    assert found.hamming_min < found.hamming_mean < found.hamming_max
+    same = masks.overlap(np.stack([drawn[0]] * 3))
+    assert (same.jaccard_min, same.hamming_max) == (1, 0)
+
+
 # The network
 
 

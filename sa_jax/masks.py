@@ -144,7 +144,7 @@ def jaccard(first: np.ndarray, second: np.ndarray) -> float:
     0.3333333333333333
     """
     either = np.count_nonzero(first | second)
-    return np.count_nonzero(first & second) / either if either else 1.0
+    return float(np.count_nonzero(first & second) / either) if either else 1.0
 
 
 class Overlap(NamedTuple):
@@ -182,7 +182,7 @@ def overlap(masks: np.ndarray) -> Overlap:
     kept = np.count_nonzero(masks[0])
     pairs = list(itertools.combinations(masks, 2))
     alike = [jaccard(first, second) for first, second in pairs]
-    apart = [np.count_nonzero(first ^ second) / (2 * kept) for first, second in pairs]
-    in_both = kept / masks.shape[1]  # of a random mask's branches, those in another
-    spreads = ((float(np.mean(shares)), min(shares), max(shares)) for shares in (alike, apart))
-    return Overlap(*itertools.chain(*spreads), in_both / (2 - in_both))
+    apart = [float(np.count_nonzero(first ^ second) / (2 * kept)) for first, second in pairs]
+    density = float(kept / masks.shape[1])  # of a random mask's branches, as many are in another
+    of_alike, of_apart = ((float(np.mean(shares)), min(shares), max(shares)) for shares in (alike, apart))
+    return Overlap(*of_alike, *of_apart, density / (2 - density))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import refusal
 
-from sa_jax import InputError, data, runner, workdirs
+from sa_jax import InputError, data, evaluation, runner, workdirs
 from sa_jax.settings import RunConfig
 
 SMALL = RunConfig(
@@ -216,7 +216,7 @@ def test_temperatures_far_off_are_warned_of(tmp_path):
     hot = dataclasses.replace(SMALL, schedule="constant", move="uniform", temperature_start=1e9)
     (warning,) = runner.run(hot, tmp_path)["warnings"]
     assert warning == "a share of 1 of the proposals was accepted: the temperatures are too high"
-    assert "no mask was better" in runner.search_warnings(0.5, False)[0]
+    assert "no mask was better" in evaluation.search_warnings(0.5, False)[0]
 
 
 def test_interruption_leaves_nothing(tmp_path):

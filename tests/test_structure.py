@@ -29,6 +29,7 @@ ORDER = [
     "report",
     "workdirs",
     "settings",
+    "evaluation",
     "runner",
     "compiled",
     "bench",

@@ -1,76 +1,36 @@
 """One self-contained HTML page on a finished run: no script, no request; light, dark, phone and desktop."""
 
 import html
-import io
 import math
-import re
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sa_jax.page import (
+    ACCENT,
+    CHARTS,
+    INK,
+    SECOND,
+    WIDTH,
+    figure_html,
+    format_percent,
+    format_value,
+    new_figure,
+    page_html,
+    row_html,
+    strip_axes,
+    table_html,
+)
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-# Stand-ins that `_svg` turns into what the page's style sheet defines, so charts follow light and dark.
-_INK, _ACCENT, _SECOND = "#010203", "#010204", "#010205"
-_PAGE_COLORS = {_INK: "currentColor", _ACCENT: "var(--accent)", _SECOND: "var(--second)"}
-_CHARTS: dict[Any, Any] = {
-    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), _INK),
-    "font.size": 10,
-    "axes.titlesize": 10,
-    "text.parse_math": False,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "sa_jax",
-}
 _GREY, _BLUE = (0.5, 0.5, 0.5, 0.2), (0.10, 0.53, 0.82, 1.0)  # pictures are pixels, so one tone for both
 
-_WIDTH = 4.6  # inches; narrow, so that text stays readable where a phone shrinks the chart
 _MAX_UNITS, _COLUMNS = 40, 8
 _MAX_SIDE = 256  # of a picture of a mask, in cells
 _MAX_POINTS = 8000  # of a panel's faint lines; bounds the size of the page
-
-_STYLE = """
-:root { color-scheme: light dark; --page: #f4f6f8; --card: #fff; --ink: #1b232c; --soft: #55616d;
-  --line: #d9dfe5; --accent: #0072b2; --second: #d55e00; --warn: #fff3df; }
-@media (prefers-color-scheme: dark) { :root { --page: #0f1317; --card: #181e24; --ink: #e4e9ee;
-  --soft: #a3afba; --line: #313a43; --accent: #56b4e9; --second: #e69f00; --warn: #3a2b0c; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--page); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
-main { max-width: 1120px; margin: 0 auto; padding: 16px; }
-section, aside { background: var(--card); border: 1px solid var(--line); border-radius: 10px;
-  padding: 20px 24px; margin: 0 0 16px; }
-aside { background: var(--warn); border-color: var(--second); border-left-width: 6px; }
-.columns { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 12px 40px; }
-main > .columns { gap: 0 16px; align-items: start; }
-h1 { font-size: clamp(1.5rem, 4vw, 2.2rem); line-height: 1.2; margin: 0 0 12px; }
-h1 :is(span, strong) { white-space: nowrap; display: inline-block; }
-h1 strong { color: var(--accent); }
-h2 { font-size: 1.2rem; margin: 0 0 12px; }
-h3 { font-size: 1rem; margin: 12px 0 4px; }
-p { margin: 0 0 12px; }
-dl { display: grid; grid-template-columns: 1fr 1fr; gap: 12px 20px; margin: 20px 0 12px; }
-dt { color: var(--soft); font-size: .85rem; }
-dd { margin: 0; font-size: 1.15rem; font-weight: 600; }
-figure { margin: 0; }
-.columns > figure:only-child { grid-column: 1 / -1; width: 100%; max-width: 560px; margin: auto; }
-figcaption { margin-top: 8px; }
-figcaption, .soft { color: var(--soft); font-size: .95rem; }
-svg { display: block; width: 100%; height: auto; }
-svg text { font-family: system-ui, sans-serif !important; }
-table { border-collapse: collapse; width: 100%; font-size: .92rem; font-variant-numeric: tabular-nums; }
-th, td { padding: 4px 10px 4px 0; border-bottom: 1px solid var(--line); text-align: left; }
-td { overflow-wrap: anywhere; }
-th { width: 50%; font-weight: 400; color: var(--soft); vertical-align: top; }
-.scroll { overflow-x: auto; }
-.numbers :is(th, td) { width: auto; overflow-wrap: normal; }
-.numbers td { white-space: nowrap; }
-.numbers :is(th, td):not(:first-child) { text-align: right; padding: 4px 0 4px 8px; }
-pre { margin: 0; padding: 10px 12px; white-space: pre-wrap; font-size: .8rem; background: var(--page); }
-@media (max-width: 760px) { main { padding: 8px; } section, aside { padding: 16px 14px; }
-  .columns { grid-template-columns: minmax(0, 1fr); } .numbers { font-size: .78rem; } }
-"""
 
 
 def render_report(
@@ -90,7 +50,7 @@ def render_report(
     """
     import matplotlib
 
-    with matplotlib.rc_context(_CHARTS):
+    with matplotlib.rc_context(CHARTS):
         sections = [
             _headline(result),
             _warnings(result.get("warnings") or []),
@@ -98,22 +58,8 @@ def render_report(
             f'<div class="columns">{_course(trace)}<div>{_layers(masks)}{_reproduce(result)}</div></div>',
             _settings(result),
         ]
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy"
-  content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
-<link rel="icon" href="data:,">
-<title>{html.escape(f"Annealed mask: {result['dataset']}, {result['kept']:,} branches")}</title>
-<style>{_STYLE}</style>
-</head>
-<body><main>
-{"".join(sections)}
-</main></body>
-</html>
-"""
+    title = f"Annealed mask: {result['dataset']}, {result['kept']:,} branches"
+    return page_html(title, sections)
 
 
 def _headline(result: Mapping[str, Any]) -> str:
@@ -123,12 +69,12 @@ def _headline(result: Mapping[str, Any]) -> str:
     )
     network = html.escape(f"{sizes} {result['activation']} network, {weights}, on {result['dataset']}.")
     facts = {
-        "Validation accuracy": _percent(result["validation_accuracy"]),
-        "Best energy": _value("best_energy", result["best_energy"]),
+        "Validation accuracy": format_percent(result["validation_accuracy"]),
+        "Best energy": format_value("best_energy", result["best_energy"]),
         "Steps &times; chains": " &times; ".join(
-            _value("", result.get(name)) for name in ("num_steps", "num_chains")
+            format_value("", result.get(name)) for name in ("num_steps", "num_chains")
         ),
-        "Annealing time": f"{_value('', result.get('anneal_seconds'))} s",
+        "Annealing time": f"{format_value('', result.get('anneal_seconds'))} s",
     }
     search = "The search only chose branches: no weight was changed"
     if result.get("moves_weights"):
@@ -139,8 +85,8 @@ def _headline(result: Mapping[str, Any]) -> str:
         else ", nothing was back-propagated."
     )
     return f"""<section class="columns"><div>
-<h1>{result["kept"]:,} of {result["total"]:,} branches kept <span>({_percent(result["density"])}):</span>
-<strong>{_percent(result["test_accuracy"])} test accuracy</strong></h1>
+<h1>{result["kept"]:,} of {result["total"]:,} branches kept <span>({format_percent(result["density"])}):</span>
+<strong>{format_percent(result["test_accuracy"])} test accuracy</strong></h1>
 <p>{network}</p>
 <p class="soft">{search}</p>
 <dl>{"".join(f"<div><dt>{name}</dt><dd>{fact}</dd></div>" for name, fact in facts.items())}</dl>
@@ -155,21 +101,21 @@ def _accuracies(result: Mapping[str, Any]) -> str:
         "Dense": result["dense_test_accuracy"],
     }
     bars = {name: accuracy for name, accuracy in bars.items() if accuracy is not None}
-    figure = _new_figure(2.5)
+    figure = new_figure(2.5)
     axes = figure.add_subplot()
     heights = np.arange(len(bars), dtype=float)
     heights[-1] += 0.4  # sets the reference apart
-    drawn = axes.barh(heights, list(bars.values()), 0.66, color=_INK, alpha=0.4)
-    drawn[0].set(color=_ACCENT, alpha=1)
-    drawn[-1].set(fill=False, edgecolor=_INK, linestyle="--", alpha=0.8)
-    labels = axes.bar_label(drawn, [_percent(accuracy) for accuracy in bars.values()], padding=4)
+    drawn = axes.barh(heights, list(bars.values()), 0.66, color=INK, alpha=0.4)
+    drawn[0].set(color=ACCENT, alpha=1)
+    drawn[-1].set(fill=False, edgecolor=INK, linestyle="--", alpha=0.8)
+    labels = axes.bar_label(drawn, [format_percent(accuracy) for accuracy in bars.values()], padding=4)
     labels[0].set_fontweight("bold")
     axes.set(yticks=heights, yticklabels=list(bars), xlim=(0, 1.19), xticks=[])
     axes.invert_yaxis()
-    _strip(axes)
-    text = "; ".join(f"{name} {_percent(accuracy)}" for name, accuracy in bars.items())
+    strip_axes(axes)
+    text = "; ".join(f"{name} {format_percent(accuracy)}" for name, accuracy in bars.items())
     caption = "Test accuracy. All but the dense network keep the same number of branches."
-    return _figure("accuracies", figure, f"Bar chart of test accuracy: {text}", caption)
+    return figure_html("accuracies", figure, f"Bar chart of test accuracy: {text}", caption)
 
 
 def _warnings(warnings: Iterable[str]) -> str:
@@ -189,7 +135,7 @@ def _pixels(mask: np.ndarray, image_shape: tuple[int, int]) -> str:
 
     counts = mask.sum(1).reshape(image_shape)
     top = max(1, int(counts.max()))
-    figure = _new_figure(_WIDTH * min(1.5, 0.83 * image_shape[0] / image_shape[1]) + 0.2)
+    figure = new_figure(WIDTH * min(1.5, 0.83 * image_shape[0] / image_shape[1]) + 0.2)
     axes = figure.add_subplot()
     # One band per count while they are few; the darkest fifth would vanish on a dark page.
     colors = _bands(top if top <= 12 else 64)
@@ -198,9 +144,9 @@ def _pixels(mask: np.ndarray, image_shape: tuple[int, int]) -> str:
     bar.set_label("hidden units fed (grey: none)")
     bar.outline.set_visible(False)
     axes.set(xticks=[], yticks=[])
-    _strip(axes)
+    strip_axes(axes)
     caption = f"{np.count_nonzero(counts):,} of {counts.size:,} pixels still feed the network."
-    return _figure("pixels", figure, f"Picture of the hidden units each pixel feeds. {caption}", caption)
+    return figure_html("pixels", figure, f"Picture of the hidden units each pixel feeds. {caption}", caption)
 
 
 def _units(mask: np.ndarray, image_shape: tuple[int, int]) -> str:
@@ -213,7 +159,7 @@ def _units(mask: np.ndarray, image_shape: tuple[int, int]) -> str:
     rows, columns = tiles[0].shape
     row_step, column_step = rows + math.ceil(0.42 * columns), columns + math.ceil(0.12 * columns)
     picture = np.zeros((row_step * math.ceil(len(tiles) / _COLUMNS), column_step * _COLUMNS, 4))
-    figure = _new_figure(_WIDTH * picture.shape[0] / picture.shape[1], layout=None)
+    figure = new_figure(WIDTH * picture.shape[0] / picture.shape[1], layout=None)
     axes = figure.add_axes((0, 0, 1, 1), frame_on=False, xticks=[], yticks=[])
     for i, tile in enumerate(tiles):
         bottom, left = row_step * (i // _COLUMNS + 1), column_step * (i % _COLUMNS)
@@ -222,7 +168,7 @@ def _units(mask: np.ndarray, image_shape: tuple[int, int]) -> str:
         axes.text(middle, above, f"{counts[order[i]]}", ha="center", va="bottom", fontsize=9)
     axes.imshow(picture, interpolation="none", aspect="auto")
     caption = f"{len(order)} of {mask.shape[1]} hidden units, each with its number of kept branches."
-    return _figure("units", figure, caption, caption)
+    return figure_html("units", figure, caption, caption)
 
 
 def _matrix(mask: np.ndarray) -> str:
@@ -230,17 +176,17 @@ def _matrix(mask: np.ndarray) -> str:
     from matplotlib.ticker import MaxNLocator
 
     inputs, units = mask.shape
-    figure = _new_figure(_WIDTH * min(1.0, max(0.3, inputs / units)))
+    figure = new_figure(WIDTH * min(1.0, max(0.3, inputs / units)))
     axes = figure.add_subplot()
     extent = (0.5, units + 0.5, inputs + 0.5, 0.5)
     axes.imshow(_colored(_shrink(mask, _MAX_SIDE)), interpolation="none", aspect="auto", extent=extent)
     axes.set(xlabel="unit of the first layer", ylabel="input")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator("auto", integer=True))
-    _strip(axes)
+    strip_axes(axes)
     fed = f"{np.count_nonzero(mask.any(1)):,} of {inputs:,} inputs still feed the network."
     caption = f"The mask of the first layer: {fed}"
-    return _figure("matrix", figure, f"Picture of inputs against units. {caption}", caption)
+    return figure_html("matrix", figure, f"Picture of inputs against units. {caption}", caption)
 
 
 def _course(trace: Mapping[str, np.ndarray]) -> str:
@@ -251,35 +197,35 @@ def _course(trace: Mapping[str, np.ndarray]) -> str:
     step, best, accepted = arrays["step"], arrays["best_energy"], arrays["acceptance"]
     winner = int(np.argmin(np.nan_to_num(best[:, -1], nan=np.inf)))
     style = "o-" if len(step) == 1 else "-"  # a line of one point shows nothing
-    figure = _new_figure(5.6)
+    figure = new_figure(5.6)
     panels = figure.subplots(3, 1, sharex=True, height_ratios=(2, 1, 1.3))
     titles = ("Energy", "Temperature", "Accepted proposals")
 
     _chains(panels[0], step, arrays["energy"], style)
-    panels[0].plot(step, best[winner], style, color=_SECOND, lw=1.5, label="lowest so far, best chain")
-    panels[1].plot(step, arrays["temperature"], style, color=_INK)
+    panels[0].plot(step, best[winner], style, color=SECOND, lw=1.5, label="lowest so far, best chain")
+    panels[1].plot(step, arrays["temperature"], style, color=INK)
     _log_scale(panels[1], arrays["temperature"])
     _chains(panels[2], step, accepted, style)
-    panels[2].plot(step, accepted[winner], style, color=_SECOND, lw=1, label="best chain")
+    panels[2].plot(step, accepted[winner], style, color=SECOND, lw=1, label="best chain")
     _log_scale(panels[2], accepted)
     panels[2].yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
     panels[2].set(xlabel="step", xlim=(0, 1.02 * step[-1]))
     panels[2].xaxis.set_major_formatter(EngFormatter(sep=""))
     for axes, title in zip(panels, titles, strict=True):
         axes.set_title(title, loc="left")
-        axes.grid(color=_INK, alpha=0.12, linewidth=0.6)
-        _strip(axes)
+        axes.grid(color=INK, alpha=0.12, linewidth=0.6)
+        strip_axes(axes)
     for axes in panels[::2]:
         for line in axes.legend(frameon=False, loc="upper right").get_lines():
             line.set(alpha=1, linewidth=1.5)
     text = "Energy, temperature and accepted fraction against the step."
-    return f"<section><h2>How the search went</h2>{_figure('course', figure, text, text)}</section>"
+    return f"<section><h2>How the search went</h2>{figure_html('course', figure, text, text)}</section>"
 
 
 def _chains(axes: "Axes", step: np.ndarray, values: np.ndarray, style: str) -> None:
     """Draws one faint line per chain, thinned where that makes very many points."""
     stride = math.ceil(values.size / _MAX_POINTS)
-    lines = axes.plot(step[::stride], values[:, ::stride].T, style, color=_ACCENT, lw=0.9)
+    lines = axes.plot(step[::stride], values[:, ::stride].T, style, color=ACCENT, lw=0.9)
     for line in lines:
         line.set_alpha(0.5 if len(lines) <= 8 else 0.25)
     lines[0].set_label("each chain")
@@ -301,24 +247,24 @@ def _log_scale(axes: "Axes", values: np.ndarray) -> None:
 def _layers(masks: Mapping[str, np.ndarray]) -> str:
     kept = [int(np.sum(mask)) for mask in masks.values()]
     densities = [count / mask.size for count, mask in zip(kept, masks.values(), strict=True)]
-    figure = _new_figure(0.5 + 0.36 * len(masks))
+    figure = new_figure(0.5 + 0.36 * len(masks))
     axes = figure.add_subplot()
-    bars = axes.barh(range(len(masks)), densities, 0.66, color=_ACCENT)
-    axes.bar_label(bars, [_percent(density) for density in densities], padding=4)
+    bars = axes.barh(range(len(masks)), densities, 0.66, color=ACCENT)
+    axes.bar_label(bars, [format_percent(density) for density in densities], padding=4)
     axes.set(yticks=range(len(masks)), yticklabels=list(masks), xlim=(0, 1.22 * max(densities)), xticks=[])
     axes.invert_yaxis()
-    _strip(axes)
-    text = "; ".join(f"{name} {_percent(density)}" for name, density in zip(masks, densities, strict=True))
+    strip_axes(axes)
+    text = "; ".join(f"{name} {format_percent(density)}" for name, density in zip(masks, densities, strict=True))
     rows = [
-        [name, f"{count:,}", f"{mask.size:,}", _percent(density), _in_use(mask, 1), _in_use(mask, 0)]
+        [name, f"{count:,}", f"{mask.size:,}", format_percent(density), _in_use(mask, 1), _in_use(mask, 0)]
         for (name, mask), count, density in zip(masks.items(), kept, densities, strict=True)
     ]
     head = ["Layer", "Kept", "Of", "Density", "Inputs in use", "Units in use"]
     return f"""<section><h2>Where the kept branches are</h2>
-{_figure("layers", figure, f"Bar chart of the kept share of each layer: {text}", "Kept share of each layer.")}
+{figure_html("layers", figure, f"Bar chart of the kept share of each layer: {text}", "Kept share of each layer.")}
 <h3>Layer by layer</h3><div class="scroll"><table class="numbers">
 <thead><tr>{"".join(f'<th scope="col">{name}</th>' for name in head)}</tr></thead>
-<tbody>{"".join(_row(*row) for row in rows)}</tbody></table></div></section>"""
+<tbody>{"".join(row_html(*row) for row in rows)}</tbody></table></div></section>"""
 
 
 def _in_use(mask: np.ndarray, axis: int) -> str:
@@ -335,53 +281,14 @@ def _reproduce(result: Mapping[str, Any]) -> str:
 
 def _settings(result: Mapping[str, Any]) -> str:
     figures = {
-        key.removeprefix("num_").replace("_", " "): _value(key, value)
+        key.removeprefix("num_").replace("_", " "): format_value(key, value)
         for key, value in result.items()
         if key not in ("warnings", "versions")
     }
     timing = {name: figures.pop(name) for name in list(figures) if "second" in name}
     return f"""<section><h2>Settings and figures</h2>
-<div class="columns"><div><h3>Run</h3>{_table(figures)}</div><div><h3>Time</h3>{_table(timing)}
-<h3>Versions</h3>{_table(result.get("versions") or {})}</div></div></section>"""
-
-
-def _table(values: Mapping[str, str]) -> str:
-    rows = "".join(_row(name, str(value)) for name, value in values.items())
-    return f"<table><tbody>{rows}</tbody></table>"
-
-
-def _row(name: str, *cells: str) -> str:
-    texts = "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
-    return f'<tr><th scope="row">{html.escape(name)}</th>{texts}</tr>'
-
-
-def _value(key: str, value: Any) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, list | tuple):
-        return ("-" if key == "sizes" else ", ").join(_value("", item) for item in value)
-    if isinstance(value, float):
-        if key.endswith("accuracy") or key in ("density", "acceptance"):
-            return _percent(value)
-        return f"{value:,.0f}" if 1000 <= abs(value) < 1e15 else f"{value:.4g}"
-    return f"{value:,}" if type(value) is int and key != "seed" else str(value)
-
-
-def _percent(fraction: float) -> str:
-    """Formats a fraction in %, small ones to two digits."""
-    percent = 100 * fraction
-    return f"{percent:.2g} %" if 0 < percent < 1 else f"{percent:.1f} %"
-
-
-def _new_figure(height: float, layout: Literal["constrained"] | None = "constrained") -> "Figure":
-    from matplotlib.figure import Figure
-
-    return Figure((_WIDTH, height), layout=layout)
-
-
-def _strip(axes: "Axes") -> None:
-    axes.spines[:].set_visible(False)
-    axes.tick_params(which="both", length=0)
+<div class="columns"><div><h3>Run</h3>{table_html(figures)}</div><div><h3>Time</h3>{table_html(timing)}
+<h3>Versions</h3>{table_html(result.get("versions") or {})}</div></div></section>"""
 
 
 def _bands(count: int) -> Any:
@@ -407,22 +314,3 @@ def _shrink(mask: np.ndarray, side: int) -> np.ndarray:
         widths = np.diff(starts, append=share.shape[axis])
         share = np.add.reduceat(share, starts, axis) / np.expand_dims(widths, 1 - axis)
     return share
-
-
-def _figure(name: str, figure: "Figure", description: str, caption: str) -> str:
-    svg = _svg(figure, name).replace("<svg ", f'<svg role="img" aria-label="{html.escape(description)}" ', 1)
-    return f"<figure>{svg}<figcaption>{html.escape(caption)}</figcaption></figure>"
-
-
-def _svg(figure: "Figure", name: str) -> str:
-    """Returns the figure as inline SVG with colors from the page, and with ids no other figure has."""
-    buffer = io.StringIO()
-    no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    figure.savefig(buffer, format="svg", transparent=True, metadata=no_metadata)
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg ") :]
-    svg = re.sub(r'( id="|href="#|url\(#)', rf"\1{name}-", svg)
-    svg = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d)\d+", r"\1", path[0]), svg)  # a third of the page
-    for color, page_color in _PAGE_COLORS.items():
-        svg = svg.replace(color, page_color)
-    return svg

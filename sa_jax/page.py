@@ -1,0 +1,161 @@
+"""What the HTML pages share: their frame and style, tables, and charts as inline SVG in the page's colors."""
+
+import html
+import io
+import re
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Stand-ins that `_svg` turns into what the page's style sheet defines, so charts follow light and dark.
+INK, ACCENT, SECOND = "#010203", "#010204", "#010205"
+_PAGE_COLORS = {INK: "currentColor", ACCENT: "var(--accent)", SECOND: "var(--second)"}
+CHARTS: dict[Any, Any] = {
+    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
+    "font.size": 10,
+    "axes.titlesize": 10,
+    "text.parse_math": False,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "sa_jax",
+}
+WIDTH = 4.6  # inches; narrow, so that text stays readable where a phone shrinks the chart
+
+STYLE = """
+:root { color-scheme: light dark; --page: #f4f6f8; --card: #fff; --ink: #1b232c; --soft: #55616d;
+  --line: #d9dfe5; --accent: #0072b2; --second: #d55e00; --warn: #fff3df; }
+@media (prefers-color-scheme: dark) { :root { --page: #0f1317; --card: #181e24; --ink: #e4e9ee;
+  --soft: #a3afba; --line: #313a43; --accent: #56b4e9; --second: #e69f00; --warn: #3a2b0c; } }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--page); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
+main { max-width: 1120px; margin: 0 auto; padding: 16px; }
+section, aside { background: var(--card); border: 1px solid var(--line); border-radius: 10px;
+  padding: 20px 24px; margin: 0 0 16px; }
+aside { background: var(--warn); border-color: var(--second); border-left-width: 6px; }
+.columns { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 12px 40px; }
+main > .columns { gap: 0 16px; align-items: start; }
+h1 { font-size: clamp(1.5rem, 4vw, 2.2rem); line-height: 1.2; margin: 0 0 12px; }
+h1 :is(span, strong) { white-space: nowrap; display: inline-block; }
+h1 strong { color: var(--accent); }
+h2 { font-size: 1.2rem; margin: 0 0 12px; }
+h3 { font-size: 1rem; margin: 12px 0 4px; }
+p { margin: 0 0 12px; }
+dl { display: grid; grid-template-columns: 1fr 1fr; gap: 12px 20px; margin: 20px 0 12px; }
+dt { color: var(--soft); font-size: .85rem; }
+dd { margin: 0; font-size: 1.15rem; font-weight: 600; }
+figure { margin: 0; }
+.columns > figure:only-child { grid-column: 1 / -1; width: 100%; max-width: 560px; margin: auto; }
+figcaption { margin-top: 8px; }
+figcaption, .soft { color: var(--soft); font-size: .95rem; }
+svg { display: block; width: 100%; height: auto; }
+svg text { font-family: system-ui, sans-serif !important; }
+table { border-collapse: collapse; width: 100%; font-size: .92rem; font-variant-numeric: tabular-nums; }
+th, td { padding: 4px 10px 4px 0; border-bottom: 1px solid var(--line); text-align: left; }
+td { overflow-wrap: anywhere; }
+th { width: 50%; font-weight: 400; color: var(--soft); vertical-align: top; }
+.scroll { overflow-x: auto; }
+.numbers :is(th, td) { width: auto; overflow-wrap: normal; }
+.numbers td { white-space: nowrap; }
+.numbers :is(th, td):not(:first-child) { text-align: right; padding: 4px 0 4px 8px; }
+pre { margin: 0; padding: 10px 12px; white-space: pre-wrap; font-size: .8rem; background: var(--page); }
+@media (max-width: 760px) { main { padding: 8px; } section, aside { padding: 16px 14px; }
+  .columns { grid-template-columns: minmax(0, 1fr); } .numbers { font-size: .78rem; } }
+"""
+
+
+def page_html(title: str, sections: Iterable[str]) -> str:
+    """Returns a whole page that holds the sections, with no script and no request."""
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy"
+  content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
+<link rel="icon" href="data:,">
+<title>{html.escape(title)}</title>
+<style>{STYLE}</style>
+</head>
+<body><main>
+{"".join(sections)}
+</main></body>
+</html>
+"""
+
+
+def table_html(values: Mapping[str, str]) -> str:
+    """Returns a table of names and values, each escaped."""
+    rows = "".join(row_html(name, str(value)) for name, value in values.items())
+    return f"<table><tbody>{rows}</tbody></table>"
+
+
+def row_html(name: str, *cells: str) -> str:
+    """Returns a row of a table: a name and its cells, escaped."""
+    texts = "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
+    return f'<tr><th scope="row">{html.escape(name)}</th>{texts}</tr>'
+
+
+def format_value(key: str, value: Any) -> str:
+    """Formats a figure for people: '-' for None, shares in %, thousands with commas.
+
+    Args:
+      key: its name in the results, which tells shares from other numbers.
+      value: a number, a text, None, or a list of these.
+    """
+    if value is None:
+        return "-"
+    if isinstance(value, list | tuple):
+        return ("-" if key == "sizes" else ", ").join(format_value("", item) for item in value)
+    if isinstance(value, float):
+        if key.endswith("accuracy") or key in ("density", "acceptance"):
+            return format_percent(value)
+        return f"{value:,.0f}" if 1000 <= abs(value) < 1e15 else f"{value:.4g}"
+    return f"{value:,}" if type(value) is int and key != "seed" else str(value)
+
+
+def format_percent(fraction: float) -> str:
+    """Formats a fraction in %, small ones to two digits."""
+    percent = 100 * fraction
+    return f"{percent:.2g} %" if 0 < percent < 1 else f"{percent:.1f} %"
+
+
+def new_figure(height: float, layout: Literal["constrained"] | None = "constrained") -> "Figure":
+    """Returns a Matplotlib figure of the pages' width and `height` inches."""
+    from matplotlib.figure import Figure
+
+    return Figure((WIDTH, height), layout=layout)
+
+
+def strip_axes(axes: "Axes") -> None:
+    """Removes the frame and the ticks, but not their labels."""
+    axes.spines[:].set_visible(False)
+    axes.tick_params(which="both", length=0)
+
+
+def figure_html(name: str, figure: "Figure", description: str, caption: str) -> str:
+    """Returns a chart as inline SVG with its caption.
+
+    Args:
+      name: distinguishes the ids of this chart from all others of the page.
+      figure: the chart.
+      description: for those who do not see it.
+      caption: below it.
+    """
+    svg = _svg(figure, name).replace("<svg ", f'<svg role="img" aria-label="{html.escape(description)}" ', 1)
+    return f"<figure>{svg}<figcaption>{html.escape(caption)}</figcaption></figure>"
+
+
+def _svg(figure: "Figure", name: str) -> str:
+    """Returns the figure as inline SVG with colors from the page, and with ids no other figure has."""
+    buffer = io.StringIO()
+    no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    figure.savefig(buffer, format="svg", transparent=True, metadata=no_metadata)
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg ") :]
+    svg = re.sub(r'( id="|href="#|url\(#)', rf"\1{name}-", svg)
+    svg = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d)\d+", r"\1", path[0]), svg)  # a third of the page
+    for color, page_color in _PAGE_COLORS.items():
+        svg = svg.replace(color, page_color)
+    return svg

@@ -59,6 +59,13 @@ th { width: 50%; font-weight: 400; color: var(--soft); vertical-align: top; }
 .numbers :is(th, td) { width: auto; overflow-wrap: normal; }
 .numbers td { white-space: nowrap; }
 .numbers :is(th, td):not(:first-child) { text-align: right; padding: 4px 0 4px 8px; }
+.scroll th:first-child { position: sticky; left: 0; background: var(--card); }
+.numbers.marked th:not(:first-child) { padding-right: .9em; }
+.class th { color: var(--ink); font-weight: 600; padding-top: 12px; }
+.class span { position: sticky; left: 0; }
+.mark { display: inline-block; width: .9em; color: var(--soft); }
+ul { margin: 0 0 12px; padding-left: 20px; }
+summary { cursor: pointer; margin-bottom: 8px; }
 pre { margin: 0; padding: 10px 12px; white-space: pre-wrap; font-size: .8rem; background: var(--page); }
 @media (max-width: 760px) { main { padding: 8px; } section, aside { padding: 16px 14px; }
   .columns { grid-template-columns: minmax(0, 1fr); } .numbers { font-size: .78rem; } }

@@ -271,29 +271,28 @@ def _class_row(title: str, columns: int) -> str:
     return f'<tr class="class"><th colspan="{columns}" scope="rowgroup"><span>{title}</span></th></tr>'
 
 
+def _grid_row(method: str, cells: Sequence[_Cell]) -> str:
+    texts = (
+        f"<td>{f'<strong>{cell.text}</strong>' if cell.bold else cell.text}"
+        f'<span class="mark">{"=" if cell.same else ""}</span></td>'
+        for cell in cells
+    )
+    return f'<tr><th scope="row">{html.escape(display_name(method))}</th>{"".join(texts)}</tr>'
+
+
 def _accuracy_table(group: _Group) -> str:
     lines, reasons = _accuracies(group)
     heads = ["Method", *_heads(group), "CPU s"]
-
-    def cell(cell):
-        text = f"<strong>{cell.text}</strong>" if cell.bold else cell.text
-        return f'<td>{text}<span class="mark">{"=" if cell.same else ""}</span></td>'
-
     body = []
     for title, of_class in lines.items():
         body.append(_class_row(title, len(heads)))
-        for line in of_class:
-            name = html.escape(display_name(line.method))
-            cells = "".join(map(cell, line.cells))
-            body.append(
-                f'<tr><th scope="row">{name}</th>{cells}<td>{line.seconds}<span class="mark"></span></td></tr>'
-            )
+        body += [_grid_row(line.method, [*line.cells, _Cell(line.seconds)]) for line in of_class]
     notes = "<br>".join(map(html.escape, _notes(group, reasons)))
     return f'<h3>Test accuracy</h3>{_grid(heads, body, "numbers marked")}<p class="soft">{notes}</p>'
 
 
 def _paired(group: _Group) -> str:
-    """What the paired test says: a count, what is not real by name, and all differences in a box to open."""
+    """What the paired test says: a count, and what is not real by name."""
     if not group.paired:
         return ""
     reference = display_name(group.paired[0]["reference"])
@@ -311,20 +310,29 @@ def _paired(group: _Group) -> str:
         if names:
             unreal.append("<li>" + html.escape(f"{head}: {'; '.join(names)}") + "</li>")
     named = f"<p>No real difference:</p><ul>{''.join(unreal)}</ul>" if unreal else ""
+    return f"<h3>Which differences are real</h3><p>{html.escape(counted)}</p>{named}"
+
+
+def _differences(group: _Group) -> str:
+    """All differences of the paired test, in a box to open."""
+    if not group.paired:
+        return ""
     cells = {
-        (row["method"], row["density"]): f"{100 * row['difference']:+.1f} ±{100 * row['standard_error']:.1f}"
-        + ("" if row["real"] else " =")
+        (row["method"], row["density"]): _Cell(
+            f"{100 * row['difference']:+.1f} ±{100 * row['standard_error']:.1f}", same=not row["real"]
+        )
         for row in group.paired
     }
-    methods = dict.fromkeys(row["method"] for row in group.paired)
+    tested = {method for method, _ in cells}
     lines = [
-        row_html(display_name(method), *(cells.get((method, density), "") for density in group.densities))
-        for method in sorted(methods, key=lambda method: group.classes.get(method, _MOVES))
+        _grid_row(method, [cells.get((method, density), _Cell("")) for density in group.densities])
+        for method in group.classes
+        if method in tested
     ]
-    note = f"{reference} less the method, in points, ± standard error; =: not real."
-    return f"""<h3>Which differences are real</h3><p>{html.escape(counted)}</p>{named}
-<details><summary>All differences</summary>{_grid(["Method", *_heads(group)], lines)}
-<p class="soft">{html.escape(note)}</p></details>"""
+    reference = display_name(group.paired[0]["reference"])
+    note = f"{reference} less the method, in points, ± standard error; =: no real difference."
+    return f"""<details><summary>All differences from {html.escape(reference)}</summary>
+{_grid(["Method", *_heads(group)], lines, "numbers marked")}<p class="soft">{html.escape(note)}</p></details>"""
 
 
 def _uses(groups: Sequence[_Group]) -> str:
@@ -376,7 +384,7 @@ def _section(group: _Group, name: str) -> str:
     charts += [_layer_chart(group, looks, least, name)]
     columns = f'<div class="columns">{"".join(charts)}<div>{_paired(group)}</div></div>'
     return f"""<section><h2>{html.escape(group.title)}</h2><p>{_dense_line(group)}</p>{columns}
-{_accuracy_table(group)}</section>"""
+{_accuracy_table(group)}{_differences(group)}</section>"""
 
 
 # Charts.

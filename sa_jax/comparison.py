@@ -120,9 +120,9 @@ class _Group(NamedTuple):
         return dict(sorted(found.items(), key=lambda item: item[1]))
 
     def values(self, name: str, method: str, density: float | None = None) -> list[float]:
-        """One figure over the seeds, or over all cells of a method, where they exist."""
+        """One figure over the seeds, or over all cells of a method, where they are possible."""
         rows = [row for row in self.rows if row["method"] == method and density in (None, row["density"])]
-        return [row[name] for row in rows if row[name] is not None]
+        return [row[name] for row in rows if row["test_accuracy"] is not None]
 
     def mean(self, name: str, method: str, density: float | None = None) -> float | None:
         values = self.values(name, method, density)
@@ -348,7 +348,7 @@ def _uses(groups: Sequence[_Group]) -> str:
             costs = (_seconds(group.mean("cpu_seconds", row["method"])) for group in groups)
             lines.append(row_html(display_name(row["method"]), *uses, *costs))
     note = "CPU seconds of one cell, on average over densities and seeds."
-    return f"""<section class="uses"><h2>What each method may use, and its cost</h2>
+    return f"""<section><h2>What each method may use, and its cost</h2>
 {_grid(heads, lines)}<p class="soft">{note}</p></section>"""
 
 

@@ -61,6 +61,8 @@ th { width: 50%; font-weight: 400; color: var(--soft); vertical-align: top; }
 .numbers :is(th, td):not(:first-child) { text-align: right; padding: 4px 0 4px 8px; }
 .scroll th:first-child { position: sticky; left: 0; background: var(--card); }
 .numbers.marked th:not(:first-child) { padding-right: .9em; }
+.marked thead th { white-space: nowrap; }
+.scroll + .soft { margin-top: 8px; }
 .class th { color: var(--ink); font-weight: 600; padding-top: 12px; }
 .class span { position: sticky; left: 0; }
 .mark { display: inline-block; width: .9em; color: var(--soft); }

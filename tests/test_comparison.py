@@ -189,6 +189,13 @@ def test_impossible_cells_say_why():
     assert "-²: <far> too few." in page.text and "far" not in page.tags
 
 
+def test_impossible_cells_cost_nothing():
+    rows = few(ACCURACIES)
+    for row in rows:
+        row |= {"cpu_seconds": 3.0} if row["density"] == 0.5 else {"cpu_seconds": 0.1} | impossible("too few")
+    assert cells(markdown_tables(rows, []), "Annealing") == ["90.0 ±0.0", "-¹", "3"]
+
+
 def test_cells_not_measured_are_empty():
     rows = [row for row in few(ACCURACIES) if (row["method"], row["density"]) != ("wanda_global", 0.1)]
     assert cells(markdown_tables(rows, []), "Wanda, global")[1] == ""

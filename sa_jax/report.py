@@ -38,6 +38,7 @@ def render_report(
     trace: Mapping[str, np.ndarray],
     masks: Mapping[str, np.ndarray],
     image_shape: tuple[int, int] | None,
+    survival: Mapping[str, np.ndarray] | None = None,
 ) -> str:
     """Renders a finished run as one HTML page; the same input gives the same text.
 
@@ -47,6 +48,8 @@ def render_report(
         fraction since the previous entry, `[chains, entries]`.
       masks: one bool `[inputs, outputs]` per layer, in network order.
       image_shape: rows and columns where the inputs are the pixels of an image, else None.
+      survival: the share of the chains whose best mask keeps each branch, one float `[inputs, outputs]` per layer;
+        None where there is one chain.
     """
     import matplotlib
 
@@ -54,8 +57,10 @@ def render_report(
         sections = [
             _headline(result),
             _warnings(result.get("warnings") or []),
+            _probes(result) if result.get("probes") else "",
             _first_layer(next(iter(masks.values())), image_shape),
-            f'<div class="columns">{_course(trace)}<div>{_layers(masks)}{_reproduce(result)}</div></div>',
+            "" if survival is None else _agreement(result, survival, image_shape),
+            f'<div class="columns">{_course(trace)}<div>{_layers(result, masks)}{_reproduce(result)}</div></div>',
             _settings(result),
         ]
     title = f"Annealed mask: {result['dataset']}, {result['kept']:,} branches"
@@ -73,7 +78,8 @@ def _headline(result: Mapping[str, Any]) -> str:
         "Best energy": format_value("best_energy", result["best_energy"]),
         "Steps &times; chains": " &times; ".join(
             format_value("", result.get(name)) for name in ("num_steps", "num_chains")
-        ),
+        )
+        + (f" &times; {len(result['probes'])} probes" if result.get("probes") else ""),
         "Annealing time": f"{format_value('', result.get('anneal_seconds'))} s",
     }
     search = "The search only chose branches: no weight was changed"
@@ -88,14 +94,17 @@ def _headline(result: Mapping[str, Any]) -> str:
 <h1>{result["kept"]:,} of {result["total"]:,} branches kept <span>({format_percent(result["density"])}):</span>
 <strong>{format_percent(result["test_accuracy"])} test accuracy</strong></h1>
 <p>{network}</p>
+{f"<p>{html.escape(result['worth'])}</p>" if result.get("worth") else ""}
 <p class="soft">{search}</p>
 <dl>{"".join(f"<div><dt>{name}</dt><dd>{fact}</dd></div>" for name, fact in facts.items())}</dl>
 </div>{_accuracies(result)}</section>"""
 
 
 def _accuracies(result: Mapping[str, Any]) -> str:
+    best_one_shot = result.get("best_one_shot")
     bars = {
         "Annealed": result["test_accuracy"],
+        "Best one-shot": (result.get("one_shot_test_accuracy") or {}).get(best_one_shot),
         "Global magnitude": result.get("magnitude_test_accuracy"),
         "Random": result.get("random_test_accuracy"),
         "Dense": result["dense_test_accuracy"],
@@ -118,6 +127,51 @@ def _accuracies(result: Mapping[str, Any]) -> str:
     return figure_html("accuracies", figure, f"Bar chart of test accuracy: {text}", caption)
 
 
+def _probes(result: Mapping[str, Any]) -> str:
+    """Draws and lists the densities that were tried for the sparsest that reaches the target."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    probes, target = result["probes"], result["target_accuracy"]
+    figure = new_figure(2.9)
+    axes = figure.add_subplot()
+    density, accuracy = (
+        np.array([probe[name] for probe in probes]) for name in ("density", "validation_accuracy")
+    )
+    reached = accuracy >= target - 1e-9  # a share of samples, but for rounding
+    style = {"marker": "o", "s": 42, "clip_on": False, "zorder": 3}
+    axes.scatter(100 * density[reached], 100 * accuracy[reached], color=ACCENT, label="reached", **style)
+    missed = 100 * density[~reached], 100 * accuracy[~reached]
+    axes.scatter(*missed, facecolors="none", edgecolors=SECOND, label="missed", **style)
+    axes.axhline(100 * target, color=INK, linestyle="--", linewidth=1, alpha=0.7, label="wanted")
+    axes.scatter(100, 100 * result["dense_validation_accuracy"], color=INK, alpha=0.6, label="dense", **style)
+    axes.set(xscale="log", xlabel="branches kept in %", ylabel="validation accuracy in %")
+    many_decades = density.min() < 0.02
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if many_decades else (1, 1.5, 2, 3, 5, 7)))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.grid(color=INK, alpha=0.12, linewidth=0.6)
+    _legend_above(axes)
+    strip_axes(axes)
+    caption = "Validation accuracy against the share of branches kept, one point for each annealing run."
+    head = ["Probe", "Density", "Kept", "Validation accuracy", "CPU time"]
+    rows = [
+        row_html(
+            str(number),
+            format_percent(probe["density"]),
+            f"{probe['kept']:,}",
+            f"{100 * probe['validation_accuracy']:.2f} %",
+            f"{probe['cpu_seconds']:,.1f} s",
+        )
+        for number, probe in enumerate(probes, 1)
+    ]
+    return f"""<section><h2>How the density was found</h2>
+<p>Wanted: the sparsest density with a validation accuracy of at least {100 * target:.2f} %.</p>
+<div class="columns">{figure_html("probes", figure, caption, caption)}
+<div class="scroll"><table class="numbers">
+<thead><tr>{"".join(f'<th scope="col">{name}</th>' for name in head)}</tr></thead>
+<tbody>{"".join(rows)}</tbody></table></div></div></section>"""
+
+
 def _warnings(warnings: Iterable[str]) -> str:
     items = "".join(f"<li>{html.escape(warning)}</li>" for warning in warnings)
     return f'<aside role="alert"><h2>Warnings</h2><ul>{items}</ul></aside>' if items else ""
@@ -125,8 +179,86 @@ def _warnings(warnings: Iterable[str]) -> str:
 
 def _first_layer(mask: np.ndarray, image_shape: tuple[int, int] | None) -> str:
     mask = np.asarray(mask, bool)
-    pictures = _matrix(mask) if image_shape is None else _pixels(mask, image_shape) + _units(mask, image_shape)
+    if image_shape is None:
+        fed = f"{np.count_nonzero(mask.any(1)):,} of {len(mask):,} inputs still feed the network."
+        pictures = _matrix(mask, "matrix", f"The mask of the first layer: {fed}")
+    else:
+        pictures = _pixels(mask, image_shape) + _units(mask, image_shape)
     return f'<section><h2>What the first layer still sees</h2><div class="columns">{pictures}</div></section>'
+
+
+def _agreement(
+    result: Mapping[str, Any], survival: Mapping[str, np.ndarray], image_shape: tuple[int, int] | None
+) -> str:
+    """Says and draws how much of the masks is common to the chains."""
+    found, energies = result["mask_overlap"], result["best_energy_per_chain"]
+    mean, least, most, chance, with_start = (
+        format_percent(found[f"jaccard_{of}"]) for of in ("mean", "min", "max", "of_random", "with_start")
+    )
+    spread = f" ({least} to {most})" if len(energies) > 2 else ""
+    sentence = (
+        f"Of the branches that either of two chains keeps, both keep {mean}{spread}, where two random masks would "
+        f"share {chance}; their best energies lie from {format_value('', min(energies))} to "
+        f"{format_value('', max(energies))}, and with the mask that all began from each shares {with_start}."
+    )
+    first = next(iter(survival.values()))
+    if image_shape is None:
+        picture = _matrix(first, "common", "First layer: the more chains keep a branch, the bluer.")
+    else:
+        picture = _common_pixels(result, first, image_shape)
+    return f"""<section><h2>Do the chains agree?</h2><p>{sentence}</p>
+<div class="columns">{_survivals(result, survival)}{picture}</div></section>"""
+
+
+def _survivals(result: Mapping[str, Any], survival: Mapping[str, np.ndarray]) -> str:
+    """Draws how many branches so many of the chains keep, beside what chance would give."""
+    from matplotlib.ticker import MaxNLocator
+
+    chains, kept, total = result["num_chains"], result["kept"], result["total"]
+    shares = np.concatenate([np.ravel(kernel) for kernel in survival.values()])
+    numbers = np.arange(1, chains + 1)
+    counts = np.bincount(np.rint(chains * shares).astype(int), minlength=chains + 1)[1:]
+    density = kept / total
+    chance = [total * math.comb(chains, n) * density**n * (1 - density) ** (chains - n) for n in numbers.tolist()]
+    figure = new_figure(3.2)
+    axes = figure.add_subplot()
+    drawn = axes.bar(numbers - 0.2, counts, 0.4, color=ACCENT, label="annealed")
+    by_chance = axes.bar(numbers + 0.2, chance, 0.4, color=INK, alpha=0.35, label="independent random masks")
+    if chains <= 8:
+        axes.bar_label(drawn, [f"{count:,}" for count in counts], padding=2, fontsize=8)
+        axes.bar_label(by_chance, [_rounded(count) for count in chance], padding=2, fontsize=8)
+    axes.set(xlabel="chains that keep a branch", ylabel="branches", yticks=[])
+    axes.margins(y=0.1)
+    axes.xaxis.set_major_locator(MaxNLocator(12, integer=True))
+    _legend_above(axes)
+    strip_axes(axes)
+    caption = f"{counts[-1]:,} branches survive in every chain; by chance it would be {_rounded(chance[-1])}."
+    return figure_html(
+        "survivals", figure, f"Bar chart of the branches that so many chains keep. {caption}", caption
+    )
+
+
+def _common_pixels(result: Mapping[str, Any], survival: np.ndarray, image_shape: tuple[int, int]) -> str:
+    """Draws, for each pixel, how much of what one chain keeps another keeps."""
+    chains = result["num_chains"]
+    counts = np.rint(chains * survival)
+    kept, kept_again = counts.sum(1), (counts * (counts - 1)).sum(1) / (chains - 1)
+    share = np.ma.masked_array(kept_again / np.maximum(kept, 1), kept == 0)
+    figure = new_figure(WIDTH * min(1.5, 0.83 * image_shape[0] / image_shape[1]) + 0.2)
+    axes = figure.add_subplot()
+    colors = _bands(64).with_extremes(bad=_GREY)
+    top = max(1, 100 * share.max()) if kept.any() else 1
+    image = axes.imshow(100 * share.reshape(image_shape), colors, vmin=0, vmax=top, interpolation="none")
+    bar = figure.colorbar(image, shrink=0.86, pad=0.03)
+    bar.set_label("% kept by another chain too")
+    bar.outline.set_visible(False)
+    axes.set(xticks=[], yticks=[])
+    strip_axes(axes)
+    caption = (
+        "First layer: of the branches from each pixel that one chain keeps, the share that another keeps too: "
+        f"{format_percent(kept_again.sum() / max(kept.sum(), 1))} over all pixels."
+    )
+    return figure_html("common", figure, f"Picture of the pixels. {caption}", caption)
 
 
 def _pixels(mask: np.ndarray, image_shape: tuple[int, int]) -> str:
@@ -171,22 +303,20 @@ def _units(mask: np.ndarray, image_shape: tuple[int, int]) -> str:
     return figure_html("units", figure, caption, caption)
 
 
-def _matrix(mask: np.ndarray) -> str:
-    """Draws the mask itself, one row per input and one column per unit."""
+def _matrix(share: np.ndarray, name: str, caption: str) -> str:
+    """Draws a mask, or the share of masks that keep each branch, one row per input and one column per unit."""
     from matplotlib.ticker import MaxNLocator
 
-    inputs, units = mask.shape
+    inputs, units = share.shape
     figure = new_figure(WIDTH * min(1.0, max(0.3, inputs / units)))
     axes = figure.add_subplot()
     extent = (0.5, units + 0.5, inputs + 0.5, 0.5)
-    axes.imshow(_colored(_shrink(mask, _MAX_SIDE)), interpolation="none", aspect="auto", extent=extent)
+    axes.imshow(_colored(_shrink(share, _MAX_SIDE)), interpolation="none", aspect="auto", extent=extent)
     axes.set(xlabel="unit of the first layer", ylabel="input")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator("auto", integer=True))
     strip_axes(axes)
-    fed = f"{np.count_nonzero(mask.any(1)):,} of {inputs:,} inputs still feed the network."
-    caption = f"The mask of the first layer: {fed}"
-    return figure_html("matrix", figure, f"Picture of inputs against units. {caption}", caption)
+    return figure_html(name, figure, f"Picture of inputs against units. {caption}", caption)
 
 
 def _course(trace: Mapping[str, np.ndarray]) -> str:
@@ -244,7 +374,7 @@ def _log_scale(axes: "Axes", values: np.ndarray) -> None:
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
 
 
-def _layers(masks: Mapping[str, np.ndarray]) -> str:
+def _layers(result: Mapping[str, Any], masks: Mapping[str, np.ndarray]) -> str:
     kept = [int(np.sum(mask)) for mask in masks.values()]
     densities = [count / mask.size for count, mask in zip(kept, masks.values(), strict=True)]
     figure = new_figure(0.5 + 0.36 * len(masks))
@@ -259,9 +389,13 @@ def _layers(masks: Mapping[str, np.ndarray]) -> str:
         [name, f"{count:,}", f"{mask.size:,}", format_percent(density), _in_use(mask, 1), _in_use(mask, 0)]
         for (name, mask), count, density in zip(masks.items(), kept, densities, strict=True)
     ]
+    caption = "Kept share of each layer."
+    if result.get("effective_kept") is not None:
+        effective = f"{result['effective_kept']:,} of {sum(kept):,} kept branches"
+        caption += f" {effective} lie on a path from input to output."
     head = ["Layer", "Kept", "Of", "Density", "Inputs in use", "Units in use"]
     return f"""<section><h2>Where the kept branches are</h2>
-{figure_html("layers", figure, f"Bar chart of the kept share of each layer: {text}", "Kept share of each layer.")}
+{figure_html("layers", figure, f"Bar chart of the kept share of each layer: {text}", caption)}
 <h3>Layer by layer</h3><div class="scroll"><table class="numbers">
 <thead><tr>{"".join(f'<th scope="col">{name}</th>' for name in head)}</tr></thead>
 <tbody>{"".join(row_html(*row) for row in rows)}</tbody></table></div></section>"""
@@ -281,14 +415,30 @@ def _reproduce(result: Mapping[str, Any]) -> str:
 
 def _settings(result: Mapping[str, Any]) -> str:
     figures = {
-        key.removeprefix("num_").replace("_", " "): format_value(key, value)
+        key.removeprefix("num_").replace("_", " "): _setting(key, value)
         for key, value in result.items()
-        if key not in ("warnings", "versions")
+        if key not in ("warnings", "versions", "worth", "probes")
     }
     timing = {name: figures.pop(name) for name in list(figures) if "second" in name}
     return f"""<section><h2>Settings and figures</h2>
 <div class="columns"><div><h3>Run</h3>{table_html(figures)}</div><div><h3>Time</h3>{table_html(timing)}
 <h3>Versions</h3>{table_html(result.get("versions") or {})}</div></div></section>"""
+
+
+def _setting(key: str, value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name.replace('_', ' ')} {format_value(key, item)}" for name, item in value.items())
+    return format_value(key, value)
+
+
+def _rounded(count: float) -> str:
+    return f"{count:,.0f}" if count >= 10 else f"{count:.2g}"
+
+
+def _legend_above(axes: "Axes") -> None:
+    """A legend in one line above the panel, where it hides nothing."""
+    place = {"loc": "lower left", "bbox_to_anchor": (0, 1.02), "ncols": 4, "borderaxespad": 0}
+    axes.legend(frameon=False, fontsize=9, handlelength=1.3, columnspacing=1.2, handletextpad=0.4, **place)
 
 
 def _bands(count: int) -> Any:

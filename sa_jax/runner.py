@@ -1,9 +1,11 @@
 """The host's part of a run: data and weights in, jitted chunks of steps over sharded chains, results out."""
 
 import csv
+import dataclasses
 import io
 import itertools
 import json
+import math
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -19,7 +21,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from sa_jax import data, masks, models, pruning, workdirs
 from sa_jax.anneal import BLOCK_STEPS, init
 from sa_jax.anneal import run as run_steps
-from sa_jax.evaluation import Annealed, evaluate, network_with
+from sa_jax.evaluation import SECONDS, Annealed, Probe, Search, accuracy, evaluate, network_with
 from sa_jax.models import Network
 from sa_jax.npz import npz_bytes
 from sa_jax.pruning import Problem
@@ -30,12 +32,18 @@ from sa_jax.types import AnnealState, InputError
 # A run is cut into about this many chunks, each an entry of the trace, of at least so many steps.
 CHUNKS = 200
 LEAST_CHUNK_STEPS = 1_000
+# A search for the density stops where so many times fewer branches fail, and tries no fewer than these.
+FINENESS = 1.1
+FEWEST_BRANCHES = 8
 # Flat indices are int32, and the integer weights of a saliency swap must leave room for each branch.
 MOST_BRANCHES = 2**27
 
 
 class Progress(NamedTuple):
-    """What a run tells after each chunk; energies and acceptance are those of the leading chain."""
+    """What a run tells after each chunk; energies and acceptance are those of the leading chain.
+
+    A search for the density says which probe this is, from 1, and of which density.
+    """
 
     step: int
     num_steps: int
@@ -44,6 +52,8 @@ class Progress(NamedTuple):
     best_energy: float
     acceptance: float
     steps_per_second: float
+    probe: int = 0
+    density: float | None = None
 
 
 def run(
@@ -58,8 +68,8 @@ def run(
 
     Args:
       config: the settings.
-      workdir: made if missing. Gets masks.npz, weights.npz, operative.gin, trace.csv, report.html and, last,
-        result.json: all written aside, then renamed.
+      workdir: made if missing. Gets masks.npz, weights.npz, survival.npz where there are several chains,
+        operative.gin, trace.csv, report.html and, last, result.json: all written aside, then renamed.
       operative_config: text of `operative.gin`.
       overwrite: whether to replace an earlier run's results.
       on_progress: called after each chunk.
@@ -74,28 +84,34 @@ def run(
     workdirs.check(workdir, overwrite)
     dataset = data.load(config.dataset, config.input_mean, config.input_std)
     names, network = load_network(config, dataset)
-    kept = masks.num_kept(config.density, network.total)
     for split in (dataset.train, dataset.validation, dataset.test):
         pruning.check_samples(network, split.inputs, split.labels)
-    num_samples, _ = config.sizes(kept, len(dataset.train.labels))
-    samples = dataset.train.inputs[:num_samples], dataset.train.labels[:num_samples]
     made = workdirs.make(workdir)
     try:
-        annealed = anneal_chains(config, network, *samples, kept, on_progress, on_message)
+        anneal = anneal_to_target if config.density is None else anneal_density
+        annealed, search = anneal(config, dataset, network, on_progress, on_message)
         found = network_with(network, annealed.weights)
-        result = evaluate(config, dataset, network, found, annealed, kept)
-        kernel_names = [f"{name}/kernel" for name in names]
-        best_masks = masks.unflatten(jnp.asarray(annealed.mask), network.shapes)
-        mask_arrays = {name: np.asarray(m) for name, m in zip(kernel_names, best_masks, strict=True)}
-        weights = dict(zip(kernel_names, map(np.asarray, found.kernels), strict=True))
+        result = evaluate(config, dataset, network, found, annealed, search)
+
+        def by_kernel(flat: Any) -> dict[str, np.ndarray]:
+            parts = masks.unflatten(flat, network.shapes)
+            return {f"{name}/kernel": np.asarray(part) for name, part in zip(names, parts, strict=True)}
+
         biases = zip(names, network.biases, strict=True)
-        weights |= {f"{name}/bias": np.asarray(bias) for name, bias in biases if bias is not None}
-        files = {
-            "masks.npz": npz_bytes(mask_arrays),
-            "weights.npz": npz_bytes(weights),
+        arrays = {
+            "masks.npz": by_kernel(annealed.mask),
+            "weights.npz": by_kernel(masks.flatten(found.kernels))
+            | {f"{name}/bias": np.asarray(bias) for name, bias in biases if bias is not None},
+        }
+        if config.num_chains > 1:
+            arrays["survival.npz"] = by_kernel(annealed.masks.mean(0, dtype=np.float32))
+        page = render_report(
+            result, annealed.trace, arrays["masks.npz"], dataset.image_shape, arrays.get("survival.npz")
+        )
+        files = {name: npz_bytes(by_name) for name, by_name in arrays.items()} | {
             "operative.gin": operative_config.encode(),
             "trace.csv": _trace_csv(annealed.trace).encode(),
-            "report.html": render_report(result, annealed.trace, mask_arrays, dataset.image_shape).encode(),
+            "report.html": page.encode(),
             "result.json": (json.dumps(result, indent=2) + "\n").encode(),
         }
         workdirs.write(workdir, files)
@@ -103,6 +119,96 @@ def run(
         workdirs.unmake(made)
         raise
     return result
+
+
+def anneal_density(
+    config: RunConfig,
+    dataset: data.Dataset,
+    network: Network,
+    on_progress: Callable[[Progress], None],
+    on_message: Callable[[str], None],
+) -> tuple[Annealed, None]:
+    """Anneals at the density given, on as many training samples as are wanted for it."""
+    kept = masks.num_kept(config.density, network.total)
+    num_samples, _ = config.sizes(kept, len(dataset.train.labels))
+    samples = dataset.train.inputs[:num_samples], dataset.train.labels[:num_samples]
+    return anneal_chains(config, network, *samples, kept, on_progress, on_message), None
+
+
+def anneal_to_target(
+    config: RunConfig,
+    dataset: data.Dataset,
+    network: Network,
+    on_progress: Callable[[Progress], None],
+    on_message: Callable[[str], None],
+) -> tuple[Annealed, Search]:
+    """Anneals at one density after the other for the sparsest that reaches the target on the validation split.
+
+    Each probe is what `anneal_density` gives at its density. Where none reaches the target, the one of highest
+    validation accuracy is taken.
+    """
+
+    def on_validation(network: Network, mask: np.ndarray) -> float:
+        return accuracy(network, jnp.asarray(mask), dataset.validation, config.activation)
+
+    dense = on_validation(network, np.ones(network.total, bool))
+    search = Search(dense - config.tolerance if config.target_accuracy is None else config.target_accuracy)
+    tried: list[tuple[Probe, Annealed]] = []
+
+    def passes(kept: int) -> bool:
+        number, density = len(tried) + 1, kept / network.total
+        annealed, _ = anneal_density(
+            dataclasses.replace(config, density=density, target_accuracy=None),
+            dataset,
+            network,
+            lambda progress: on_progress(progress._replace(probe=number, density=density)),
+            (lambda message: None) if tried else on_message,
+        )
+        reached = on_validation(network_with(network, annealed.weights), annealed.mask)
+        probe = Probe(density, kept, reached, *(getattr(annealed, name) for name in SECONDS))
+        # Without the samples, which would pile up.
+        tried.append((probe, annealed._replace(problem=annealed.problem._replace(data=()))))
+        figures = f"validation accuracy {100 * reached:.2f} %, wanted {100 * search.target_accuracy:.2f} %"
+        on_message(f"probe {number}: {100 * density:.3g} % of the branches kept, {figures}")
+        return search.passes(reached)
+
+    fewest = fewest_branches(passes, network.total, search.passes(dense))
+    _, annealed = max(tried, key=lambda one: (one[0].kept == fewest, one[0].validation_accuracy))
+    return annealed, search._replace(probes=tuple(probe for probe, _ in tried))
+
+
+def fewest_branches(passes: Callable[[int], bool], total: int, dense_passes: bool) -> int | None:
+    """Searches the fewest branches that pass: halves until some fail, then bisects in the logarithm.
+
+    Args:
+      passes: whether so many branches do.
+      total: number of branches.
+      dense_passes: whether all of them do; if not, fewer still may, and are halved until they do.
+
+    Returns:
+      The fewest found, less than `FINENESS` times as many as some that fail, or None if none that were tried pass.
+
+    >>> tried = []
+    >>> fewest_branches(lambda kept: tried.append(kept) or kept >= 150, 1_000, True), tried
+    (162, [500, 250, 125, 177, 149, 162])
+    """
+    least = max(1, min(FEWEST_BRANCHES, total // 2))
+    passing, failing = (total if dense_passes else None), max(1, total // 2)
+    while failing >= least:
+        if passes(failing):
+            passing = failing
+        elif passing is not None:
+            break
+        failing //= 2
+    if passing is None:
+        return None
+    while passing - failing > 1 and passing / failing > FINENESS:
+        middle = round(math.sqrt(passing * failing))
+        if middle >= least and passes(middle):
+            passing = middle
+        else:
+            failing = middle
+    return passing if passing < total else None
 
 
 def anneal_chains(
@@ -203,11 +309,11 @@ def anneal_chains(
     trace = {"step": step, "temperature": temperature}
     trace |= dict(zip(("energy", "best_energy", "acceptance"), (c.T for c in per_chain), strict=True))
     best_energy = np.asarray(states.best_energy)[: config.num_chains]
-    best = jax.tree.map(lambda leaf: np.asarray(leaf[int(best_energy.argmin())]), states.best)
-    mask, weights = best if config.options.nudge_share else (best, None)
+    best_masks, best_weights = states.best if config.options.nudge_share else (states.best, None)
+    weights = None if best_weights is None else np.asarray(best_weights[int(best_energy.argmin())])
     cpu_seconds = time.process_time() - cpu_start
     return Annealed(
-        mask,
+        np.asarray(best_masks)[: config.num_chains],
         weights,
         problem,
         start_energy,
@@ -324,7 +430,8 @@ def load_network(config: RunConfig, dataset: data.Dataset) -> tuple[list[str], N
         total = sum(inputs * outputs for inputs, outputs in itertools.pairwise(sizes))
         if total > MOST_BRANCHES:
             raise InputError(f"HIDDEN makes {total:,} branches; at most {MOST_BRANCHES:,} are possible")
-        masks.num_kept(config.density, total)  # before the training, which may take long
+        if config.density is not None:
+            masks.num_kept(config.density, total)  # before the training, which may take long
         model = models.MLP(widths, config.activation, config.use_bias, config.initializer)
         weights_key = jax.random.fold_in(jax.random.key(config.seed), 0)
         if config.weights == "random":

@@ -26,7 +26,7 @@ class RunConfig:
       weights: 'random', 'pretrain', or a file .npz or .safetensors, whose shapes then fix the layers.
       hidden: widths of the hidden layers; unused with a weights file.
       activation: 'relu', 'tanh' or 'gelu'.
-      density: kept / total, in (0, 1].
+      density: kept / total, in (0, 1]; None searches the sparsest one that reaches the target accuracy.
       seed: of everything random.
       num_steps: proposals per chain; None for as many as the budget allows.
       num_chains: independent chains; the one of lowest energy is the result.
@@ -48,6 +48,9 @@ class RunConfig:
       temperature_end: None calibrates it.
       nudge_share: share of the proposals that change a weight, aimed by derivatives of the energy; 0 leaves all
         weights as they are.
+      target_accuracy: on the validation split, in (0, 1], where density is None; None for that of the dense
+        network less the tolerance.
+      tolerance: accuracy that counts as no loss against the dense network, 0.005 being half a point.
     """
 
     dataset: str = "digits"
@@ -56,7 +59,7 @@ class RunConfig:
     weights: str = "pretrain"
     hidden: Sequence[int] = (32, 16)
     activation: str = "relu"
-    density: float = 0.05
+    density: float | None = 0.05
     seed: int = 0
     num_steps: int | None = None
     num_chains: int = 2
@@ -75,6 +78,8 @@ class RunConfig:
     temperature_start: float | None = None
     temperature_end: float | None = None
     nudge_share: float = 0.0
+    target_accuracy: float | None = None
+    tolerance: float = 0.005
 
     def __post_init__(self):
         for name in ("dataset", "weights"):
@@ -101,7 +106,7 @@ class RunConfig:
             raise InputError(f"HIDDEN must be a list of positive whole numbers such as [300, 100], not {widths!r}")
         for name in ("input_mean", "input_std", "pretrain_learning_rate"):
             value = getattr(self, name)
-            if not isinstance(value, int | float) or isinstance(value, bool) or not np.isfinite(value):
+            if not _is_number(value) or not np.isfinite(value):
                 raise InputError(f"{name.upper()} must be a finite number, not {value!r}")
             if name != "input_mean" and value <= 0:
                 raise InputError(f"{name.upper()} must be above 0, not {value!r}")
@@ -111,7 +116,18 @@ class RunConfig:
             raise InputError(
                 f"initializer must be one of {', '.join(models.INITIALIZERS)}, not {self.initializer!r}"
             )
-        masks.num_kept(self.density, 2**62)  # the range; how many are kept is known with the network
+        if self.density is not None:
+            masks.num_kept(self.density, 2**62)  # the range; how many are kept is known with the network
+        target = self.target_accuracy
+        if target is not None and (not _is_number(target) or not 0 < target <= 1):
+            raise InputError(f"target_accuracy must be a number in (0, 1], or None, not {target!r}")
+        if target is not None and self.density is not None:
+            raise InputError(
+                f"target_accuracy = {target} and DENSITY = {self.density} exclude each other: set DENSITY = None "
+                "to search for the density, or drop target_accuracy"
+            )
+        if not _is_number(self.tolerance) or not 0 <= self.tolerance < 1:
+            raise InputError(f"tolerance must be a number from 0 to below 1, not {self.tolerance!r}")
         pruning.check_options(self.options)
 
     def sizes(self, kept: int, available: int) -> tuple[int, int]:
@@ -135,3 +151,7 @@ class RunConfig:
 
 def _is_whole(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sa_jax.types import InputError
 
-FILES = ("masks.npz", "weights.npz", "operative.gin", "trace.csv", "report.html", "result.json")
+FILES = ("masks.npz", "weights.npz", "survival.npz", "operative.gin", "trace.csv", "report.html", "result.json")
 
 
 def check(workdir: Path, overwrite: bool) -> None:
@@ -48,6 +48,8 @@ def unmake(made: Sequence[Path]) -> None:
 def write(workdir: Path, files: Mapping[str, bytes]) -> None:
     """Writes all files aside before it renames the first, so that none is ever half there.
 
+    Of an earlier run's `FILES`, those that are not written anew are removed.
+
     Raises:
       InputError: the disk is full or the folder has become unwritable.
     """
@@ -60,6 +62,8 @@ def write(workdir: Path, files: Mapping[str, bytes]) -> None:
                     os.fsync(file.fileno())
             # Without its result a mix of old and new files can never pass for a finished run.
             (workdir / "result.json").unlink(missing_ok=True)
+            for name in set(FILES) - set(files):
+                (workdir / name).unlink(missing_ok=True)
             for name in files:
                 os.replace(Path(aside) / name, workdir / name)
     except OSError as error:

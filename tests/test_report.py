@@ -135,6 +135,87 @@ def test_figures_have_descriptions_and_ids_of_their_own():
     assert {load[1:] for load in page.loads if load.startswith("#")} <= set(page.ids)
 
 
+def with_survival(result, masks, chains):
+    """What a run of several chains adds: their masks are the given one, with a few branches moved."""
+    rng = np.random.default_rng(1)
+    drawn = {name: [mask] + [rng.permuted(mask) for _ in range(chains - 1)] for name, mask in masks.items()}
+    shares = ("jaccard_mean", "jaccard_min", "jaccard_max", "jaccard_of_random", "jaccard_with_start")
+    result |= {
+        "mask_overlap": dict(zip(shares, (0.61, 0.55, 0.7, 0.143, 0.33), strict=True)),
+        "best_energy_per_chain": [0.3 + 0.01 * chain for chain in range(chains)],
+    }
+    return {name: np.mean(kernels, 0, dtype=np.float32) for name, kernels in drawn.items()}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("chains", [2, 3, 20])
+@pytest.mark.parametrize("image_shape", [(4, 4), None])
+def test_chains_are_compared(chains, image_shape):
+    result, trace, masks = make_run(chains=chains)
+    survival = with_survival(result, masks, chains)
+    page = Page(render_report(result, trace, masks, image_shape, survival))
+    spread = "" if chains == 2 else " (55.0 % to 70.0 %)"
+    assert f"both keep 61.0 %{spread}, where two random masks would share 14.3 %" in page.text
+    assert f"energies lie from 0.3 to {0.3 + 0.01 * (chains - 1):.4g}, and" in page.text and "33.0 %" in page.text
+    every = sum(int((share == 1).sum()) for share in survival.values())
+    chance = result["total"] * (result["kept"] / result["total"]) ** chains
+    assert f"{every} branches survive in every chain; by chance it would be" in page.text
+    if chains == 2:
+        assert f"by chance it would be {chance:.2g}." in page.text
+    if image_shape:
+        counts = np.rint(chains * survival["Dense_0"])
+        share = 100 * (counts * (counts - 1)).sum() / (chains - 1) / counts.sum()
+        assert f"the share that another keeps too: {share:.1f} % over all pixels" in page.text
+    assert len(page.svgs) == (7 if image_shape else 6)
+    assert "Do the chains agree?" not in render_report(result, trace, masks, image_shape)
+
+
+def make_probes():
+    names = ("density", "kept", "validation_accuracy", "compile_seconds", "anneal_seconds", "cpu_seconds")
+    rows = ((0.5, 500, 0.9612, 1, 2, 3.5), (0.25, 250, 0.9434, 1, 2, 4.5), (0.354, 354, 0.9501, 1, 2, 5.5))
+    rows += ((0.297, 297, 0.9499, 1, 2, 5.0),)
+    return [dict(zip(names, row, strict=True)) for row in rows]
+
+
+@pytest.mark.filterwarnings("error")
+def test_probes_of_a_search_are_listed():
+    result, trace, masks = make_run()
+    result |= {"probes": make_probes(), "target_accuracy": 0.95, "dense_validation_accuracy": 0.955}
+    page = Page(render_report(result, trace, masks, (4, 4)))
+    assert "a validation accuracy of at least 95.00 %" in page.text and "4 probes" in page.text
+    for figure in ("96.12 %", "94.34 %", "35.4 %", "5.5 s"):
+        assert figure in page.text
+    drawn = render_report(result, trace, masks, None).split('id="probes-PathCollection_')
+    reached, missed = (part.count("<use") for part in drawn[1:3])
+    assert (reached, missed) == (2, 2)
+    assert "How the density was found" not in render_report(*make_run(), (4, 4))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("density", [1.0, 1e-4])
+def test_a_search_of_one_probe_is_drawn(density):
+    result, trace, masks = make_run()
+    result |= {"probes": make_probes()[:1], "target_accuracy": 0.99, "dense_validation_accuracy": 0.955}
+    result["probes"][0]["density"] = density
+    Page(render_report(result, trace, masks, (4, 4)))
+
+
+def test_worth_and_the_best_one_shot_mask_stand_at_the_top():
+    result, trace, masks = make_run()
+    result |= {
+        "worth": "It was <b>worth</b> it.",
+        "one_shot_test_accuracy": {"snip": 0.4321, "obd": 0.8123},
+        "best_one_shot": "obd",
+        "effective_kept": 12,
+    }
+    page = Page(render_report(result, trace, masks, None))
+    assert page.text.index("It was <b>worth</b> it.") < page.text.index("What the first layer")
+    assert "b" not in page.tags
+    assert "Best one-shot 81.2 %" in page.svgs[0]["aria-label"]
+    assert "snip 43.2 %, obd 81.2 %" in page.text
+    assert f"12 of {result['kept']} kept branches lie on a path from input to output" in page.text
+
+
 def test_text_from_outside_is_escaped():
     result, trace, masks = make_run()
     result |= {"dataset": "<b>data</b>", "weights": "<i>$x$.npz", "warnings": ["<u>look"], "move": "<s>"}

@@ -17,7 +17,7 @@ from sa_jax.settings import RunConfig
 SMALL = RunConfig(
     weights="random", hidden=(12, 8), density=0.2, num_steps=2_500, num_chains=2, num_samples=300, use_bias=True
 )
-FILES = {"masks.npz", "weights.npz", "operative.gin", "trace.csv", "report.html", "result.json"}
+FILES = {"masks.npz", "weights.npz", "survival.npz", "operative.gin", "trace.csv", "report.html", "result.json"}
 FIELDS = [
     "dataset",
     "sizes",
@@ -31,6 +31,11 @@ FIELDS = [
     "dense_test_accuracy",
     "magnitude_test_accuracy",
     "random_test_accuracy",
+    "effective_kept",
+    "one_shot_test_accuracy",
+    "best_one_shot",
+    "worth",
+    "mask_overlap",
     "num_steps",
     "num_chains",
     "steps_per_second",
@@ -69,7 +74,7 @@ def test_folder_holds_the_whole_run(finished):
     assert (workdir / "operative.gin").read_text() == "SEED = 0\n"
     assert (workdir / "report.html").read_text().startswith("<!DOCTYPE html>")
     for name in FIELDS:
-        if name.endswith("accuracy"):
+        if name.endswith("accuracy") and name != "one_shot_test_accuracy":
             assert 0 <= written[name] <= 1
         if name.endswith(("seconds", "per_second")):
             assert written[name] > 0
@@ -121,6 +126,7 @@ def test_weights_that_move_are_told_apart(finished, tmp_path):
     assert result["dense_test_accuracy"] == finished[1]["dense_test_accuracy"]
     assert result["uses_gradients"] and not finished[1]["uses_gradients"]
     assert result["kept"] == finished[1]["kept"] and result["best_energy"] < result["start_energy"]
+    assert "which annealing moved" in result["worth"] and "which annealing moved" not in finished[1]["worth"]
     for folder, of, words in (
         (tmp_path / "moved", result, "changed weights, by annealing alone"),
         (*finished, "no weight was changed"),
@@ -311,6 +317,15 @@ def test_weights_that_do_not_fit(tmp_path, kernels, extra, message):
         ({"density": 1.01}, "density must be a number"),
         ({"density": float("nan")}, "density must be a number"),
         ({"density": "half"}, "density must be a number"),
+        ({"target_accuracy": 0.9}, "target_accuracy = 0.9 and DENSITY = 0.2 exclude each other"),
+        (
+            {"density": None, "target_accuracy": 95},
+            r"target_accuracy must be a number in \(0, 1\], or None, not 95",
+        ),
+        ({"density": None, "target_accuracy": float("nan")}, "target_accuracy must be a number"),
+        ({"density": None, "target_accuracy": True}, "target_accuracy must be a number"),
+        ({"tolerance": 1}, "tolerance must be a number from 0 to below 1, not 1"),
+        ({"tolerance": None}, "tolerance must be a number"),
         ({"num_steps": 0}, "NUM_STEPS must be a whole number of at least 1, or None to choose it, not 0"),
         ({"num_steps": 2**31}, "NUM_STEPS must be below"),
         ({"num_chains": 0}, "NUM_CHAINS must be a whole number of at least 1"),

@@ -112,6 +112,8 @@ def run_command(arguments: argparse.Namespace) -> int:
                 f"accepted {progress.acceptance:.1%}  {progress.steps_per_second:,.0f} steps/s"
             )
             steps = f"step {progress.step:,}/{progress.num_steps:,}"
+            if progress.density is not None:
+                steps = f"probe {progress.probe}, {100 * progress.density:.3g} % kept, {steps}"
             bar.update(task, completed=progress.step, total=progress.num_steps, steps=steps, figures=figures)
 
         def tell(message: str) -> None:
@@ -233,11 +235,13 @@ def summary(result: dict[str, Any], workdir: Path) -> str:
     annealed = "annealed, moved" if result["moves_weights"] else "annealed"
     rows = [(annealed, "test_accuracy"), ("global magnitude", "magnitude_test_accuracy")]
     rows += [("random", "random_test_accuracy"), ("dense", "dense_test_accuracy")]
+    of_search = f", found by {len(result['probes'])} probes" if result["probes"] else ""
     seconds = result["compile_seconds"] + result["anneal_seconds"]
     lines = [
         f"{result['kept']:,} of {result['total']:,} branches kept ({result['kept'] / result['total']:.1%}) of "
-        f"{'-'.join(map(str, result['sizes']))} on {result['dataset']}, in {seconds:.0f} s",
+        f"{'-'.join(map(str, result['sizes']))} on {result['dataset']}{of_search}, in {seconds:.0f} s",
         *(f"  {name:<17}{100 * result[field]:6.2f} % test accuracy" for name, field in rows),
+        f"  {result['worth']}",
         *(f"  warning: {warning}" for warning in result["warnings"]),
         f"  see {workdir / 'report.html'}",
     ]

@@ -27,6 +27,7 @@ def test_run_with_overridden_macros(tmp_path, capsys):
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["kept"] == 44 and result["total"] == 888 and result["num_steps"] == 400
     assert "44 of 888 branches kept" in output.out and str(tmp_path / "run" / "report.html") in output.out
+    assert f"  {result['worth']}\n" in output.out
     # No progress display where there is no terminal.
     assert output.err.startswith("sa-jax: needs ") and output.err.count("\n") == 1
 
@@ -91,6 +92,8 @@ BAD_BINDINGS = {
     "DENSITY=1.5": "density must be a number in (0, 1], not 1.5",
     "DENSITY='half'": "density must be a number in (0, 1], not 'half'",
     "DENSITY=1e-9": "density 1e-09 keeps 0 of 2720 branches; the least that keeps one is 0.00037",
+    "run.target_accuracy=0.9": "set DENSITY = None to search for the density, or drop target_accuracy",
+    "run.tolerance=-0.1": "tolerance must be a number from 0 to below 1, not -0.1",
     "NUM_STEPS=0": "NUM_STEPS must be a whole number of at least 1, or None to choose it, not 0",
     "NUM_STEPS=1e5": "NUM_STEPS must be a whole number of at least 1, or None to choose it, not 100000.0",
     "NUM_CHAINS=0": "NUM_CHAINS must be a whole number of at least 1, not 0",

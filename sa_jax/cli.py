@@ -7,10 +7,11 @@ import difflib
 import logging
 import os
 import re
+import shlex
 import signal
 import sys
 import tokenize
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
@@ -19,7 +20,8 @@ import jax
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from sa_jax import bench, pruning, runner
+from sa_jax import bench, compare, pruning, runner
+from sa_jax.grid import CompareConfig
 from sa_jax.settings import RunConfig
 from sa_jax.types import InputError
 
@@ -39,7 +41,11 @@ MACROS = (
 
 SETTINGS = tuple(field.name for field in dataclasses.fields(RunConfig))
 
+COMPARE_MACROS = ("METHODS", "DENSITIES", "SEEDS")
+COMPARE_SETTINGS = tuple(field.name for field in dataclasses.fields(CompareConfig))
+
 gin_run = gin.external_configurable(RunConfig, name="run")
+gin_compare = gin.external_configurable(CompareConfig, name="compare")
 
 
 class Parser(argparse.ArgumentParser):
@@ -55,17 +61,22 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="sa-jax", description="Prune networks by simulated annealing.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     run = commands.add_parser("run", help="anneal the structure of a network as a gin file says")
-    run.add_argument("--gin_file", required=True, metavar="FILE", help="such as configs/digits.gin")
-    run.add_argument(
-        "--gin_bindings",
-        action="append",
-        default=[],
-        metavar="BINDING",
-        help="such as DENSITY=0.05 or DATASET=\"'mnist'\"; may be given several times",
-    )
-    run.add_argument("--workdir", type=Path, metavar="DIR", help="where the results go; made if missing")
+    comparing = commands.add_parser("compare", help="compare methods over densities, seeds and data sets")
+    bindings = {run: "DENSITY=0.05 or DATASET=\"'mnist'\"", comparing: "SEEDS=[0,1] or compare.epochs=3"}
+    files = {run: "configs/digits.gin", comparing: "configs/compare_digits.gin"}
+    for command in (run, comparing):
+        command.add_argument("--gin_file", required=True, metavar="FILE", help=f"such as {files[command]}")
+        command.add_argument(
+            "--gin_bindings",
+            action="append",
+            default=[],
+            metavar="BINDING",
+            help=f"such as {bindings[command]}; may be given several times",
+        )
+        command.add_argument("--workdir", type=Path, metavar="DIR", help="where the results go; made if missing")
+        command.add_argument("--dry_run", action="store_true", help="print the resolved settings and stop")
     run.add_argument("--overwrite", action="store_true", help="replace the results of an earlier run")
-    run.add_argument("--dry_run", action="store_true", help="print the resolved settings and stop")
+    comparing.add_argument("--jobs", type=int, metavar="N", help="processes, one core each; all cores")
     measuring = commands.add_parser("bench", help="measure proposals per second against two other forms")
     measuring.add_argument("--quick", action="store_true", help="a few cases, in 3 minutes")
     measuring.add_argument(
@@ -73,7 +84,9 @@ def main(argv: list[str] | None = None) -> int:
     )
     arguments = parser.parse_args(argv)
     try:
-        return run_command(arguments) if arguments.command == "run" else bench_command(arguments)
+        return {"run": run_command, "compare": compare_command, "bench": bench_command}[arguments.command](
+            arguments
+        )
     except InputError as error:
         print(f"sa-jax: {error}", file=sys.stderr)
         return 2
@@ -82,13 +95,16 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         kept = " but the cases measured before" if getattr(arguments, "out", None) else ""
+        if arguments.command == "compare":
+            print("sa-jax: interrupted; the same command goes on where it stopped", file=sys.stderr)
+            return 130
         print(f"sa-jax: interrupted; nothing was written{kept}", file=sys.stderr)
         return 130
 
 
 def run_command(arguments: argparse.Namespace) -> int:
     """`sa-jax run`."""
-    config = load_config(arguments.gin_file, arguments.gin_bindings)
+    config = cast(RunConfig, load_config(arguments.gin_file, arguments.gin_bindings, gin_run, MACROS))
     operative = gin.operative_config_str()
     if arguments.dry_run:
         print(operative)
@@ -124,6 +140,43 @@ def run_command(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def compare_command(arguments: argparse.Namespace) -> int:
+    """`sa-jax compare`."""
+    read = load_config(arguments.gin_file, arguments.gin_bindings, gin_compare, COMPARE_MACROS)
+    config, operative = cast(CompareConfig, read), gin.operative_config_str()
+    if arguments.dry_run:
+        print(operative)
+        return 0
+    if arguments.workdir is None:
+        raise InputError("--workdir=DIR is missing: where the results go")
+    jobs = available_cores() if arguments.jobs is None else arguments.jobs
+    if jobs < 1:
+        raise InputError(f"--jobs must be at least 1, not {jobs}")
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.completed}/{task.total} cells"), BarColumn(), TimeRemainingColumn(compact=True))
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("")
+
+        def show(progress: compare.Progress) -> None:
+            row = progress.row
+            accuracy = row["test_accuracy"]
+            figures = row["reason"] if accuracy is None else f"{accuracy:.2%} in {row['cpu_seconds']:.0f} s"
+            what = f"{row['dataset']}, {row['method']}, {row['density']:.1%} kept, seed {row['seed']}: {figures}"
+            bar.update(task, completed=progress.done, total=progress.total)
+            bar.console.print(f"{progress.done}/{progress.total}  {what}", highlight=False)
+
+        def tell(message: str) -> None:
+            print(f"sa-jax: {message}", file=sys.stderr)
+
+        words = [f"--gin_file={arguments.gin_file}"]
+        words += [f"--gin_bindings={shlex.quote(binding)}" for binding in arguments.gin_bindings]
+        command = f"sa-jax compare {' '.join(words)} --workdir=NEW_DIR"
+        result = compare.compare(config, arguments.workdir, jobs, command, operative, show, tell)
+    print((arguments.workdir / "results.md").read_text())
+    print(f"{len(result)} cells; see {arguments.workdir / 'report.html'}")
+    return 0
+
+
 def bench_command(arguments: argparse.Namespace) -> int:
     """`sa-jax bench`."""
     if arguments.out is not None:
@@ -140,9 +193,14 @@ def bench_command(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def available_cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def use_all_cores(num_chains: int) -> None:
     """Makes one host device per core, so that chains share out over the cores, and no more threads than those."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = available_cores()
     # XLA's CPU client takes its number of threads from here. With more than its program can use, one chain of many
     # samples takes twice as long.
     os.environ.setdefault("NPROC", str(min(num_chains, cores)))
@@ -151,12 +209,16 @@ def use_all_cores(num_chains: int) -> None:
         jax.config.update("jax_num_cpu_devices", min(num_chains, cores))
 
 
-def load_config(gin_file: str, bindings: list[str]) -> RunConfig:
+def load_config(
+    gin_file: str, bindings: list[str], settings: Callable[[], Any], macros: Sequence[str]
+) -> RunConfig | CompareConfig:
     """Reads a gin file and bindings, and refuses whatever they hold that nothing uses.
 
     Args:
       gin_file: a path; `configs/digits.gin` and its kind are found from anywhere, since the package has them.
       bindings: such as `DENSITY=0.05`; the last of a name counts.
+      settings: `gin_run` or `gin_compare`.
+      macros: that configs of this kind open with.
 
     Raises:
       InputError: unreadable or malformed gin, a name that does not exist, a bad value.
@@ -167,24 +229,24 @@ def load_config(gin_file: str, bindings: list[str]) -> RunConfig:
     path = next((place / gin_file for place in places if (place / gin_file).is_file()), None)
     if path is None:
         raise InputError(f"gin file {gin_file} is not there")
-    with _gin_errors(gin_file):
+    with _gin_errors(gin_file, macros):
         gin.parse_config_file(str(path))
     for binding in bindings:
-        with _gin_errors(f"binding {binding}"):
+        with _gin_errors(f"binding {binding}", macros):
             gin.parse_config(binding)
-    with _gin_errors(gin_file):
+    with _gin_errors(gin_file, macros):
         gin.finalize()
-        config = cast(RunConfig, gin_run())
+        config = settings()
     for scope, selector in gin.config._CONFIG:
         if (scope, selector) not in gin.config._OPERATIVE_CONFIG:
             if selector == "gin.macro":
-                raise InputError(f"{scope} is bound, but nothing uses it; {_nearest(scope, MACROS)}")
+                raise InputError(f"{scope} is bound, but nothing uses it; {_nearest(scope, macros)}")
             raise InputError(f"{scope + '/' if scope else ''}{selector} is bound, but nothing uses it")
     return config
 
 
 @contextlib.contextmanager
-def _gin_errors(where: str):
+def _gin_errors(where: str, macros: Sequence[str]):
     """Turns what gin raises for a user's mistake into one line that names the place and the fix."""
     logger = logging.getLogger()
     before = logger.level
@@ -210,10 +272,11 @@ def _gin_errors(where: str):
         elif "malformed node" in message or "Unable to parse value" in message:
             line = (re.search(r" \(.*line \d+\)", message) or [""])[0] if "Unable" in message else ""
             message, fix = f"a value is no Python literal{line}", "; text needs quotes, as in DATASET='mnist'"
-        elif match := re.search(r"doesn't have a parameter named '(.*)'", message):
-            message, fix = f"run has no setting {match[1]!r}", f"; {_nearest(match[1], SETTINGS)}"
+        elif match := re.search(r"'?(run|compare)'? .*doesn't have a parameter named '(.*)'", message):
+            settings = SETTINGS if match[1] == "run" else COMPARE_SETTINGS
+            message, fix = f"{match[1]} has no setting {match[2]!r}", f"; {_nearest(match[2], settings)}"
         elif match := re.search(r"No bindings specified for '(.*)/gin.macro'", message):
-            message, fix = f"%{match[1]} is used, but bound nowhere", f"; {_nearest(match[1], MACROS)}"
+            message, fix = f"%{match[1]} is used, but bound nowhere", f"; {_nearest(match[1], macros)}"
         elif match := re.search("No configurable matching (?:reference )?'(.*)'", message):
             message, fix = f"unknown name {match[1]!r}", "; settings are written NAME=... or run.name=..."
             if match[1].lstrip("@(").rstrip("()") in pruning.SCHEDULES:

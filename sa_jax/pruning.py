@@ -70,6 +70,11 @@ class Options(NamedTuple):
     nudge_share: float = 0.0
 
 
+def uses_gradients(options: Options) -> bool:
+    """Whether annealing with these options takes a derivative of the energy."""
+    return options.move == "informed" or options.nudge_share > 0
+
+
 class Problem(NamedTuple):
     """What is fixed during a run, as arrays that travel through `jit` as arguments.
 

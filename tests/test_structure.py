@@ -35,6 +35,9 @@ ORDER = [
     "runner",
     "compiled",
     "bench",
+    "significance",
+    "grid",
+    "compare",
     "cli",
 ]
 

@@ -1,0 +1,473 @@
+"""The host of a comparison: cells measured in worker processes and kept one by one, then tables and a page."""
+
+import csv
+import importlib.metadata
+import io
+import itertools
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sa_jax import baselines, bench, comparison, data, masks, models, pruning, runner, significance, workdirs
+from sa_jax.baselines import Effort, Found, Task
+from sa_jax.energies import cross_entropy
+from sa_jax.grid import DENSE, SEARCHES, Cell, CompareConfig, cell_run, digest
+from sa_jax.models import Network
+from sa_jax.npz import npz_bytes, read_npz
+from sa_jax.settings import RunConfig
+from sa_jax.types import InputError
+
+FIELDS = (
+    "dataset",
+    "network",
+    "weights",
+    "method",
+    "sparsity",
+    "density",
+    "kept",
+    "total",
+    "seed",
+    "test_accuracy",
+    "validation_accuracy",
+    "test_loss",
+    "cpu_seconds",
+    "uses_labels",
+    "uses_gradients",
+    "moves_weights",
+    "num_evaluations",
+    "effective_kept",
+    "effective_compression",
+    "kept_per_layer",
+    "total_per_layer",
+    "reason",
+)
+PAIRED_FIELDS = (
+    "dataset",
+    "network",
+    "weights",
+    "density",
+    "reference",
+    "method",
+    "difference",
+    "standard_error",
+    "p_value",
+    "real",
+    "num_seeds",
+)
+# One-shot masks without any search, which 'worth it' is measured against.
+ONE_SHOT = (
+    "magnitude_global",
+    "magnitude_layerwise",
+    "magnitude_erk",
+    "wanda_global",
+    "wanda_per_output",
+    "node_entropy",
+    "node_output_norm",
+    "node_input_norm",
+    "snip",
+    "obd",
+    "obs_mask",
+)
+
+
+class Progress(NamedTuple):
+    """What a comparison tells after each cell: how many of how many are done, and the cell's row."""
+
+    done: int
+    total: int
+    row: dict[str, Any]
+
+
+def compare(
+    config: CompareConfig,
+    workdir: Path,
+    jobs: int,
+    command: str = "",
+    operative_config: str = "",
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+    on_message: Callable[[str], None] = lambda message: None,
+) -> list[dict[str, Any]]:
+    """Measures all cells that `workdir` does not hold yet, and writes the tables and the page.
+
+    Args:
+      config: what is compared.
+      workdir: made if missing. Gets a file or two per cell in `cells/`, the dense networks in `networks/`, and
+        results.csv, paired.csv, results.md, report.html, and operative.gin, after each cell the first, the others
+        at the end. A cell whose settings have changed is measured anew.
+      jobs: worker processes, each on one thread.
+      command: that repeats it, for the page.
+      operative_config: text of `operative.gin`.
+      on_progress: called after each cell.
+      on_message: called with what a user should know.
+
+    Returns:
+      One row per cell, in the order of `config.cells()`, with the names of `FIELDS`.
+
+    Raises:
+      InputError: bad data, weights or settings, or a workdir that cannot be used.
+    """
+    for name in ("cells", "networks"):
+        workdirs.make(workdir / name)
+    cells = list(config.cells())
+    rows = {cell: row for cell in cells if (row := saved_row(config, workdir, cell)) is not None}
+    if rows:
+        on_message(f"{len(rows)} of {len(cells)} cells are there already")
+    waiting = [cell for cell in cells if cell not in rows]
+    stages = [[cell for cell in waiting if (cell.method == DENSE) == dense] for dense in (True, False)]
+    workers: SimpleQueue[Worker] = SimpleQueue()
+    started = [Worker() for _ in range(min(jobs, len(waiting)))]
+    for worker in started:
+        workers.put(worker)
+
+    def measure(cell: Cell) -> dict[str, Any]:
+        worker = workers.get()
+        try:
+            return worker.measure(config, workdir, cell)
+        finally:
+            workers.put(worker)
+
+    try:
+        for stage in stages:
+            with ThreadPoolExecutor(max(jobs, 1)) as executor:
+                futures = {executor.submit(measure, cell): cell for cell in stage}
+                try:
+                    for future in as_completed(futures):
+                        rows[futures[future]] = future.result()
+                        done = [rows[cell] for cell in cells if cell in rows]
+                        _write(workdir / "results.csv", table_csv(done, FIELDS))
+                        on_progress(Progress(len(done), len(cells), rows[futures[future]]))
+                except BaseException:
+                    executor.shutdown(wait=False, cancel_futures=True)
+                    for worker in started:
+                        worker.stop()
+                    raise
+    finally:
+        for worker in started:
+            worker.stop()
+    table = [rows[cell] for cell in cells]
+    finish(config, workdir, table, command, operative_config)
+    return table
+
+
+def finish(
+    config: CompareConfig, workdir: Path, rows: Sequence[dict[str, Any]], command: str, operative_config: str
+) -> None:
+    """Writes the tables and the page of a comparison whose cells are all there."""
+    paired = paired_rows(config, workdir)
+    worth = worth_sentences(config, rows)
+    versions = {"python": platform.python_version()}
+    versions |= {name: importlib.metadata.version(name) for name in ("sa_jax", "jax", "jaxlib", "optax", "numpy")}
+    page = comparison.render_comparison(list(rows), paired, worth, command, versions, bench.machine()["processor"])
+    _write(workdir / "results.csv", table_csv(rows, FIELDS))
+    _write(workdir / "paired.csv", table_csv(paired, PAIRED_FIELDS))
+    _write(workdir / "results.md", comparison.markdown_tables(list(rows), paired) + "\n" + "\n".join(worth) + "\n")
+    _write(workdir / "operative.gin", operative_config)
+    _write(workdir / "report.html", page)
+
+
+class Worker:
+    """A process that measures cells, on one thread; started with the first."""
+
+    def __init__(self):
+        self.process: subprocess.Popen | None = None
+
+    def measure(self, config: CompareConfig, workdir: Path, cell: Cell) -> dict[str, Any]:
+        """Measures one cell, leaves its files in the workdir, and returns its row."""
+        if self.process is None:
+            threads = dict.fromkeys(("NPROC", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", "from sa_jax.compare import work; work()"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                env=os.environ | threads,
+                start_new_session=True,  # an interrupt reaches this process, which stops its workers
+            )
+        assert self.process.stdin and self.process.stdout
+        message = {"config": asdict(config), "workdir": str(workdir.absolute()), "cell": cell}
+        try:
+            self.process.stdin.write(json.dumps(message) + "\n")
+            self.process.stdin.flush()
+            answer = self.process.stdout.readline()
+        except OSError:
+            answer = ""
+        if not answer:
+            raise InputError(f"the process that measured {cell.name} ended: was it short of memory?")
+        said = json.loads(answer)
+        if "error" in said:
+            raise InputError(said["error"])
+        return said["row"]
+
+    def stop(self) -> None:
+        """Ends the process, whatever it is doing."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            for stream in (self.process.stdin, self.process.stdout):
+                if stream:
+                    stream.close()
+            self.process = None
+
+
+def work() -> None:
+    """What a worker process does: measures a cell for each line of its input."""
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever else prints must not be read as an answer
+    for line in sys.stdin:
+        message = json.loads(line)
+        settings = message["config"]
+        config = CompareConfig(**settings | {"run": RunConfig(**settings["run"])})
+        dataset, weights, hidden, *rest = message["cell"]
+        cell = Cell(dataset, weights, tuple(hidden), *rest)
+        try:
+            answer = {"row": measure(config, Path(message["workdir"]), cell)}
+        except InputError as error:
+            answer = {"error": f"{cell.name}: {error}"}
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+_datasets: dict[tuple, data.Dataset] = {}  # a worker reads each once
+
+
+def measure(config: CompareConfig, workdir: Path, cell: Cell) -> dict[str, Any]:
+    """Measures one cell and writes its files, `cells/NAME.npz` and, last, `cells/NAME.json`."""
+    run = cell_run(config, cell)
+    source = run.dataset, run.input_mean, run.input_std
+    if source not in _datasets:
+        _datasets[source] = data.load(*source)
+    dataset = _datasets[source]
+    jax.clear_caches()  # each cell compiles for itself, so that seconds do not depend on the order
+    start = time.process_time()
+    extra: dict[str, Any] = {}
+    arrays: dict[str, np.ndarray] = {}
+    if cell.method == DENSE:
+        names, network = runner.load_network(run, dataset)
+        seconds = time.process_time() - start
+        _write(workdir / "networks" / f"{cell.network_name}.npz", npz_bytes(_weight_arrays(names, network)))
+        found, total, shapes = Found(jnp.ones(network.total, bool), network), network.total, network.shapes
+        uses = {name: run.weights != "random" for name in ("uses_labels", "uses_gradients", "moves_weights")}
+    else:
+        network = models.network_of(models.load_weights(workdir / "networks" / f"{cell.network_name}.npz"))[1]
+        kept = masks.num_kept(cell.density, network.total)
+        total, shapes = network.total, network.shapes
+        jax.block_until_ready(network)
+        start = time.process_time()
+        try:
+            if cell.method in config.annealers:
+                found, uses, extra, arrays = _anneal(run, dataset, network, kept)
+            else:
+                found, uses, extra = _baseline(config, cell, run, dataset, network, kept)
+        except InputError as error:
+            uses = baselines.METHODS[cell.method]._asdict() if cell.method in baselines.METHODS else {}
+            if cell.method != "smaller_dense":
+                raise
+            found, extra = None, {"reason": str(error)}
+        seconds = time.process_time() - start
+    row = {
+        **dict.fromkeys(FIELDS),
+        "dataset": cell.dataset,
+        "network": "-".join(map(str, network.sizes)),
+        "weights": cell.weights,
+        "method": cell.method,
+        "sparsity": round(1 - cell.density, 9),
+        "density": cell.density,
+        "total": total,
+        "seed": cell.seed,
+        "cpu_seconds": round(seconds, 3),
+        "uses_labels": uses["uses_labels"],
+        "uses_gradients": uses["uses_gradients"],
+        "moves_weights": uses["moves_weights"],
+        "total_per_layer": [inputs * outputs for inputs, outputs in shapes],
+        "reason": "",
+        **extra,
+    }
+    if found is not None:
+        figures, arrays_found = _figures(run, dataset, found)
+        row |= figures | {"effective_compression": round(total / max(figures["effective_kept"], 1), 3)}
+        arrays = arrays | arrays_found
+    _write(workdir / "cells" / f"{cell.name}.npz", npz_bytes(arrays))
+    _write(workdir / "cells" / f"{cell.name}.json", json.dumps({"digest": digest(config, cell), "row": row}))
+    return row
+
+
+def _anneal(run: RunConfig, dataset: data.Dataset, network: Network, kept: int):
+    num_samples, num_steps = run.sizes(kept, len(dataset.train.labels))
+    samples = dataset.train.inputs[:num_samples], dataset.train.labels[:num_samples]
+    annealed = runner.anneal_chains(run, network, *samples, kept, lambda progress: None)
+    found = network
+    if annealed.weights is not None:
+        found = network._replace(kernels=tuple(masks.unflatten(jnp.asarray(annealed.weights), network.shapes)))
+    uses = {
+        "uses_labels": run.energy != "kl_to_teacher",
+        "uses_gradients": pruning.uses_gradients(run.options),
+        "moves_weights": run.nudge_share > 0,
+    }
+    trace = {f"trace_{name}": values for name, values in annealed.trace.items()}
+    return Found(jnp.asarray(annealed.mask), found), uses, {"num_evaluations": num_steps * run.num_chains}, trace
+
+
+def _baseline(config, cell, run: RunConfig, dataset: data.Dataset, network: Network, kept: int):
+    method = baselines.METHODS[cell.method]
+    x, y = map(jnp.asarray, dataset.train)
+    num_evaluations = config.num_evaluations
+    energy = None
+    extra = {}
+    if cell.method in SEARCHES:
+        first = cell_run(config, cell._replace(method=next(iter(config.annealers))))
+        num_samples, num_steps = first.sizes(kept, len(y))
+        num_evaluations = num_evaluations or num_steps * first.num_chains
+        x, y = x[:num_samples], y[:num_samples]
+        # The energy that annealing minimises, its scale calibrated alike.
+        key = jax.random.key(cell.seed)
+        problem = jax.jit(pruning.prepare, static_argnums=(4, 5))(key, network, x, y, kept, first.options)
+        energy = cross_entropy(float(problem.logit_scale))
+        extra = {"num_evaluations": num_evaluations}
+    effort = Effort(config.num_samples, num_evaluations or 1, config.search_samples, config.epochs)
+    key = jax.random.fold_in(jax.random.key(cell.seed), 3)
+    found = method.find(Task(key, network, x, y, kept, run.activation, energy, effort))
+    return jax.block_until_ready(found), method._asdict(), extra
+
+
+def _figures(run: RunConfig, dataset: data.Dataset, found: Found) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    network = models.masked(found.network, found.mask)
+    predict = jax.jit(lambda network, x: models.forward(network, x, run.activation))
+    logits = [predict(network, split.inputs) for split in (dataset.validation, dataset.test)]
+    validation, test = (
+        np.asarray(of_split.argmax(-1)) == split.labels
+        for of_split, split in zip(logits, (dataset.validation, dataset.test), strict=True)
+    )
+    mask = np.asarray(found.mask)
+    figures = {
+        "kept": int(mask.sum()),
+        "test_accuracy": float(test.mean()),
+        "validation_accuracy": float(validation.mean()),
+        "test_loss": float(cross_entropy()(logits[1], jnp.asarray(dataset.test.labels))),
+        "effective_kept": int(masks.effective(found.mask, network.shapes).sum()),
+        "kept_per_layer": [int(part.sum()) for part in masks.unflatten(found.mask, network.shapes)],
+    }
+    bits = {"correct": np.packbits(test), "num_tested": np.array(test.size), "mask": np.packbits(mask)}
+    return figures, bits
+
+
+def _weight_arrays(names: Sequence[str], network: Network) -> dict[str, np.ndarray]:
+    arrays = {f"{name}/kernel": np.asarray(w) for name, w in zip(names, network.kernels, strict=True)}
+    biases = zip(names, network.biases, strict=True)
+    return arrays | {f"{name}/bias": np.asarray(bias) for name, bias in biases if bias is not None}
+
+
+def saved_row(config: CompareConfig, workdir: Path, cell: Cell) -> dict[str, Any] | None:
+    """The row of a cell that has been measured with the same settings, else None."""
+    path = workdir / "cells" / f"{cell.name}.json"
+    try:
+        saved = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    if cell.method == DENSE and not (workdir / "networks" / f"{cell.network_name}.npz").is_file():
+        return None
+    return saved["row"] if saved["digest"] == digest(config, cell) else None
+
+
+def paired_rows(config: CompareConfig, workdir: Path) -> list[dict[str, Any]]:
+    """Tests the first way to anneal that is compared against each other method, on the same images and seeds."""
+    reference = next((name for name in config.methods if name in config.annealers), config.methods[0])
+    rows = []
+    groups = itertools.product(config.datasets, config.weights, map(tuple, config.hidden), config.densities)
+    for dataset, weights, hidden, density in groups:
+        cells = {
+            method: [Cell(dataset, weights, hidden, method, density, seed) for seed in config.seeds]
+            for method in config.methods
+            if method != DENSE
+        }
+        correct = {method: _correct(workdir, of_method) for method, of_method in cells.items()}
+        ours = correct.pop(reference)
+        assert ours is not None
+        others = {method: theirs for method, theirs in correct.items() if theirs is not None}
+        tests = {method: significance.paired_test(ours, theirs) for method, theirs in others.items()}
+        adjusted = significance.holm([test.p_value for test in tests.values()])
+        saved = (workdir / "cells" / f"{cells[reference][0].name}.json").read_text()
+        network = json.loads(saved)["row"]["network"]
+        for (method, test), p_value in zip(tests.items(), adjusted, strict=True):
+            values = (dataset, network, weights, density, reference, method, test.difference, test.standard_error)
+            values += (p_value, p_value < significance.LEVEL, len(config.seeds))
+            rows.append(dict(zip(PAIRED_FIELDS, values, strict=True)))
+    return rows
+
+
+def _correct(workdir: Path, cells: Sequence[Cell]) -> np.ndarray | None:
+    """Which test samples each seed's network got right, bool `[seeds, samples]`; None where there is none."""
+    saved = [read_npz(workdir / "cells" / f"{cell.name}.npz") for cell in cells]
+    if not all("correct" in arrays for arrays in saved):
+        return None
+    return np.stack([np.unpackbits(a["correct"], count=int(a["num_tested"])).astype(bool) for a in saved])
+
+
+def worth_sentences(config: CompareConfig, rows: Sequence[dict[str, Any]]) -> list[str]:
+    """One sentence for each network: what annealing gained over the best one-shot mask, and at what cost."""
+    reference = next((name for name in config.methods if name in config.annealers), None)
+    if reference is None:
+        return []
+    sentences = []
+    for dataset, network, weights in dict.fromkeys((r["dataset"], r["network"], r["weights"]) for r in rows):
+        group = [r for r in rows if (r["dataset"], r["network"], r["weights"]) == (dataset, network, weights)]
+
+        def mean(method, density, name="test_accuracy", group=group):
+            values = [r[name] for r in group if (r["method"], r["density"]) == (method, density)]
+            return float(np.mean(values))
+
+        one_shot = [method for method in config.methods if method in ONE_SHOT]
+        dense = mean(DENSE, 1.0)
+        parts = []
+        for density in sorted(config.densities, reverse=True):
+            if not one_shot:
+                break
+            # Chosen on validation samples, told by test samples.
+            best = max(one_shot, key=lambda method: mean(method, density, "validation_accuracy"))
+            gain = mean(reference, density) - mean(best, density)
+            parts.append(f"{100 * gain:+.1f} points at {100 * density:g} % kept ({comparison.display_name(best)})")
+        seconds = [mean(reference, density, "cpu_seconds") for density in config.densities]
+        least = mean(DENSE, 1.0, "validation_accuracy") - config.tolerance
+        close = [d for d in config.densities if mean(reference, d, "validation_accuracy") >= least]
+        lost = f"{100 * config.tolerance:g} points of the dense network"
+        where = f"down to {100 * min(close):g} % of the branches" if close else "at no density here"
+        against = f"against the best one-shot mask {', '.join(parts)}; " if parts else ""
+        sentences.append(
+            f"Was annealing worth it on {network}, {dataset}, {weights} weights? {against}it took "
+            f"{min(seconds):.0f} to {max(seconds):.0f} s of CPU time; {where} it stays within {lost} on "
+            f"validation samples (dense: {100 * dense:.2f} % of the test samples)."
+        )
+    return sentences
+
+
+def table_csv(rows: Sequence[Mapping[str, Any]], fields: Sequence[str]) -> str:
+    """The rows as CSV; lists are joined by spaces, and what is not known is empty."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(fields)
+    for row in rows:
+        values = (row[name] for name in fields)
+        writer.writerow([" ".join(map(str, v)) if isinstance(v, list) else "" if v is None else v for v in values])
+    return text.getvalue()
+
+
+def _write(path: Path, content: str | bytes) -> None:
+    """Writes a file aside and renames it, so that it is never half there."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        aside.write_bytes(content.encode() if isinstance(content, str) else content)
+        os.replace(aside, path)
+    except OSError as error:
+        raise InputError(f"{path} could not be written: {error.strerror}") from None

@@ -336,7 +336,9 @@ def _baseline(config, cell, run: RunConfig, dataset: data.Dataset, network: Netw
         problem = jax.jit(pruning.prepare, static_argnums=(4, 5))(key, network, x, y, kept, first.options)
         energy = cross_entropy(float(problem.logit_scale))
         extra = {"num_evaluations": num_evaluations}
-    effort = Effort(config.num_samples, num_evaluations or 1, config.search_samples, config.epochs)
+    effort = Effort(
+        config.num_samples, num_evaluations or 1, config.search_samples, config.epochs, config.learning_rate
+    )
     key = jax.random.fold_in(jax.random.key(cell.seed), 3)
     found = method.find(Task(key, network, x, y, kept, run.activation, energy, effort))
     return jax.block_until_ready(found), method._asdict(), extra
@@ -442,11 +444,13 @@ def worth_sentences(config: CompareConfig, rows: Sequence[dict[str, Any]]) -> li
         least = mean(DENSE, 1.0, "validation_accuracy") - config.tolerance
         close = [d for d in config.densities if mean(reference, d, "validation_accuracy") >= least]
         lost = f"{100 * config.tolerance:g} points of the dense network"
-        where = f"down to {100 * min(close):g} % of the branches" if close else "at no density here"
+        where = (
+            f"down to {100 * min(close):g} % of the branches it stays" if close else "at no density does it stay"
+        )
         against = f"against the best one-shot mask {', '.join(parts)}; " if parts else ""
         sentences.append(
             f"Was annealing worth it on {network}, {dataset}, {weights} weights? {against}it took "
-            f"{min(seconds):.0f} to {max(seconds):.0f} s of CPU time; {where} it stays within {lost} on "
+            f"{min(seconds):.0f} to {max(seconds):.0f} s of CPU time; {where} within {lost} on "
             f"validation samples (dense: {100 * dense:.2f} % of the test samples)."
         )
     return sentences

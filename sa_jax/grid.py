@@ -35,6 +35,7 @@ class CompareConfig:
         to anneal makes proposals.
       search_samples: training samples that random search and the genetic algorithm evaluate masks on.
       epochs: passes over the training split of what is trained by back-propagation.
+      learning_rate: of Adam for trained scores, see `baselines.Effort`.
       tolerance: loss of accuracy against the dense network, as a share of all samples, up to which it counts as
         kept.
     """
@@ -51,6 +52,7 @@ class CompareConfig:
     num_evaluations: int | None = None
     search_samples: int = 1_000
     epochs: int = 10
+    learning_rate: float = 1e-2
     tolerance: float = 0.005
 
     def __post_init__(self):
@@ -85,6 +87,8 @@ class CompareConfig:
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise InputError(f"compare.{name} must be a whole number of at least 1, not {value!r}")
+        if not isinstance(self.learning_rate, float) or not 0 < self.learning_rate < float("inf"):
+            raise InputError(f"compare.learning_rate must be a number above 0, not {self.learning_rate!r}")
         if not isinstance(self.tolerance, float | int) or not 0 <= self.tolerance < 1:
             raise InputError(f"compare.tolerance must be a share in [0, 1), not {self.tolerance!r}")
         for cell in self.cells():
@@ -142,7 +146,13 @@ def cell_run(config: CompareConfig, cell: Cell) -> RunConfig:
 
 def digest(config: CompareConfig, cell: Cell) -> str:
     """What a cell's figures depend on, hashed: a cell whose digest has changed is measured anew."""
-    effort = [config.num_samples, config.num_evaluations, config.search_samples, config.epochs]
+    effort = [
+        config.num_samples,
+        config.num_evaluations,
+        config.search_samples,
+        config.epochs,
+        config.learning_rate,
+    ]
     of_annealer = cell.method in config.annealers
     run = asdict(cell_run(config, cell))
     if not of_annealer:

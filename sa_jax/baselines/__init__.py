@@ -28,12 +28,14 @@ class Effort(NamedTuple):
       search_samples: samples that random search and the genetic algorithm take it on, which evaluate whole
         networks; greedy swaps, evaluated incrementally, take all.
       epochs: passes over all samples of what is trained.
+      learning_rate: of Adam for trained scores; gates take five times as much.
     """
 
     num_samples: int = 1_000
     num_evaluations: int = 20_000
     search_samples: int = 1_000
     epochs: int = 10
+    learning_rate: float = 1e-2
 
 
 DEFAULT_EFFORT = Effort()
@@ -49,8 +51,8 @@ class Task(NamedTuple):
       y: labels, int32 `[samples]`.
       kept: number of branches that stay.
       activation: between layers.
-      energy: of the logits, minimised by the methods that search or train a mask; the same as annealing's for
-        equal terms. None for the cross-entropy of the labels.
+      energy: of the logits, minimised by the methods that search a mask; the same as annealing's for equal
+        terms. None for the cross-entropy of the labels.
       effort: how much to spend.
     """
 
@@ -116,9 +118,10 @@ def _searched(find_mask: Callable, all_samples: bool = False) -> Method:
     return Method(find, uses_labels=True)
 
 
-def _gated(find_mask: Callable, learning_rate: float) -> Method:
+def _gated(find_mask: Callable, rate: float) -> Method:
     def find(task):
-        settings = task.activation, task.energy, Training(task.effort.epochs, learning_rate)
+        training = Training(task.effort.epochs, rate * task.effort.learning_rate)
+        settings = task.activation, None, training
         mask = find_mask(task.rng_key, task.network, task.x, task.y, task.kept, *settings)
         return Found(mask, task.network)
 
@@ -185,9 +188,9 @@ METHODS: dict[str, Method] = {
     "obd": _of_losses(scores.obd),
     "obs_mask": Method(_obs_mask, **_LEARNS),
     "cbs_mask": Method(_cbs_mask, **_LEARNS),
-    "edge_popup": _gated(trained.edge_popup, 1e-2),
-    "movement": _gated(trained.movement, 1e-2),
-    "l0_gates": _gated(trained.l0_gates, 5e-2),
+    "edge_popup": _gated(trained.edge_popup, 1),
+    "movement": _gated(trained.movement, 1),
+    "l0_gates": _gated(trained.l0_gates, 5),
     "woodfisher": Method(_woodfisher, **_LEARNS, moves_weights=True),
     "obs_update": Method(_obs_update, **_LEARNS, moves_weights=True),
     "magnitude_finetuned": Method(_magnitude_finetuned, **_LEARNS, moves_weights=True),
@@ -217,7 +220,7 @@ def prune(
       y: labels, int `[samples]`; unused by what needs none.
       density: kept / total, in (0, 1].
       activation: 'relu', 'tanh' or 'gelu'.
-      energy: of the logits, for methods that search or train a mask; None for the cross-entropy of the labels.
+      energy: of the logits, for methods that search a mask; None for the cross-entropy of the labels.
       effort: how much to spend.
 
     Returns:

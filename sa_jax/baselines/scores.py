@@ -21,6 +21,7 @@ def random(rng_key: jax.Array, network: Network, kept: int) -> jax.Array:
     return masks.random(rng_key, network.total, kept)
 
 
+@partial(jax.jit, static_argnames=("kept",))
 def magnitude_global(network: Network, kept: int) -> jax.Array:
     """Keeps the branches of largest `|w|` over all layers (Han et al. 2015).
 
@@ -31,11 +32,13 @@ def magnitude_global(network: Network, kept: int) -> jax.Array:
     return masks.by_score(jnp.abs(masks.flatten(network.kernels)), kept)
 
 
+@partial(jax.jit, static_argnames=("kept",))
 def magnitude_layerwise(network: Network, kept: int) -> jax.Array:
     """Keeps the branches of largest `|w|` in each layer, with equal density in all (Han et al. 2015)."""
     return _in_layers(network, layerwise_counts(network, kept), [jnp.abs(w) for w in network.kernels])
 
 
+@partial(jax.jit, static_argnames=("kept",))
 def magnitude_erk(network: Network, kept: int) -> jax.Array:
     """Keeps the branches of largest `|w|` in each layer, with the densities of `masks.erk_counts`.
 
@@ -44,6 +47,7 @@ def magnitude_erk(network: Network, kept: int) -> jax.Array:
     return _in_layers(network, masks.erk_counts(network.shapes, kept), [jnp.abs(w) for w in network.kernels])
 
 
+@partial(jax.jit, static_argnames=("kept", "activation"))
 def wanda_global(network: Network, x: jax.Array, kept: int, activation: str = "relu") -> jax.Array:
     """Keeps the branches of largest `|w| * norm(input)` over all layers (Wanda; Sun et al. 2024, equation 1).
 
@@ -56,6 +60,7 @@ def wanda_global(network: Network, x: jax.Array, kept: int, activation: str = "r
     return masks.by_score(models.saliency(network, x, activation), kept)
 
 
+@partial(jax.jit, static_argnames=("kept", "activation"))
 def wanda_per_output(network: Network, x: jax.Array, kept: int, activation: str = "relu") -> jax.Array:
     """The same score, compared among the branches into one unit, equal density in all units (Sun et al. 2024).
 
@@ -70,6 +75,7 @@ def wanda_per_output(network: Network, x: jax.Array, kept: int, activation: str 
     return _in_layers(network, layerwise_counts(network, kept), ranked)
 
 
+@partial(jax.jit, static_argnames=("kept", "activation"))
 def node_entropy(network: Network, x: jax.Array, kept: int, activation: str = "relu") -> jax.Array:
     """Keeps the hidden units that are on for about half of the samples (He et al. 2014, entropy).
 
@@ -82,6 +88,7 @@ def node_entropy(network: Network, x: jax.Array, kept: int, activation: str = "r
     return _by_units(network, [entropy(share) + entropy(1 - share) for share in shares], kept)
 
 
+@partial(jax.jit, static_argnames=("kept",))
 def node_output_norm(network: Network, kept: int) -> jax.Array:
     """Keeps the hidden units of largest mean `|w|` over the branches out of them (He et al. 2014, output weights).
 
@@ -90,6 +97,7 @@ def node_output_norm(network: Network, kept: int) -> jax.Array:
     return _by_units(network, [jnp.abs(kernel).mean(1) for kernel in network.kernels[1:]], kept)
 
 
+@partial(jax.jit, static_argnames=("kept",))
 def node_input_norm(network: Network, kept: int) -> jax.Array:
     """Keeps the hidden units of largest mean `|w|` over the branches into them (He et al. 2014, input weights).
 
@@ -98,6 +106,7 @@ def node_input_norm(network: Network, kept: int) -> jax.Array:
     return _by_units(network, [jnp.abs(kernel).mean(0) for kernel in network.kernels[:-1]], kept)
 
 
+@partial(jax.jit, static_argnames=("kept", "activation", "energy"))
 def snip(
     network: Network,
     x: jax.Array,
@@ -121,6 +130,7 @@ def snip(
     return masks.by_score(jnp.abs(masks.flatten(network.kernels) * masks.flatten(gradients)), kept)
 
 
+@partial(jax.jit, static_argnames=("kept", "activation", "energy"))
 def obd(
     network: Network,
     x: jax.Array,

@@ -386,8 +386,8 @@ def optimum_lines(result: dict[str, Any]) -> str:
     annealing = at("annealing", most)
     return (
         f"On {result['networks']} random networks small enough to try all {result['masks']:,} masks, annealing "
-        f"found the true optimum on {annealing['found']:.0%} of them with {most:,} proposals, and its mean gap was "
-        f"{annealing['mean_gap']:.2%} of what lies between the optimum and the mean of all masks, against {others}."
+        f"found the true optimum on {annealing['found']:.0%} of them with {most:,} proposals. Its mean gap was "
+        f"{annealing['mean_gap']:.2%} of what lies between the optimum and the mean of all masks; {others}."
     )
 
 

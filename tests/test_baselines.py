@@ -191,12 +191,6 @@ def test_trained_gates_beat_magnitude(digits, trained_network):
         assert accuracy(models.masked(network, mask), digits.train) > least + 0.05, name
 
 
-def test_threshold_is_the_kept_highest(rng_key):
-    values = jax.random.normal(rng_key, (501,))
-    for kept in (1, 2, 250, 501):
-        assert float(trained._threshold(values, kept)) == float(jnp.sort(values)[-kept])
-
-
 def test_front_door(digits):
     params = {"params": models.MLP([12, 10]).init(jax.random.key(0), digits.train.inputs[:1])["params"]}
     arguments = jax.random.key(1), params, *digits.train

@@ -70,6 +70,22 @@ def test_highest_scores_are_kept_and_ties_go_to_the_lower_index():
     assert kept == [[], [0, 1], [0, 1, 2], [0, 1, 2, 3, 4]]  # and NaN last
 
 
+@pytest.mark.parametrize("values", ["floats", "ties", "extremes"])
+def test_kept_scores_are_those_of_a_stable_sort(values):
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        total = int(rng.integers(1, 60))
+        kept = int(rng.integers(0, total + 1))
+        drawn = {
+            "floats": rng.standard_normal(total),
+            "ties": rng.choice([-1.0, -0.0, 0.0, 2.0], total),
+            "extremes": rng.choice([-np.inf, np.inf, 1e-37, -1e-37, 3e38, -3e38, np.nan], total),
+        }[values].astype(np.float32)
+        order = np.argsort(np.where(np.isnan(drawn), np.inf, -drawn), kind="stable")
+        expected = np.isin(np.arange(total), order[:kept])
+        np.testing.assert_array_equal(jax.jit(masks.by_score)(drawn, kept), expected)
+
+
 def test_flat_order_is_layer_by_layer_and_row_by_row():
     parts = masks.unflatten(jnp.arange(10), [(2, 3), (2, 2)])
     assert [part.tolist() for part in parts] == [[[0, 1, 2], [3, 4, 5]], [[6, 7], [8, 9]]]

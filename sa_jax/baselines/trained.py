@@ -291,26 +291,9 @@ def _train_any(
 
 
 def _straight_through(scores: jax.Array, kept: jax.Array | int) -> jax.Array:
-    """1 for the `kept` highest scores, else 0 (ties stay together); its derivative by the scores is taken as 1."""
-    mask = (scores >= _threshold(scores, kept)).astype(scores.dtype)
+    """1 for the `kept` highest scores, else 0; its derivative by the scores is taken as 1."""
+    mask = masks.by_score(jax.lax.stop_gradient(scores), kept).astype(scores.dtype)
     return mask + scores - jax.lax.stop_gradient(scores)
-
-
-def _threshold(scores: jax.Array, kept: jax.Array | int) -> jax.Array:
-    """The `kept`-th highest score, by bisection of the bits, which takes a fraction of the time of sorting."""
-    bits = jax.lax.bitcast_convert_type(jax.lax.stop_gradient(scores), jnp.int32)
-    ordered = jnp.where(bits < 0, jnp.iinfo(jnp.int32).min ^ ~bits, bits)  # ordered as the floats are
-
-    def halve(_, ends):
-        low, high = ends  # at least `kept` scores from low on, fewer from high on
-        middle = (low >> 1) + (high >> 1) + (low & high & 1)
-        enough = (ordered >= middle).sum() >= kept
-        return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
-
-    limits = jnp.iinfo(jnp.int32)
-    low = jax.lax.fori_loop(0, 32, halve, (jnp.int32(limits.min), jnp.int32(limits.max)))[0]
-    bits = jnp.where(low < 0, ~(jnp.iinfo(jnp.int32).min ^ low), low)
-    return jax.lax.bitcast_convert_type(bits, jnp.float32)
 
 
 def _reverse(value: jax.Array) -> jax.Array:

@@ -430,28 +430,23 @@ def worth_sentences(config: CompareConfig, rows: Sequence[dict[str, Any]]) -> li
             values = [r[name] for r in group if (r["method"], r["density"]) == (method, density)]
             return float(np.mean(values))
 
+        gains = []
         one_shot = [method for method in config.methods if method in ONE_SHOT]
-        dense = mean(DENSE, 1.0)
-        parts = []
-        for density in sorted(config.densities, reverse=True):
-            if not one_shot:
-                break
+        for density in sorted(config.densities, reverse=True) if one_shot else ():
             # Chosen on validation samples, told by test samples.
             best = max(one_shot, key=lambda method: mean(method, density, "validation_accuracy"))
             gain = mean(reference, density) - mean(best, density)
-            parts.append(f"{100 * gain:+.1f} points at {100 * density:g} % kept ({comparison.display_name(best)})")
+            gains.append(f"{100 * gain:+.1f} at {100 * density:g} % kept ({comparison.display_name(best)})")
         seconds = [mean(reference, density, "cpu_seconds") for density in config.densities]
         least = mean(DENSE, 1.0, "validation_accuracy") - config.tolerance
         close = [d for d in config.densities if mean(reference, d, "validation_accuracy") >= least]
-        lost = f"{100 * config.tolerance:g} points of the dense network"
-        where = (
-            f"down to {100 * min(close):g} % of the branches it stays" if close else "at no density does it stay"
-        )
-        against = f"against the best one-shot mask {', '.join(parts)}; " if parts else ""
+        kind = comparison.weights_name(weights)
+        against = f"points over the best one-shot mask: {', '.join(gains)}; " if gains else ""
+        where = f"kept down to {100 * min(close):g} % of the branches" if close else "not kept at any density here"
+        taken = " to ".join(dict.fromkeys(f"{value:.0f}" for value in (min(seconds), max(seconds))))
         sentences.append(
-            f"Was annealing worth it on {network}, {dataset}, {weights} weights? {against}it took "
-            f"{min(seconds):.0f} to {max(seconds):.0f} s of CPU time; {where} within {lost} on "
-            f"validation samples (dense: {100 * dense:.2f} % of the test samples)."
+            f"Was annealing worth it on {network}, {dataset}, {kind}? Test accuracy, {against}{taken} s of CPU time; "
+            f"within {100 * config.tolerance:g} points on validation samples the dense accuracy is {where}."
         )
     return sentences
 

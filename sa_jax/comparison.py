@@ -139,10 +139,11 @@ def _groups(rows: Rows, paired: Rows) -> list[_Group]:
         return [row for row in rows if (row["dataset"], row["network"], row["weights"]) == key]
 
     keys = dict.fromkeys((row["dataset"], row["network"], row["weights"]) for row in rows)
-    return [_Group(f"{key[0]}, {key[1]}, {_weights(key[2])}", of(rows, key), of(paired, key)) for key in keys]
+    return [_Group(f"{key[0]}, {key[1]}, {weights_name(key[2])}", of(rows, key), of(paired, key)) for key in keys]
 
 
-def _weights(source: str) -> str:
+def weights_name(source: str) -> str:
+    """Where a network's weights come from, in words."""
     names = {"random": "random weights", "pretrain": "pretrained weights"}
     return names.get(source, f"weights from {source}")
 

@@ -445,8 +445,8 @@ def worth_sentences(config: CompareConfig, rows: Sequence[dict[str, Any]]) -> li
         where = f"kept down to {100 * min(close):g} % of the branches" if close else "not kept at any density here"
         taken = " to ".join(dict.fromkeys(f"{value:.0f}" for value in (min(seconds), max(seconds))))
         sentences.append(
-            f"Was annealing worth it on {network}, {dataset}, {kind}? Test accuracy, {against}{taken} s of CPU time; "
-            f"within {100 * config.tolerance:g} points on validation samples the dense accuracy is {where}."
+            f"Was annealing worth it on {network}, {dataset}, {kind}? Test accuracy, {against}{taken} s of CPU "
+            f"time; within {100 * config.tolerance:g} points on validation samples the dense accuracy is {where}."
         )
     return sentences
 

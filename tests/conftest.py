@@ -16,8 +16,12 @@ def compile_each_program_once(tmp_path_factory):
     """Most of the tests' time is compiling, often the same again, in whichever of several processes."""
     own = tmp_path_factory.getbasetemp()
     shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
-    jax.config.update("jax_compilation_cache_dir", str(shared / "compiled"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    for name, value in (
+        ("jax_compilation_cache_dir", str(shared / "compiled")),
+        ("jax_persistent_cache_min_compile_time_secs", 0.2),
+    ):
+        jax.config.update(name, value)
+        os.environ[name.upper()] = str(value)  # for processes that a test starts
 
 
 @pytest.fixture

@@ -21,7 +21,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sa_jax import baselines, bench, comparison, data, masks, models, pruning, runner, significance, workdirs
+from sa_jax import (
+    baselines,
+    bench,
+    comparison,
+    data,
+    evaluation,
+    masks,
+    models,
+    pruning,
+    runner,
+    significance,
+    workdirs,
+)
 from sa_jax.baselines import Effort, Found, Task
 from sa_jax.energies import cross_entropy
 from sa_jax.grid import DENSE, SEARCHES, Cell, CompareConfig, cell_run, digest
@@ -268,7 +280,7 @@ def measure(config: CompareConfig, workdir: Path, cell: Cell) -> dict[str, Any]:
         start = time.process_time()
         try:
             if cell.method in config.annealers:
-                found, uses, extra, arrays = _anneal(run, dataset, network, kept)
+                found, uses, extra, arrays = _anneal(run, dataset, network)
             else:
                 found, uses, extra = _baseline(config, cell, run, dataset, network, kept)
         except InputError as error:
@@ -304,20 +316,14 @@ def measure(config: CompareConfig, workdir: Path, cell: Cell) -> dict[str, Any]:
     return row
 
 
-def _anneal(run: RunConfig, dataset: data.Dataset, network: Network, kept: int):
-    num_samples, num_steps = run.sizes(kept, len(dataset.train.labels))
-    samples = dataset.train.inputs[:num_samples], dataset.train.labels[:num_samples]
-    annealed = runner.anneal_chains(run, network, *samples, kept, lambda progress: None)
-    found = network
-    if annealed.weights is not None:
-        found = network._replace(kernels=tuple(masks.unflatten(jnp.asarray(annealed.weights), network.shapes)))
-    uses = {
-        "uses_labels": run.energy != "kl_to_teacher",
-        "uses_gradients": pruning.uses_gradients(run.options),
-        "moves_weights": run.nudge_share > 0,
-    }
+def _anneal(run: RunConfig, dataset: data.Dataset, network: Network):
+    annealed, _ = runner.anneal_density(run, dataset, network, lambda progress: None, lambda message: None)
+    found = evaluation.network_with(network, annealed.weights)
+    uses = {"uses_labels": run.uses_labels, "uses_gradients": run.uses_gradients}
+    uses["moves_weights"] = run.nudge_share > 0
+    num_evaluations = {"num_evaluations": annealed.num_steps * run.num_chains}
     trace = {f"trace_{name}": values for name, values in annealed.trace.items()}
-    return Found(jnp.asarray(annealed.mask), found), uses, {"num_evaluations": num_steps * run.num_chains}, trace
+    return Found(jnp.asarray(annealed.mask), found), uses, num_evaluations, trace
 
 
 def _baseline(config, cell, run: RunConfig, dataset: data.Dataset, network: Network, kept: int):

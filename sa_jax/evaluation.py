@@ -290,7 +290,7 @@ def evaluate(
         "energy": config.energy,
         "logit_scale": float(problem.logit_scale),
         "move": config.move,
-        "uses_gradients": config.move == "informed" or config.nudge_share > 0,
+        "uses_gradients": config.uses_gradients,
         "moves_weights": config.nudge_share > 0,
         "nudge_share": config.nudge_share,
         "start": config.start,

@@ -170,7 +170,13 @@ def _prune(rng_key, network, x, y, kept, num_steps, options):
 
 
 def prepare(
-    rng_key: jax.Array, network: Network, x: jax.Array, y: jax.Array, kept: int, options: Options
+    rng_key: jax.Array,
+    network: Network,
+    x: jax.Array,
+    y: jax.Array,
+    kept: int,
+    options: Options,
+    mask: jax.Array | None = None,
 ) -> Problem:
     """Fixes what a run needs: the initial mask, the logit scale and the temperatures. Pure.
 
@@ -181,12 +187,15 @@ def prepare(
       y: labels, int `[samples]`.
       kept: number of branches that stay; static.
       options: static.
+      mask: the initial mask, flat, bool `[total]`, with `kept` ones; None for the one that the options say.
     """
     mask_key, calibration_key = jax.random.split(rng_key)
     x = x.astype(jnp.float32)
     saliency = models.saliency(network, x, options.activation)
     magnitude = jnp.abs(masks.flatten(network.kernels))
-    if options.start == "random":
+    if mask is not None:
+        mask = jnp.asarray(mask, bool)
+    elif options.start == "random":
         mask = masks.random(mask_key, network.total, kept)
     else:
         mask = masks.by_score(magnitude if options.start == "magnitude" else saliency, kept)

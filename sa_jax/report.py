@@ -86,7 +86,7 @@ def _headline(result: Mapping[str, Any]) -> str:
     if result.get("moves_weights"):
         search = "The search chose branches and changed weights, by annealing alone"
     search += (
-        "; its proposals were aimed by derivatives of the energy."
+        "; derivatives of the energy aimed its proposals or chose its first mask."
         if result.get("uses_gradients")
         else ", nothing was back-propagated."
     )

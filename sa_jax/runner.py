@@ -21,6 +21,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from sa_jax import data, masks, models, pruning, workdirs
 from sa_jax.anneal import BLOCK_STEPS, init
 from sa_jax.anneal import run as run_steps
+from sa_jax.baselines import Task
 from sa_jax.evaluation import SECONDS, Annealed, Probe, Search, accuracy, evaluate, network_with
 from sa_jax.models import Network
 from sa_jax.npz import npz_bytes
@@ -129,10 +130,19 @@ def anneal_density(
     on_message: Callable[[str], None],
 ) -> tuple[Annealed, None]:
     """Anneals at the density given, on as many training samples as are wanted for it."""
+    cpu_start = time.process_time()
     kept = masks.num_kept(config.density, network.total)
     num_samples, _ = config.sizes(kept, len(dataset.train.labels))
     samples = dataset.train.inputs[:num_samples], dataset.train.labels[:num_samples]
-    return anneal_chains(config, network, *samples, kept, on_progress, on_message), None
+    mask = None
+    if config.first_method is not None:
+        on_message(f"the initial mask is found by {config.start}")
+        key = jax.random.fold_in(jax.random.key(config.seed), 3)
+        x, y = map(jnp.asarray, dataset.train)
+        task = Task(key, network, x, y, kept, config.activation)
+        mask = config.first_method.find(task).mask
+    annealed = anneal_chains(config, network, *samples, kept, on_progress, on_message, mask)
+    return annealed._replace(cpu_seconds=time.process_time() - cpu_start), None
 
 
 def anneal_to_target(
@@ -219,11 +229,12 @@ def anneal_chains(
     kept: int,
     on_progress: Callable[[Progress], None],
     on_message: Callable[[str], None] = lambda message: None,
+    mask: jax.Array | None = None,
 ) -> Annealed:
     """Anneals `config.num_chains` chains, spread over the local devices, in chunks.
 
     Chain `i` draws from `fold_in(key, i)` alone: how many chains there are, and the cutting into chunks,
-    change no bit of it.
+    change no bit of it. All begin with `mask`, flat, bool `[total]`, or where that is None as the options say.
     """
     cpu_start, wall_start = time.process_time(), time.perf_counter()
     num_samples, num_steps = config.sizes(kept, len(y))
@@ -238,7 +249,7 @@ def anneal_chains(
     # All is compiled from shapes, so that a run which does not fit is refused before it takes that memory.
     samples = x.astype(np.float32), y.astype(np.int32)
     prepare = jax.jit(pruning.prepare, static_argnums=(4, 5)).lower(
-        setup_key, network, *samples, kept, config.options
+        setup_key, network, *samples, kept, config.options, mask
     )
     problem = _shapes(prepare.out_info, everywhere)
     start = jax.jit(_start, static_argnums=(1, 2), out_shardings=over_chains)
@@ -264,7 +275,7 @@ def anneal_chains(
             f"the run needs {needed} of memory and {left} are free: lower NUM_SAMPLES, NUM_CHAINS or HIDDEN"
         )
 
-    problem = prepare(setup_key, network, *samples)
+    problem = prepare(setup_key, network, *samples, mask)
     for name in ("logit_scale", "temperature_start", "temperature_end"):
         if not np.isfinite(getattr(problem, name)):
             raise InputError(f"the weights and inputs give no finite {name}: are the weights far too large?")

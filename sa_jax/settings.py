@@ -6,7 +6,7 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from sa_jax import masks, models, pruning
+from sa_jax import baselines, masks, models, pruning
 from sa_jax.anneal import BLOCK_STEPS
 from sa_jax.pruning import Options
 from sa_jax.types import InputError
@@ -41,7 +41,8 @@ class RunConfig:
       pretrain_learning_rate: of Adam, at the start.
       energy: see `pruning.Options`, as for the following.
       move: 'saliency', 'informed' or 'uniform'.
-      start: 'magnitude', 'saliency' or 'random'.
+      start: 'magnitude', 'saliency' or 'random'; or a method of `baselines.METHODS` that moves no weight, such as
+        'edge_popup', which finds the initial mask first, on the whole training split.
       schedule: 'geometric', 'linear', 'cosine', 'logarithmic', 'constant' or a callable.
       logit_scale: None calibrates it.
       temperature_start: None calibrates it.
@@ -128,6 +129,8 @@ class RunConfig:
             )
         if not _is_number(self.tolerance) or not 0 <= self.tolerance < 1:
             raise InputError(f"tolerance must be a number from 0 to below 1, not {self.tolerance!r}")
+        if self.start not in (allowed := [*pruning.STARTS, *self._found_first()]):
+            raise InputError(f"start must be one of {', '.join(allowed)}, not {self.start!r}")
         pruning.check_options(self.options)
 
     def sizes(self, kept: int, available: int) -> tuple[int, int]:
@@ -146,7 +149,30 @@ class RunConfig:
     @property
     def options(self) -> Options:
         """The part of the settings that the pure functions take."""
-        return Options(*(getattr(self, name) for name in Options._fields))
+        options = Options(*(getattr(self, name) for name in Options._fields))
+        return options if self.first_method is None else options._replace(start=pruning.STARTS[0])
+
+    @property
+    def first_method(self) -> baselines.Method | None:
+        """The method that finds the initial mask, where it is none of annealing's own."""
+        return self._found_first().get(self.start)
+
+    @property
+    def uses_labels(self) -> bool:
+        """Whether annealing, its start included, sees labels."""
+        first = self.first_method
+        return self.energy != "kl_to_teacher" or (first is not None and first.uses_labels)
+
+    @property
+    def uses_gradients(self) -> bool:
+        """Whether annealing, its start included, takes a derivative of the energy."""
+        first = self.first_method
+        return pruning.uses_gradients(self.options) or (first is not None and first.uses_gradients)
+
+    @staticmethod
+    def _found_first() -> dict[str, baselines.Method]:
+        methods = baselines.METHODS.items()
+        return {name: one for name, one in methods if not one.moves_weights and name not in pruning.STARTS}
 
 
 def _is_whole(value: Any) -> TypeGuard[int]:

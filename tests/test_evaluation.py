@@ -3,14 +3,16 @@
 import dataclasses
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sa_jax import data, evaluation, models, runner
+from sa_jax import baselines, data, evaluation, models, runner
 from sa_jax.baselines import scores
 from sa_jax.evaluation import worth_sentence
 from sa_jax.settings import RunConfig
+from tests.conftest import refusal
 
 SMALL = RunConfig(hidden=(12,), density=0.15, num_steps=1_000, num_chains=3, num_samples=300, pretrain_epochs=5)
 
@@ -229,3 +231,20 @@ def test_a_target_that_nothing_reaches_is_warned_of(tmp_path, monkeypatch):
     result = runner.run(config, tmp_path)
     expected = "no density tried reached the wanted validation accuracy, 100.00 %: this is the nearest"
     assert expected in result["warnings"]
+
+
+def test_another_methods_mask_to_begin_with():
+    config = dataclasses.replace(SMALL, start="snip", num_steps=100, num_chains=1)
+    assert config.uses_gradients and config.uses_labels and config.options.start == "magnitude"
+    assert not dataclasses.replace(SMALL, start="wanda_global").uses_gradients
+    dataset, messages = data.load("digits"), []
+    _, network = runner.load_network(config, dataset)
+    annealed, _ = runner.anneal_density(config, dataset, network, lambda progress: None, messages.append)
+    kept = int(annealed.mask.sum())
+    key = jax.random.fold_in(jax.random.key(config.seed), 3)
+    x, y = map(jnp.asarray, dataset.train)
+    found = baselines.METHODS["snip"].find(baselines.Task(key, network, x, y, kept, config.activation))
+    np.testing.assert_array_equal(annealed.problem.mask, found.mask)
+    assert annealed.best_energy.min() < annealed.start_energy and "found by snip" in messages[0]
+    with refusal("start must be one of magnitude, saliency, random", "edge_popup", "'woodfisher'"):
+        dataclasses.replace(SMALL, start="woodfisher")

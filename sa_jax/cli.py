@@ -168,7 +168,7 @@ def compare_command(arguments: argparse.Namespace) -> int:
         def tell(message: str) -> None:
             print(f"sa-jax: {message}", file=sys.stderr)
 
-        words = [f"--gin_file={arguments.gin_file}"]
+        words = [f"--gin_file={shlex.quote(arguments.gin_file)}"]
         words += [f"--gin_bindings={shlex.quote(binding)}" for binding in arguments.gin_bindings]
         command = f"sa-jax compare {' '.join(words)} --workdir=NEW_DIR"
         result = compare.compare(config, arguments.workdir, jobs, command, operative, show, tell)

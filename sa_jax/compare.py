@@ -1,6 +1,8 @@
 """The host of a comparison: cells measured in worker processes and kept one by one, then tables and a page."""
 
+import contextlib
 import csv
+import fcntl
 import importlib.metadata
 import io
 import itertools
@@ -34,7 +36,7 @@ from sa_jax import (
     significance,
     workdirs,
 )
-from sa_jax.baselines import Effort, Found, Task
+from sa_jax.baselines import Found, Task
 from sa_jax.energies import cross_entropy
 from sa_jax.grid import DENSE, SEARCHES, Cell, CompareConfig, cell_run, digest
 from sa_jax.models import Network
@@ -76,6 +78,7 @@ PAIRED_FIELDS = (
     "difference",
     "standard_error",
     "p_value",
+    "p_adjusted",
     "real",
     "num_seeds",
 )
@@ -133,8 +136,18 @@ def compare(
     """
     for name in ("cells", "networks"):
         workdirs.make(workdir / name)
+    with _only_one(workdir):
+        table = _measure_all(config, workdir, jobs, on_progress, on_message)
+        finish(config, workdir, table, command, operative_config)
+    return table
+
+
+def _measure_all(config, workdir, jobs, on_progress, on_message) -> list[dict[str, Any]]:
     cells = list(config.cells())
     rows = {cell: row for cell in cells if (row := saved_row(config, workdir, cell)) is not None}
+    # What was pruned is no longer there where its dense network has to be made again.
+    lost = [cell for cell in cells if cell._replace(method=DENSE, density=1.0) not in rows]
+    rows = {cell: row for cell, row in rows.items() if cell not in lost}
     if rows:
         on_message(f"{len(rows)} of {len(cells)} cells are there already")
     waiting = [cell for cell in cells if cell not in rows]
@@ -169,9 +182,18 @@ def compare(
     finally:
         for worker in started:
             worker.stop()
-    table = [rows[cell] for cell in cells]
-    finish(config, workdir, table, command, operative_config)
-    return table
+    return [rows[cell] for cell in cells]
+
+
+@contextlib.contextmanager
+def _only_one(workdir: Path):
+    """Lets one comparison at a time write to a folder."""
+    with open(workdir / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(f"another comparison is writing to {workdir}") from None
+        yield
 
 
 def finish(
@@ -195,9 +217,12 @@ class Worker:
 
     def __init__(self):
         self.process: subprocess.Popen | None = None
+        self.stopped = False
 
     def measure(self, config: CompareConfig, workdir: Path, cell: Cell) -> dict[str, Any]:
         """Measures one cell, leaves its files in the workdir, and returns its row."""
+        if self.stopped:
+            raise InputError("the comparison was stopped")
         if self.process is None:
             threads = dict.fromkeys(("NPROC", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
             self.process = subprocess.Popen(
@@ -217,7 +242,10 @@ class Worker:
         except OSError:
             answer = ""
         if not answer:
-            raise InputError(f"the process that measured {cell.name} ended: was it short of memory?")
+            code = self.process.wait()
+            raise InputError(
+                f"the process that measured {cell.name} ended with {code}; -9: was it short of memory?"
+            )
         said = json.loads(answer)
         if "error" in said:
             raise InputError(said["error"])
@@ -225,13 +253,14 @@ class Worker:
 
     def stop(self) -> None:
         """Ends the process, whatever it is doing."""
+        self.stopped = True
         if self.process is not None:
             self.process.kill()
             self.process.wait()
             for stream in (self.process.stdin, self.process.stdout):
-                if stream:
-                    stream.close()
-            self.process = None
+                with contextlib.suppress(OSError):  # what could not be written any more
+                    if stream:
+                        stream.close()
 
 
 def work() -> None:
@@ -246,8 +275,9 @@ def work() -> None:
         cell = Cell(dataset, weights, tuple(hidden), *rest)
         try:
             answer = {"row": measure(config, Path(message["workdir"]), cell)}
-        except InputError as error:
-            answer = {"error": f"{cell.name}: {error}"}
+        except Exception as error:  # whatever it is, the user is told in one line
+            kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
+            answer = {"error": f"{cell.name}: {kind}{str(error).partition(chr(10))[0]}"}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 
@@ -268,6 +298,8 @@ def measure(config: CompareConfig, workdir: Path, cell: Cell) -> dict[str, Any]:
     arrays: dict[str, np.ndarray] = {}
     if cell.method == DENSE:
         names, network = runner.load_network(run, dataset)
+        for split in (dataset.train, dataset.validation, dataset.test):
+            pruning.check_samples(network, split.inputs, split.labels)
         seconds = time.process_time() - start
         _write(workdir / "networks" / f"{cell.network_name}.npz", npz_bytes(_weight_arrays(names, network)))
         found, total, shapes = Found(jnp.ones(network.total, bool), network), network.total, network.shapes
@@ -311,6 +343,7 @@ def measure(config: CompareConfig, workdir: Path, cell: Cell) -> dict[str, Any]:
         figures, arrays_found = _figures(run, dataset, found)
         row |= figures | {"effective_compression": round(total / max(figures["effective_kept"], 1), 3)}
         arrays = arrays | arrays_found
+    (workdir / "cells" / f"{cell.name}.json").unlink(missing_ok=True)  # never beside another's arrays
     _write(workdir / "cells" / f"{cell.name}.npz", npz_bytes(arrays))
     _write(workdir / "cells" / f"{cell.name}.json", json.dumps({"digest": digest(config, cell), "row": row}))
     return row
@@ -329,22 +362,17 @@ def _anneal(run: RunConfig, dataset: data.Dataset, network: Network):
 def _baseline(config, cell, run: RunConfig, dataset: data.Dataset, network: Network, kept: int):
     method = baselines.METHODS[cell.method]
     x, y = map(jnp.asarray, dataset.train)
-    num_evaluations = config.num_evaluations
-    energy = None
-    extra = {}
+    effort, energy, extra = config.effort, None, {}
     if cell.method in SEARCHES:
-        first = cell_run(config, cell._replace(method=next(iter(config.annealers))))
-        num_samples, num_steps = first.sizes(kept, len(y))
-        num_evaluations = num_evaluations or num_steps * first.num_chains
+        like = cell_run(config, cell._replace(method=config.searched_like))
+        num_samples, num_steps = like.sizes(kept, len(y))
+        num_evaluations = config.num_evaluations or num_steps * like.num_chains
+        effort, extra = effort._replace(num_evaluations=num_evaluations), {"num_evaluations": num_evaluations}
         x, y = x[:num_samples], y[:num_samples]
-        # The energy that annealing minimises, its scale calibrated alike.
+        # Cross-entropy of logits that are scaled as for annealing.
         key = jax.random.key(cell.seed)
-        problem = jax.jit(pruning.prepare, static_argnums=(4, 5))(key, network, x, y, kept, first.options)
+        problem = jax.jit(pruning.prepare, static_argnums=(4, 5))(key, network, x, y, kept, like.options)
         energy = cross_entropy(float(problem.logit_scale))
-        extra = {"num_evaluations": num_evaluations}
-    effort = Effort(
-        config.num_samples, num_evaluations or 1, config.search_samples, config.epochs, config.learning_rate
-    )
     key = jax.random.fold_in(jax.random.key(cell.seed), 3)
     found = method.find(Task(key, network, x, y, kept, run.activation, energy, effort))
     return jax.block_until_ready(found), method._asdict(), extra
@@ -382,37 +410,40 @@ def saved_row(config: CompareConfig, workdir: Path, cell: Cell) -> dict[str, Any
     path = workdir / "cells" / f"{cell.name}.json"
     try:
         saved = json.loads(path.read_text())
-    except (OSError, ValueError):
+        read_npz(path.with_suffix(".npz"))
+        if cell.method == DENSE:
+            models.load_weights(workdir / "networks" / f"{cell.network_name}.npz")
+        return saved["row"] if saved["digest"] == digest(config, cell) else None
+    except (OSError, ValueError, KeyError, TypeError):  # not there, or damaged
         return None
-    if cell.method == DENSE and not (workdir / "networks" / f"{cell.network_name}.npz").is_file():
-        return None
-    return saved["row"] if saved["digest"] == digest(config, cell) else None
 
 
 def paired_rows(config: CompareConfig, workdir: Path) -> list[dict[str, Any]]:
-    """Tests the first way to anneal that is compared against each other method, on the same images and seeds."""
-    reference = next((name for name in config.methods if name in config.annealers), config.methods[0])
-    rows = []
-    groups = itertools.product(config.datasets, config.weights, map(tuple, config.hidden), config.densities)
-    for dataset, weights, hidden, density in groups:
-        cells = {
-            method: [Cell(dataset, weights, hidden, method, density, seed) for seed in config.seeds]
-            for method in config.methods
-            if method != DENSE
-        }
-        correct = {method: _correct(workdir, of_method) for method, of_method in cells.items()}
-        ours = correct.pop(reference)
-        assert ours is not None
-        others = {method: theirs for method, theirs in correct.items() if theirs is not None}
-        tests = {method: significance.paired_test(ours, theirs) for method, theirs in others.items()}
-        adjusted = significance.holm([test.p_value for test in tests.values()])
-        saved = (workdir / "cells" / f"{cells[reference][0].name}.json").read_text()
-        network = json.loads(saved)["row"]["network"]
-        for (method, test), p_value in zip(tests.items(), adjusted, strict=True):
-            values = (dataset, network, weights, density, reference, method, test.difference, test.standard_error)
-            values += (p_value, p_value < significance.LEVEL, len(config.seeds))
-            rows.append(dict(zip(PAIRED_FIELDS, values, strict=True)))
-    return rows
+    """Tests the reference against each other method, on the same images and seeds.
+
+    Probabilities are adjusted for all tests of a network together.
+    """
+    reference = config.reference or next((method for method in config.methods if method != DENSE), DENSE)
+    paired = []
+    for dataset, weights, hidden in itertools.product(config.datasets, config.weights, map(tuple, config.hidden)):
+        tests = []
+        for density, method in itertools.product(config.densities, config.methods):
+            if method in (DENSE, reference):
+                continue
+            both = [
+                _correct(workdir, [Cell(dataset, weights, hidden, one, density, seed) for seed in config.seeds])
+                for one in (reference, method)
+            ]
+            if both[0] is not None and both[1] is not None:
+                tests.append((density, method, significance.paired_test(both[0], both[1])))
+        adjusted = significance.holm([test.p_value for *_, test in tests])
+        dense = workdir / "cells" / f"{Cell(dataset, weights, hidden, DENSE, 1.0, config.seeds[0]).name}.json"
+        network = json.loads(dense.read_text())["row"]["network"]
+        for (density, method, test), p_adjusted in zip(tests, adjusted, strict=True):
+            values = (dataset, network, weights, density, reference, method, *test, p_adjusted)
+            values += (p_adjusted < significance.LEVEL, len(config.seeds))
+            paired.append(dict(zip(PAIRED_FIELDS, values, strict=True)))
+    return paired
 
 
 def _correct(workdir: Path, cells: Sequence[Cell]) -> np.ndarray | None:
@@ -425,7 +456,7 @@ def _correct(workdir: Path, cells: Sequence[Cell]) -> np.ndarray | None:
 
 def worth_sentences(config: CompareConfig, rows: Sequence[dict[str, Any]]) -> list[str]:
     """One sentence for each network: what annealing gained over the best one-shot mask, and at what cost."""
-    reference = next((name for name in config.methods if name in config.annealers), None)
+    reference = config.reference
     if reference is None:
         return []
     sentences = []
@@ -445,7 +476,11 @@ def worth_sentences(config: CompareConfig, rows: Sequence[dict[str, Any]]) -> li
             gains.append(f"{100 * gain:+.1f} at {100 * density:g} % kept ({comparison.display_name(best)})")
         seconds = [mean(reference, density, "cpu_seconds") for density in config.densities]
         least = mean(DENSE, 1.0, "validation_accuracy") - config.tolerance
-        close = [d for d in config.densities if mean(reference, d, "validation_accuracy") >= least]
+        close = []  # from the densest on, up to the first that loses too much
+        for density in sorted(config.densities, reverse=True):
+            if mean(reference, density, "validation_accuracy") < least:
+                break
+            close.append(density)
         kind = comparison.weights_name(weights)
         against = f"points over the best one-shot mask: {', '.join(gains)}; " if gains else ""
         where = f"kept down to {100 * min(close):g} % of the branches" if close else "not kept at any density here"

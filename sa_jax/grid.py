@@ -1,20 +1,29 @@
 """What a comparison consists of: methods by densities, seeds, networks and data sets, checked at the door."""
 
 import hashlib
+import importlib.metadata
 import itertools
 import json
+import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sa_jax import baselines
+from sa_jax import baselines, data, masks
+from sa_jax.baselines import Effort
 from sa_jax.settings import RunConfig
 from sa_jax.types import InputError
 
 DENSE = "dense"
 # Baselines that evaluate masks, as many as annealing does.
 SEARCHES = ("random_search", "greedy_swaps", "genetic_algorithm")
+# Of a cell's files and figures; a change of it makes all cells anew.
+FORMAT = 1
+# Settings of a run that a comparison's lists set, and those that all methods have in common.
+_OF_CELL = ("dataset", "input_mean", "input_std", "weights", "hidden", "density", "seed")
+_OF_NETWORK = (*_OF_CELL, "activation", "use_bias", "initializer", "pretrain_epochs", "pretrain_learning_rate")
 
 
 @dataclass(frozen=True)
@@ -31,8 +40,8 @@ class CompareConfig:
       annealers: by name, settings of `run` that are other for this way to anneal.
       run: all other settings of annealing, of the dense networks and their training.
       num_samples: training samples that one-shot scores and the Fisher are taken from.
-      num_evaluations: of random search, greedy swaps and the genetic algorithm; None for as many as the first way
-        to anneal makes proposals.
+      num_evaluations: of random search, greedy swaps and the genetic algorithm; None for as many proposals as
+        the reference makes, the first of `annealers` that is compared.
       search_samples: training samples that random search and the genetic algorithm evaluate masks on.
       epochs: passes over the training split of what is trained by back-propagation.
       learning_rate: of Adam for trained scores, see `baselines.Effort`.
@@ -60,39 +69,79 @@ class CompareConfig:
             value = getattr(self, name)
             if not isinstance(value, list | tuple) or not value:
                 raise InputError(f"compare.{name} must be a list with something in it, not {value!r}")
-            keys = [str(item) for item in value]
-            if len(set(keys)) < len(keys):
+            if any(item in value[:place] for place, item in enumerate(value)):
                 raise InputError(f"compare.{name} has an entry twice: {value!r}")
         for name in ("datasets", "annealers"):
             value = getattr(self, name)
             if not isinstance(value, dict) or not value:
                 raise InputError(f"compare.{name} must be a dictionary with something in it, not {value!r}")
         for name, moments in self.datasets.items():
-            if not isinstance(moments, list | tuple) or len(moments) != 2:
+            if not isinstance(moments, list | tuple) or len(moments) != 2 or not all(map(_is_number, moments)):
                 raise InputError(f"compare.datasets: {name!r} must have [mean, std], not {moments!r}")
-        clash = set(self.annealers) & {DENSE, *baselines.METHODS}
-        if clash:
-            raise InputError(f"compare.annealers: {sorted(clash)[0]!r} is the name of another method")
+        for widths in self.hidden:
+            if not isinstance(widths, list | tuple):
+                raise InputError(
+                    f"compare.hidden must be a list of lists such as [[300, 100]], not {self.hidden!r}"
+                )
+        if not isinstance(self.run, RunConfig) or not isinstance(self.run.schedule, str):
+            raise InputError("compare.run must be @run(), with a schedule that is text")
+        for name in _OF_CELL:
+            value = getattr(self.run, name)
+            if (tuple(value) if isinstance(value, list) else value) != getattr(RunConfig, name):
+                raise InputError(f"run.{name} has no effect in a comparison: it is set by the lists of compare")
+        self._check_annealers()
         known = [DENSE, *self.annealers, *baselines.METHODS]
         for method in self.methods:
             if method not in known:
                 raise InputError(f"compare.methods: {method!r} is none of {', '.join(known)}")
-        for name, settings in self.annealers.items():
-            unknown = set(settings) - {setting.name for setting in fields(RunConfig)}
-            if unknown:
-                raise InputError(f"compare.annealers: {name!r}: run has no setting {sorted(unknown)[0]!r}")
         for name in ("num_samples", "num_evaluations", "search_samples", "epochs"):
             value = getattr(self, name)
             if value is None and name == "num_evaluations":
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise InputError(f"compare.{name} must be a whole number of at least 1, not {value!r}")
-        if not isinstance(self.learning_rate, float) or not 0 < self.learning_rate < float("inf"):
+        if not _is_number(self.learning_rate) or not 0 < self.learning_rate < float("inf"):
             raise InputError(f"compare.learning_rate must be a number above 0, not {self.learning_rate!r}")
-        if not isinstance(self.tolerance, float | int) or not 0 <= self.tolerance < 1:
+        if not _is_number(self.tolerance) or not 0 <= self.tolerance < 1:
             raise InputError(f"compare.tolerance must be a share in [0, 1), not {self.tolerance!r}")
+        for density in self.densities:
+            masks.num_kept(density, 2**62)
         for cell in self.cells():
             cell_run(self, cell)  # checks the settings
+
+    def _check_annealers(self) -> None:
+        settable = {setting.name for setting in fields(RunConfig)} - set(_OF_NETWORK)
+        for name, settings in self.annealers.items():
+            if not isinstance(name, str) or not re.fullmatch("[a-z][a-z0-9_]*", name):
+                raise InputError(
+                    f"compare.annealers: names are in snake case, such as 'anneal_long', not {name!r}"
+                )
+            if name == DENSE or name in baselines.METHODS:
+                raise InputError(f"compare.annealers: {name!r} is the name of another method")
+            if not isinstance(settings, dict):
+                raise InputError(
+                    f"compare.annealers: {name!r} must have a dictionary of settings, not {settings!r}"
+                )
+            for setting in settings:
+                if setting not in settable:
+                    fault = "is set for all methods alike" if setting in _OF_NETWORK else "is no setting of run"
+                    raise InputError(f"compare.annealers: {name!r}: {setting!r} {fault}")
+
+    @property
+    def effort(self) -> Effort:
+        """What the baselines may spend, but for evaluations."""
+        samples = self.num_samples, 1, self.search_samples
+        return Effort(*samples, self.epochs, self.learning_rate)
+
+    @property
+    def searched_like(self) -> str:
+        """The way to anneal whose energy and number of evaluations the other searches get."""
+        return self.reference or next(iter(self.annealers))
+
+    @property
+    def reference(self) -> str | None:
+        """The way to anneal that others are held against, the first of `annealers` that is compared; or None."""
+        return next((name for name in self.annealers if name in self.methods), None)
 
     def cells(self) -> Iterator["Cell"]:
         """All cells, the dense networks first."""
@@ -120,13 +169,18 @@ class Cell(NamedTuple):
     @property
     def network_name(self) -> str:
         """The name of its dense network's file."""
-        parts = [self.dataset, self.weights, *self.hidden, self.seed]
-        return "-".join(str(Path(str(part)).name) for part in parts)
+        return _file_name([self.dataset, self.weights, *self.hidden, self.seed])
 
     @property
     def name(self) -> str:
         """The name of its files."""
-        return f"{self.network_name}-{self.method}-{self.density:g}"
+        return _file_name([self.dataset, self.weights, *self.hidden, self.seed, self.method, self.density])
+
+
+def _file_name(parts: Sequence[Any]) -> str:
+    """Readable, and other for other parts, though only the last part of a path can be read."""
+    readable = "-".join(Path(str(part)).name for part in parts)
+    return f"{readable}-{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:8]}"
 
 
 def cell_run(config: CompareConfig, cell: Cell) -> RunConfig:
@@ -146,21 +200,27 @@ def cell_run(config: CompareConfig, cell: Cell) -> RunConfig:
 
 def digest(config: CompareConfig, cell: Cell) -> str:
     """What a cell's figures depend on, hashed: a cell whose digest has changed is measured anew."""
-    effort = [
-        config.num_samples,
-        config.num_evaluations,
-        config.search_samples,
-        config.epochs,
-        config.learning_rate,
-    ]
-    of_annealer = cell.method in config.annealers
     run = asdict(cell_run(config, cell))
-    if not of_annealer:
-        # A baseline depends on the network, and, where it searches, on annealing's energy and budget.
-        first = next(iter(config.annealers))
-        searches = cell.method in SEARCHES
-        names = ("dataset", "input_mean", "input_std", "weights", "hidden", "activation", "density", "seed")
-        names += ("use_bias", "initializer", "pretrain_epochs", "pretrain_learning_rate")
-        run = asdict(cell_run(config, cell._replace(method=first))) if searches else {n: run[n] for n in names}
-        run["effort"] = effort if cell.method != DENSE else None
-    return hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()
+    depends: dict[str, Any] = {"format": FORMAT, "network": {name: run[name] for name in _OF_NETWORK}}
+    depends["versions"] = [importlib.metadata.version(name) for name in ("sa_jax", "jax")]
+    depends["files"] = [_content(source) for source in (cell.dataset, cell.weights)]
+    if cell.method in config.annealers:
+        depends["run"] = run
+    elif cell.method != DENSE:
+        depends["effort"] = config.effort._asdict() | {"num_evaluations": config.num_evaluations}
+        if cell.method in SEARCHES:  # on annealing's energy, and as often
+            depends["run"] = asdict(cell_run(config, cell._replace(method=config.searched_like)))
+    return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
+
+
+def _content(source: str) -> str | None:
+    """The hash of a file of one's own; None for what the package knows by name."""
+    try:
+        path = data.data_file(source) if source.endswith((".npz", ".safetensors")) else None
+        return path and hashlib.sha256(path.read_bytes()).hexdigest()
+    except (InputError, OSError):  # said by whoever reads it
+        return None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

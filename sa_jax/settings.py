@@ -42,7 +42,7 @@ class RunConfig:
       energy: see `pruning.Options`, as for the following.
       move: 'saliency', 'informed' or 'uniform'.
       start: 'magnitude', 'saliency' or 'random'; or a method of `baselines.METHODS` that moves no weight, such as
-        'edge_popup', which finds the initial mask first, on the whole training split.
+        'edge_popup', which finds the initial mask first, on the training split, with its default effort.
       schedule: 'geometric', 'linear', 'cosine', 'logarithmic', 'constant' or a callable.
       logit_scale: None calibrates it.
       temperature_start: None calibrates it.

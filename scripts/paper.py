@@ -7,8 +7,9 @@ Kuo, Kuruoglu & Chan, Neural Network Structure Optimization by Simulated Anneali
 
 import argparse
 import csv
+import itertools
 import json
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,12 +55,12 @@ def read(path: Path) -> list[Row]:
     with path.open() as file:
         rows: list[Row] = list(csv.DictReader(file))
     for row in rows:
-        for name in ("density", "test_accuracy", "test_loss", "cpu_seconds"):
+        for name in ("density", "test_accuracy", "validation_accuracy", "test_loss", "cpu_seconds"):
             row[name] = float(row[name])
     return rows
 
 
-def groups(rows: Iterable[Row]) -> dict[tuple[str, str, str], list[Row]]:
+def groups(rows: Sequence[Row]) -> dict[tuple[str, str, str], list[Row]]:
     """The rows of each data set, network and kind of weights."""
     found: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
@@ -67,9 +68,10 @@ def groups(rows: Iterable[Row]) -> dict[tuple[str, str, str], list[Row]]:
     return found
 
 
-def of(rows: Iterable[Row], method: str) -> list[Row]:
+def of(rows: Sequence[Row], method: str) -> list[Row]:
     """A method's rows, densest first; of the first seed."""
-    chosen = [row for row in rows if row["method"] == method and row["seed"] == "0"]
+    seed = next(row["seed"] for row in rows)
+    chosen = [row for row in rows if row["method"] == method and row["seed"] == seed]
     return sorted(chosen, key=lambda row: -row["density"])
 
 
@@ -119,11 +121,15 @@ def page(rows: list[Row], schedules: list[Row], schedules_folder: Path) -> str:
 def claim(group: list[Row]) -> str:
     """How far annealing keeps the dense network's accuracy, in one sentence."""
     (dense,) = of(group, "dense")
+    if dense["weights"] == "random":
+        return "Its weights were never trained: all that the masks know they know by annealing."
+    least = dense["validation_accuracy"] - TOLERANCE
     best = of(group, "anneal") or of(group, "anneal_random_start")
-    kept = [row["density"] for row in best if row["test_accuracy"] >= dense["test_accuracy"] - TOLERANCE]
+    kept = list(itertools.takewhile(lambda row: row["validation_accuracy"] >= least, best))
+    within = f"within {100 * TOLERANCE:g} point of it on validation images"
     if not kept:
-        return f"At no percentage here does annealing stay within {100 * TOLERANCE:g} point of it."
-    return f"Annealing stays within {100 * TOLERANCE:g} point of it with up to {100 * (1 - min(kept)):g} % pruned."
+        return f"At no percentage here does annealing stay {within}."
+    return f"Annealing stays {within} with up to {100 * (1 - kept[-1]['density']):g} % pruned."
 
 
 def trace(folder: Path, row: Row) -> dict[str, Any]:

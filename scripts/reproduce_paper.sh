@@ -4,14 +4,25 @@
 #
 #     scripts/reproduce_paper.sh [--quick] [WORKDIR]
 set -euo pipefail
-cd "$(dirname "$0")/.."
-bin=.venv/bin
-[ -x "$bin/sa-jax" ] || bin=$(dirname "$(command -v sa-jax)")
-quick=()
-schedules=()
-if [ "${1:-}" = --quick ]; then
-  shift
-  quick=(
+usage="usage: scripts/reproduce_paper.sh [--quick] [WORKDIR]"
+quick=
+workdir=
+for argument in "$@"; do
+  case $argument in
+    --quick) quick=yes ;;
+    -*) echo "$usage" >&2; exit 2 ;;
+    *) [ -z "$workdir" ] || { echo "$usage" >&2; exit 2; }; workdir=$argument ;;
+  esac
+done
+root=$(cd "$(dirname "$0")/.." && pwd)
+python=$root/.venv/bin/python
+[ -x "$python" ] || python=python3
+"$python" -c "import sa_jax" || { echo "sa_jax is not installed: run 'make demo' first" >&2; exit 2; }
+compare() { "$python" -c "import sys; from sa_jax.cli import main; sys.exit(main())" compare "$@"; }
+main=(--gin_file="$root/configs/paper.gin")
+schedules=(--gin_file="$root/configs/paper_schedules.gin")
+if [ -n "$quick" ]; then
+  small=(
     --gin_bindings="DENSITIES=[0.1,0.02]"
     --gin_bindings="compare.datasets={'mnist':[0.1307,0.3081]}"
     --gin_bindings="compare.hidden=[[300,100]]"
@@ -19,13 +30,15 @@ if [ "${1:-}" = --quick ]; then
     --gin_bindings="run.num_samples=1_000"
     --gin_bindings="run.pretrain_epochs=2"
   )
-  schedules=("${quick[@]}" --gin_bindings="DENSITIES=[0.02]" --gin_bindings="METHODS=['cold_fast','middle_fast','hot_fast']")
-  workdir=${1:-runs/paper_quick}
+  main+=("${small[@]}")
+  schedules+=("${small[@]}")
+  schedules+=(--gin_bindings="DENSITIES=[0.02]" --gin_bindings="METHODS=['cold_fast','middle_fast','hot_fast']")
+  workdir=${workdir:-$root/runs/paper_quick}
   out=$workdir
 else
-  workdir=${1:-runs/paper}
-  out=scripts/results
+  workdir=${workdir:-$root/runs/paper}
+  out=$root/scripts/results
 fi
-"$bin/sa-jax" compare --gin_file=configs/paper.gin "${quick[@]}" --workdir="$workdir/main"
-"$bin/sa-jax" compare --gin_file=configs/paper_schedules.gin "${schedules[@]}" --workdir="$workdir/schedules"
-"$bin/python" scripts/paper.py "$workdir" --out="$out"
+compare "${main[@]}" --workdir="$workdir/main"
+compare "${schedules[@]}" --workdir="$workdir/schedules"
+"$python" "$root/scripts/paper.py" "$workdir" --out="$out"

@@ -206,6 +206,17 @@ def test_front_door(digits):
         prune("magnitude_global", *arguments, density=0)
 
 
+def test_whole_numbers_are_taken_as_floats(digits):
+    params = models.MLP([12, 10]).init(jax.random.key(0), digits.train.inputs[:1])
+    pixels = np.rint(16 * digits.train.inputs).astype(np.uint8)
+    for method in ("wanda_global", "obd"):
+        both = [
+            prune(method, jax.random.key(1), params, x, digits.train.labels, 0.1)[1]
+            for x in (pixels, pixels.astype(np.float32))
+        ]
+        assert all(map(np.array_equal, *map(jax.tree.leaves, both)))
+
+
 def test_no_dense_network_so_small():
     assert trained.smaller_sizes((4, 8, 2), 48) == (4, 8, 2)
     assert trained.smaller_sizes((4, 8, 2), 6) == (4, 1, 2)

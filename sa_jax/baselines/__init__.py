@@ -214,7 +214,7 @@ def prune(
     Args:
       method: its name, such as 'wanda_global'; all but 'smaller_dense', whose network has other shapes
         (`trained.train_dense`).
-      rng_key: a key, `[]`; unused by what is not random.
+      rng_key: a key, `[]`, for all that is random, such as which samples scores are taken from.
       params: as `sa_jax.prune` takes them.
       x: inputs, float `[samples, features]`.
       y: labels, int `[samples]`; unused by what needs none.
@@ -245,7 +245,8 @@ def prune(
     names, network = models.network_of(params)
     kept = masks.num_kept(density, network.total)
     pruning.check_samples(network, np.asarray(x), np.asarray(y))
-    task = Task(rng_key, network, jnp.asarray(x), jnp.asarray(y), kept, activation, energy, effort)
+    samples = jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.int32)
+    task = Task(rng_key, network, *samples, kept, activation, energy, effort)
     mask, moved = METHODS[method].find(task)
     kernel_masks = models.mask_tree(names, masks.unflatten(mask, network.shapes))
     return models.with_weights(params, names, moved), kernel_masks

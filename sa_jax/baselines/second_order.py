@@ -15,6 +15,7 @@ from sa_jax import masks
 from sa_jax.baselines.scores import sample_derivatives
 from sa_jax.energies import Energy
 from sa_jax.models import Network
+from sa_jax.types import InputError
 
 # Added to the Fisher's diagonal (WoodFisher's default).
 DAMPING = 1e-5
@@ -62,9 +63,16 @@ def empirical_fisher(
         for a, d in zip(inputs, slopes, strict=True)
     ]
     derivatives = np.concatenate(parts, axis=1)
-    gram = (derivatives @ derivatives.T).astype(np.float64)
-    gram[np.diag_indices(len(x))] += len(x) * damping
-    return Fisher(derivatives, np.linalg.cholesky(gram), damping)
+    gram = len(x) * damping * np.eye(len(x))
+    for start in range(0, derivatives.shape[1], COLUMNS):
+        columns = derivatives[:, start : start + COLUMNS].astype(np.float64)
+        gram += columns @ columns.T
+    try:
+        return Fisher(derivatives, np.linalg.cholesky(gram), damping)
+    except np.linalg.LinAlgError:
+        raise InputError(
+            f"the Fisher cannot be inverted with a damping of {damping:g}: scale the inputs"
+        ) from None
 
 
 def inverse_diagonal(fisher: Fisher) -> np.ndarray:

@@ -87,7 +87,7 @@ def movement(
     energy: Energy | None = None,
     training: Training = Training(),
 ) -> jax.Array:
-    """Keeps the branches of highest `-sum of w * dE/dw` (movement pruning; Sanh et al. 2020, section 3).
+    """Trains scores up `-w * dE/dw` and keeps the highest (movement pruning; Sanh et al. 2020, section 3).
 
     The scores start at 0 and the density falls to its end along the cubic curve over the first two thirds, as
     there; the weights stay as they are, which there are fine-tuned. Arguments and result as in `edge_popup`.

@@ -111,7 +111,7 @@ def apply_swaps(network, mask, data, energy, activation, swaps, accepted):
     return jax.lax.scan(one, landscape.init(mask, data), (swaps, accepted))
 
 
-@hypothesis.settings(deadline=None, max_examples=40)
+@hypothesis.settings(deadline=None, max_examples=24)
 @hypothesis.given(
     variant=st.sampled_from(VARIANTS),
     seed=st.integers(0, 1_000),
@@ -195,7 +195,7 @@ def test_blocks_of_samples_change_nothing(name, monkeypatch):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["three, narrow", "three, wide", "five"])
+@pytest.mark.parametrize("name", ["three, narrow", "five"])
 def test_vmapped_chains_walk_as_each_alone(name):
     """Loops then run as often as the chain needs that needs it most."""
     network = make_network(name, True)

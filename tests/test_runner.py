@@ -211,7 +211,7 @@ def test_validation_and_test_samples_play_no_part(tmp_path, monkeypatch):
 
 
 def test_annealing_beats_magnitude_and_random(tmp_path):
-    config = RunConfig(hidden=(16,), density=0.1, num_steps=30_000, num_samples=500, pretrain_epochs=20)
+    config = RunConfig(hidden=(16,), density=0.1, num_steps=15_000, num_samples=500, pretrain_epochs=20)
     result = runner.run(config, tmp_path)
     assert result["validation_accuracy"] > 0.75
     assert result["test_accuracy"] > max(result["magnitude_test_accuracy"], result["random_test_accuracy"]) + 0.1

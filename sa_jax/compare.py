@@ -146,8 +146,7 @@ def _measure_all(config, workdir, jobs, on_progress, on_message) -> list[dict[st
     cells = list(config.cells())
     rows = {cell: row for cell in cells if (row := saved_row(config, workdir, cell)) is not None}
     # What was pruned is no longer there where its dense network has to be made again.
-    lost = [cell for cell in cells if cell._replace(method=DENSE, density=1.0) not in rows]
-    rows = {cell: row for cell, row in rows.items() if cell not in lost}
+    rows = {cell: row for cell, row in rows.items() if cell._replace(method=DENSE, density=1.0) in rows}
     if rows:
         on_message(f"{len(rows)} of {len(cells)} cells are there already")
     waiting = [cell for cell in cells if cell not in rows]

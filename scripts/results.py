@@ -14,7 +14,6 @@ seconds only from a machine that does nothing else.
 """
 
 import argparse
-import csv
 import hashlib
 import itertools
 import json
@@ -34,7 +33,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sa_jax import anneal, bench, comparison, data, from_energy, geometric, masks, models
+from sa_jax import anneal, bench, data, from_energy, geometric, masks, models
 from sa_jax.energies import cross_entropy
 from sa_jax.incremental import full_mlp, masked_mlp
 from sa_jax.moves import move_fn, uniform_swap
@@ -51,19 +50,6 @@ CONFIG_LABELS = {
     "mlpnet_mnist_nudge": "annealed, weights nudged",
 }
 CONFIGS = list(CONFIG_LABELS)
-# Methods of `sa-jax compare` and the rows of peers.json that they should reproduce.
-PEERS = {
-    "random": "random",
-    "magnitude_layerwise": "magnitude by layer",
-    "magnitude_global": "global magnitude",
-    "wanda_global": "Wanda, global, 1,000 images",
-    "snip": "SNIP, 1,000 images",
-    "obd": "OBD, diagonal Fisher, 1,000 images",
-    "obs_mask": "OBS mask, 8,000 images",
-    "cbs_mask": "CBS mask, 1,000 images",
-    "woodfisher": "WoodFisher, weights updated",
-    "obs_update": "CBS, weights updated",
-}
 RANDOM_CONFIG = "random_weights_mnist"
 RANDOM_DENSITIES = (0.5, 0.3, 0.2, 0.1)
 DRAWN_DENSITIES = (0.1, 0.05, 0.02)
@@ -280,26 +266,6 @@ def accuracy_table(result: dict[str, Any]) -> str:
         if seconds:
             row(f"{label}, at most {max(seconds):,.0f} s", cells)
     return " |\n".join(lines) + " |"
-
-
-def reproduced_table(path: Path) -> str:
-    """The README's table of methods measured here beside what the peers' own code gave, in brackets."""
-    peers = json.loads((RESULTS / "peers.json").read_text())["test_accuracy"]
-    with path.open() as file:
-        rows = [row for row in csv.DictReader(file) if row["test_accuracy"]]
-    densities = sorted({float(row["density"]) for row in rows if row["method"] != "dense"}, reverse=True)
-    lines = ["| branches kept | " + " | ".join(f"{100 * density:g} %" for density in densities) + " |"]
-    lines += ["|---" * (len(densities) + 1) + "|"]
-    for method, peer in PEERS.items():
-        cells = []
-        for density in densities:
-            of = [row for row in rows if row["method"] == method and float(row["density"]) == density]
-            values = [100 * float(row["test_accuracy"]) for row in of]
-            theirs = peers[peer][f"{density:g}"]
-            spread = f" ±{statistics.stdev(values):.2f}" if len(set(values)) > 1 else ""
-            cells.append(f"{statistics.mean(values):.2f}{spread} ({theirs:.2f})")
-        lines.append(f"| {comparison.display_name(method)} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
 
 
 def random_table(result: dict[str, Any]) -> str:

@@ -300,7 +300,7 @@ def measure(config: CompareConfig, workdir: Path, cell: Cell) -> dict[str, Any]:
         for split in (dataset.train, dataset.validation, dataset.test):
             pruning.check_samples(network, split.inputs, split.labels)
         seconds = time.process_time() - start
-        _write(workdir / "networks" / f"{cell.network_name}.npz", npz_bytes(_weight_arrays(names, network)))
+        _write(workdir / "networks" / f"{cell.network_name}.npz", npz_bytes(models.weight_arrays(names, network)))
         found, total, shapes = Found(jnp.ones(network.total, bool), network), network.total, network.shapes
         uses = {name: run.weights != "random" for name in ("uses_labels", "uses_gradients", "moves_weights")}
     else:
@@ -396,12 +396,6 @@ def _figures(run: RunConfig, dataset: data.Dataset, found: Found) -> tuple[dict[
     }
     bits = {"correct": np.packbits(test), "num_tested": np.array(test.size), "mask": np.packbits(mask)}
     return figures, bits
-
-
-def _weight_arrays(names: Sequence[str], network: Network) -> dict[str, np.ndarray]:
-    arrays = {f"{name}/kernel": np.asarray(w) for name, w in zip(names, network.kernels, strict=True)}
-    biases = zip(names, network.biases, strict=True)
-    return arrays | {f"{name}/bias": np.asarray(bias) for name, bias in biases if bias is not None}
 
 
 def saved_row(config: CompareConfig, workdir: Path, cell: Cell) -> dict[str, Any] | None:

@@ -247,6 +247,13 @@ def with_weights(params: PyTree, names: Sequence[str], network: Network) -> PyTr
     return flax.traverse_util.unflatten_dict(leaves)
 
 
+def weight_arrays(names: Sequence[str], network: Network) -> dict[str, np.ndarray]:
+    """A network's arrays by the names that `load_weights` reads: LAYER/kernel and LAYER/bias."""
+    arrays = {f"{name}/kernel": np.asarray(w) for name, w in zip(names, network.kernels, strict=True)}
+    biases = zip(names, network.biases, strict=True)
+    return arrays | {f"{name}/bias": np.asarray(bias) for name, bias in biases if bias is not None}
+
+
 def flat_mask(tree: PyTree) -> jax.Array:
     """Joins a tree from `mask_tree` to a flat mask, bool `[total]`."""
     leaves = _flat(tree)

@@ -98,11 +98,9 @@ def run(
             parts = masks.unflatten(flat, network.shapes)
             return {f"{name}/kernel": np.asarray(part) for name, part in zip(names, parts, strict=True)}
 
-        biases = zip(names, network.biases, strict=True)
         arrays = {
             "masks.npz": by_kernel(annealed.mask),
-            "weights.npz": by_kernel(masks.flatten(found.kernels))
-            | {f"{name}/bias": np.asarray(bias) for name, bias in biases if bias is not None},
+            "weights.npz": models.weight_arrays(names, found),
         }
         if config.num_chains > 1:
             arrays["survival.npz"] = by_kernel(annealed.masks.mean(0, dtype=np.float32))

@@ -36,7 +36,7 @@ from sa_jax import (
     significance,
     workdirs,
 )
-from sa_jax.baselines import Found, Task
+from sa_jax.baselines import Effort, Found, Task
 from sa_jax.energies import cross_entropy
 from sa_jax.grid import DENSE, SEARCHES, Cell, CompareConfig, cell_run, digest
 from sa_jax.models import Network
@@ -83,19 +83,7 @@ PAIRED_FIELDS = (
     "num_seeds",
 )
 # One-shot masks without any search, which 'worth it' is measured against.
-ONE_SHOT = (
-    "magnitude_global",
-    "magnitude_layerwise",
-    "magnitude_erk",
-    "wanda_global",
-    "wanda_per_output",
-    "node_entropy",
-    "node_output_norm",
-    "node_input_norm",
-    "snip",
-    "obd",
-    "obs_mask",
-)
+ONE_SHOT = (*evaluation.ONE_SHOT, "node_entropy", "node_output_norm", "node_input_norm", "obs_mask")
 
 
 class Progress(NamedTuple):
@@ -165,6 +153,7 @@ def _measure_all(config, workdir, jobs, on_progress, on_message) -> list[dict[st
 
     try:
         for stage in stages:
+            _check_densities(config, rows)
             with ThreadPoolExecutor(max(jobs, 1)) as executor:
                 futures = {executor.submit(measure, cell): cell for cell in stage}
                 try:
@@ -182,6 +171,16 @@ def _measure_all(config, workdir, jobs, on_progress, on_message) -> list[dict[st
         for worker in started:
             worker.stop()
     return [rows[cell] for cell in cells]
+
+
+def _check_densities(config: CompareConfig, rows: Mapping[Cell, Mapping[str, Any]]) -> None:
+    """Refuses a density at which a network would keep no branch, as soon as its size is known."""
+    for cell, row in rows.items():
+        for density in config.densities if cell.method == DENSE else ():
+            try:
+                masks.num_kept(density, row["total"])
+            except InputError as error:
+                raise InputError(f"compare.densities, network {row['network']}: {error}") from None
 
 
 @contextlib.contextmanager
@@ -311,7 +310,7 @@ def measure(config: CompareConfig, workdir: Path, cell: Cell) -> dict[str, Any]:
         start = time.process_time()
         try:
             if cell.method in config.annealers:
-                found, uses, extra, arrays = _anneal(run, dataset, network)
+                found, uses, extra, arrays = _anneal(run, dataset, network, config.effort)
             else:
                 found, uses, extra = _baseline(config, cell, run, dataset, network, kept)
         except InputError as error:
@@ -348,8 +347,8 @@ def measure(config: CompareConfig, workdir: Path, cell: Cell) -> dict[str, Any]:
     return row
 
 
-def _anneal(run: RunConfig, dataset: data.Dataset, network: Network):
-    annealed, _ = runner.anneal_density(run, dataset, network, lambda progress: None, lambda message: None)
+def _anneal(run: RunConfig, dataset: data.Dataset, network: Network, effort: Effort):
+    annealed, _ = runner.anneal_density(run, dataset, network, effort=effort)
     found = evaluation.network_with(network, annealed.weights)
     uses = {"uses_labels": run.uses_labels, "uses_gradients": run.uses_gradients}
     uses["moves_weights"] = run.nudge_share > 0

@@ -2,11 +2,23 @@
 
 import html
 import itertools
-import math
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from sa_jax.charts import (
+    Look,
+    Point,
+    density_axis,
+    draw_line,
+    error_axis,
+    error_of,
+    finish,
+    log_scale,
+    name_ends,
+    name_points,
+    put_ticks,
+)
 from sa_jax.page import (
     ACCENT,
     CHARTS,
@@ -16,12 +28,11 @@ from sa_jax.page import (
     new_figure,
     page_html,
     row_html,
-    strip_axes,
     table_html,
 )
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    pass
 
 DENSE = "dense"
 CLASSES = ("Needs no labels", "Needs labels, no derivative", "Takes derivatives of the loss", "Moves weights")
@@ -50,8 +61,6 @@ _NAMES = {
     "woodfisher": "WoodFisher",
     "smaller_dense": "Smaller dense network",
 }
-_LEAST_ERROR = 1e-4  # what no error is drawn as on a log scale
-_LABEL = 8  # points of the names in charts
 _SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 Rows = Sequence[Mapping[str, Any]]
@@ -391,28 +400,9 @@ def _section(group: _Group, name: str) -> str:
 # Charts.
 
 
-class _Look(NamedTuple):
-    """How a method is drawn; those that are `named` bear their name in charts of lines."""
-
-    color: str
-    alpha: float
-    line: str
-    marker: str
-    named: bool
-
-
-class _Point(NamedTuple):
-    """A point to be named."""
-
-    name: str
-    x: float
-    y: float
-    look: _Look
-
-
-def _looks(group: _Group) -> dict[str, _Look]:
+def _looks(group: _Group) -> dict[str, Look]:
     """Colors for the ways to anneal, ink for the best other method of each class, and faint ink for the rest."""
-    looks = {method: _Look(INK, 0.22, "-", _MARKERS[kind], False) for method, kind in group.classes.items()}
+    looks = {method: Look(INK, 0.22, "-", _MARKERS[kind], False) for method, kind in group.classes.items()}
     ways = [method for method in looks if method.startswith("anneal")]
     for kind in range(len(CLASSES)):
         others = [method for method in looks if group.classes[method] == kind and method not in ways]
@@ -432,14 +422,14 @@ def _validated(group: _Group, method: str) -> float:
     return sum(group.mean("validation_accuracy", method, density) or 0 for density in group.densities)
 
 
-_REFERENCE = _Look(INK, 0.75, "--", "", True)
+_REFERENCE = Look(INK, 0.75, "--", "", True)
 _LOOKS_TOLD = (
     "Blue: annealing; orange: annealing that moves weights; strong: the best other method of each class, chosen "
     "on validation samples; faint: all others."
 )
 
 
-def _accuracy_chart(group: _Group, looks: Mapping[str, _Look], name: str) -> str:
+def _accuracy_chart(group: _Group, looks: Mapping[str, Look], name: str) -> str:
     figure = new_figure(4.0)
     axes = figure.add_subplot()
     ends = []
@@ -448,28 +438,28 @@ def _accuracy_chart(group: _Group, looks: Mapping[str, _Look], name: str) -> str
         if not points:
             continue
         densities, means, spreads = zip(*points, strict=True)
-        errors = [_error(mean) for mean in means]
-        _line(axes, densities, errors, look)
+        errors = [error_of(mean) for mean in means]
+        draw_line(axes, densities, errors, look)
         if look.named:
-            low, high = ([_error(m + sign * s) for m, s in zip(means, spreads, strict=True)] for sign in (1, -1))
+            low, high = ([error_of(m + sign * s) for m, s in zip(means, spreads, strict=True)] for sign in (1, -1))
             axes.fill_between(densities, low, high, color=look.color, alpha=0.15, linewidth=0)
-            ends.append(_Point(display_name(method), densities[-1], errors[-1], look))
+            ends.append(Point(display_name(method), densities[-1], errors[-1], look))
     dense = group.mean("test_accuracy", DENSE)
     if dense is not None:
-        axes.axhline(_error(dense), color=INK, alpha=0.6, linestyle=(0, (5, 4)), linewidth=1)
-        ends.append(_Point("Dense", group.densities[-1], _error(dense), _REFERENCE))
+        axes.axhline(error_of(dense), color=INK, alpha=0.6, linestyle=(0, (5, 4)), linewidth=1)
+        ends.append(Point("Dense", group.densities[-1], error_of(dense), _REFERENCE))
     if not ends:
         return ""
-    _density_axis(axes, group)
-    _error_axis(axes)
+    density_axis(axes, group.densities)
+    error_axis(axes)
     axes.set_title("Test accuracy, %", loc="left")
-    _name_ends(axes, ends)
+    name_ends(axes, ends)
     text = "Test accuracy against the share of branches pruned, bands: one standard deviation over seeds."
     caption = f"{text} The error is on a log scale. {_LOOKS_TOLD}"
     return figure_html(f"{name}-accuracy", figure, text, caption)
 
 
-def _compression_chart(group: _Group, looks: Mapping[str, _Look], name: str) -> str:
+def _compression_chart(group: _Group, looks: Mapping[str, Look], name: str) -> str:
     figure = new_figure(4.0)
     axes = figure.add_subplot()
     ends = []
@@ -477,22 +467,22 @@ def _compression_chart(group: _Group, looks: Mapping[str, _Look], name: str) -> 
         points = group.curve("effective_compression", method)
         if points:
             densities, means, _ = zip(*points, strict=True)
-            _line(axes, densities, means, look)
-            ends += [_Point(display_name(method), densities[-1], means[-1], look)] if look.named else []
+            draw_line(axes, densities, means, look)
+            ends += [Point(display_name(method), densities[-1], means[-1], look)] if look.named else []
     kept = group.densities
     axes.plot(kept, [1 / density for density in kept], color=INK, alpha=0.6, linestyle=(0, (5, 4)), linewidth=1)
-    ends.append(_Point("No dead units", kept[-1], 1 / kept[-1], _REFERENCE))
-    _density_axis(axes, group)
-    _ticks(axes.yaxis, _log_scale(axes, "y"), lambda value: f"{value:,.6g}×")
+    ends.append(Point("No dead units", kept[-1], 1 / kept[-1], _REFERENCE))
+    density_axis(axes, group.densities)
+    put_ticks(axes.yaxis, log_scale(axes, "y"), lambda value: f"{value:,.6g}×")
     axes.set_title("Effective compression", loc="left")
-    _name_ends(axes, ends)
+    name_ends(axes, ends)
     text = (
         "All branches over those left once units without inputs or outputs are removed, against the share pruned."
     )
     return figure_html(f"{name}-compression", figure, text, text)
 
 
-def _time_chart(group: _Group, looks: Mapping[str, _Look], density: float, name: str) -> str:
+def _time_chart(group: _Group, looks: Mapping[str, Look], density: float, name: str) -> str:
     """Draws accuracy against CPU time at one density, with every method's name."""
     figure = new_figure(4.4)
     axes = figure.add_subplot()
@@ -501,26 +491,26 @@ def _time_chart(group: _Group, looks: Mapping[str, _Look], density: float, name:
         accuracy = group.mean("test_accuracy", method, density)
         seconds = group.mean("cpu_seconds", method, density)
         if accuracy is not None and seconds is not None:
-            points.append(_Point(display_name(method), max(seconds, 1e-3), _error(accuracy), look))
+            points.append(Point(display_name(method), max(seconds, 1e-3), error_of(accuracy), look))
     if not points:
         return ""
     for _, seconds, error, look in points:
         alpha = max(look.alpha, 0.4)
         axes.plot(seconds, error, look.marker, color=look.color, alpha=alpha, markersize=4.5, markeredgewidth=0)
-    _log_scale(axes, "x", 0.12)
+    log_scale(axes, "x", 0.12)
     axes.set_xlabel("CPU seconds")
-    _error_axis(axes)
+    error_axis(axes)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
     axes.minorticks_off()
     head = f"{100 * density:.6g} % kept"
     axes.set_title(f"Test accuracy, %, at {head}", loc="left")
-    _name_points(axes, points)
+    name_points(axes, points)
     shapes = "; ".join(f"{sign}: {title.lower()}" for sign, title in zip("●■▲◆", CLASSES, strict=True))
     text = f"Test accuracy against CPU time at {head}."
     return figure_html(f"{name}-time-{density:g}", figure, text, f"{text} {shapes}.")
 
 
-def _layer_chart(group: _Group, looks: Mapping[str, _Look], density: float, name: str) -> str:
+def _layer_chart(group: _Group, looks: Mapping[str, Look], density: float, name: str) -> str:
     """Draws the share of each layer that the named methods keep at one density."""
     figure = new_figure(4.0)
     axes = figure.add_subplot()
@@ -540,178 +530,16 @@ def _layer_chart(group: _Group, looks: Mapping[str, _Look], density: float, name
     ends = []
     for method, of_method in shares.items():
         drawn = [max(share, floor) for share in of_method]
-        _line(axes, range(len(drawn)), drawn, looks[method])
-        ends.append(_Point(display_name(method), len(drawn) - 1, drawn[-1], looks[method]))
+        draw_line(axes, range(len(drawn)), drawn, looks[method])
+        ends.append(Point(display_name(method), len(drawn) - 1, drawn[-1], looks[method]))
     emptied = any(share == 0 for of_method in shares.values() for share in of_method)
-    _ticks(
-        axes.yaxis, _log_scale(axes, "y"), lambda value: f"{100 * value:.3g} %", floor=floor if emptied else None
+    put_ticks(
+        axes.yaxis, log_scale(axes, "y"), lambda value: f"{100 * value:.3g} %", floor=floor if emptied else None
     )
     names = [f"layer {i}\nof {total:,}" for i, total in enumerate(totals, 1)]
     axes.set(xticks=range(len(totals)), xticklabels=names, xlim=(-0.2, len(totals) - 0.8))
     axes.set_title(f"Kept share of each layer, at {100 * density:.6g} % kept", loc="left")
-    _finish(axes)
-    _name_ends(axes, ends)
+    finish(axes)
+    name_ends(axes, ends)
     text = "Share of each layer's branches that is kept, on a log scale."
     return figure_html(f"{name}-layers", figure, text, text)
-
-
-def _error(accuracy: float) -> float:
-    return min(max(1 - accuracy, _LEAST_ERROR), 1.0)
-
-
-def _line(axes: "Axes", x: Sequence[float], y: Sequence[float], look: _Look) -> None:
-    size, width = (4, 1.6) if look.named else (2.5, 0.9)
-    style = {"color": look.color, "alpha": look.alpha, "linestyle": look.line, "linewidth": width}
-    axes.plot(x, y, marker=look.marker, markersize=size, markeredgewidth=0, zorder=2 + look.named, **style)
-
-
-def _finish(axes: "Axes") -> None:
-    axes.grid(color=INK, alpha=0.12, linewidth=0.6)
-    strip_axes(axes)
-
-
-def _density_axis(axes: "Axes", group: _Group) -> None:
-    """Sparser to the right, on a log scale of what is kept, so that 90 and 98 % pruned lie well apart."""
-    axes.set_xscale("log")
-    least, most = group.densities[-1], group.densities[0]
-    axes.set_xlim(most * 1.06, least / 1.06)
-    axes.set_xlabel("pruned, %")
-    _ticks(axes.xaxis, (least, most), lambda kept: f"{100 * (1 - kept):.6g}", group.densities, 0.09)
-    _finish(axes)
-
-
-def _log_scale(axes: "Axes", side: str, margin: float = 0.05) -> tuple[float, float]:
-    """Gives an axis a log scale with room around what is drawn, also where that is one value."""
-    low, high = getattr(axes.dataLim, f"interval{side}")
-    room = max((high / low) ** margin, 1.1)
-    axes.set(**{f"{side}lim": (low / room, high * room), f"{side}scale": "log"})
-    return low / room, high * room
-
-
-def _error_axis(axes: "Axes") -> None:
-    low, high = _log_scale(axes, "y", 0.06)
-    high = min(high, 1.0)
-    axes.set_ylim(high, low)  # better is higher
-    _ticks(axes.yaxis, (low, high), lambda error: f"{100 * (1 - error):.6g}")
-    _finish(axes)
-
-
-def _ticks(
-    axis: Any,
-    limits: Sequence[float],
-    text: Callable[[float], str],
-    among: Sequence[float] = (),
-    apart: float = 0.07,
-    floor: float | None = None,
-) -> None:
-    """Puts ticks that lie apart on a log scale at round values, or `among` given ones; `floor` stands for none."""
-    from matplotlib.ticker import NullLocator
-
-    low, high = min(limits), max(limits)
-    span = max(math.log(high / low), 1e-9)
-    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    # The first take the room: the ends of what is given, or the roundest.
-    wanted = [among[0], among[-1], *among] if among else []
-    wanted = wanted or [part * 10.0**decade for part in (1, 5, 2, 3, 7, 1.5, 4, 6, 8, 9) for decade in decades]
-    chosen = [] if floor is None else [floor]
-    for value in wanted:
-        inside = low * 0.999 <= value <= high * 1.001
-        if inside and all(abs(math.log(value / other)) > apart * span for other in chosen):
-            chosen.append(value)
-    axis.set_minor_locator(NullLocator())
-    axis.set_ticks(chosen, ["none" if value == floor else text(value) for value in chosen])
-
-
-def _name_ends(axes: "Axes", ends: Sequence[_Point]) -> None:
-    """Writes names right of the lines' ends, pushed apart where they would overlap."""
-    settled = _settle(axes)
-    gap = (_LABEL + 2.5) / settled.height
-    to_axes = axes.transData + axes.transAxes.inverted()
-    own = {point: to_axes.transform((point.x, point.y))[1] for point in ends}
-    ordered = sorted(own, key=lambda point: -own[point])
-    heights, ceiling = [], 1.02
-    for point in ordered:
-        heights.append(min(own[point], ceiling))
-        ceiling = heights[-1] - gap
-    floor = 0.0
-    for i in reversed(range(len(heights))):
-        heights[i] = max(heights[i], floor)
-        floor = heights[i] + gap
-    for point, height in zip(ordered, heights, strict=True):
-        place = {"xy": (point.x, point.y), "xytext": (1.05, height), "textcoords": "axes fraction"}
-        _annotate(axes, point, "left", True, **place)
-
-
-def _name_points(axes: "Axes", points: Sequence[_Point]) -> None:
-    """Writes each point's name where it covers no other name or point, as near as there is room."""
-    frame = _settle(axes)
-    spots = [tuple(axes.transData.transform((p.x, p.y)) * frame.scale) for p in points]
-    taken = [(x - 2, y - 2, x + 2, y + 2) for x, y in spots]
-    for i in sorted(range(len(points)), key=lambda i: not points[i].look.named):
-        others = taken[:i] + taken[i + 1 :]
-        places = _places(spots[i], 0.6 * _LABEL * len(points[i].name))
-        place = min(places, key=lambda place: _cost(place, others, frame))
-        taken.append(place.box)
-        where = {"xy": (points[i].x, points[i].y), "xytext": place.shift, "textcoords": "offset points"}
-        # Beside the chart there is room already: the layout need not make any.
-        _annotate(axes, points[i], place.align, place.distance > 9, **where).set_in_layout(False)
-
-
-class _Frame(NamedTuple):
-    """Where the axes are, in points."""
-
-    left: float
-    bottom: float
-    right: float
-    top: float
-    scale: float
-
-    @property
-    def height(self) -> float:
-        return self.top - self.bottom
-
-
-def _settle(axes: "Axes") -> _Frame:
-    figure: Any = axes.figure
-    figure.draw_without_rendering()  # settles the layout
-    scale = 72 / figure.dpi
-    box = axes.get_window_extent()
-    return _Frame(box.x0 * scale, box.y0 * scale, box.x1 * scale, box.y1 * scale, scale)
-
-
-class _Place(NamedTuple):
-    """Where a name may stand: shifted from its point by so many points, and the box that it then fills."""
-
-    distance: float
-    shift: tuple[float, float]
-    align: str
-    box: tuple[float, float, float, float]
-
-
-def _places(spot: Sequence[float], width: float) -> Iterator[_Place]:
-    for distance, angle in itertools.product((5, 9, 14, 20, 27, 35, 44, 54, 66, 80), range(0, 360, 30)):
-        dx, dy = distance * math.cos(math.radians(angle)), distance * math.sin(math.radians(angle))
-        align = "left" if dx > 1 else "right" if dx < -1 else "center"
-        left = spot[0] + dx - {"left": 0, "right": width, "center": width / 2}[align]
-        bottom = spot[1] + dy - _LABEL / 2
-        yield _Place(distance, (dx, dy), align, (left, bottom, left + width, bottom + _LABEL))
-
-
-def _cost(place: _Place, others: Sequence[Sequence[float]], frame: _Frame) -> tuple[bool, float, float]:
-    left, bottom, right, top = place.box
-    outside = left < frame.left - 4 or bottom < frame.bottom or right > frame.right + 4 or top > frame.top
-    shared = sum(
-        max(min(right, other[2]) - max(left, other[0]), 0) * max(min(top, other[3]) - max(bottom, other[1]), 0)
-        for other in others
-    )
-    return outside, shared, place.distance
-
-
-def _annotate(axes: "Axes", point: _Point, align: str, pointed: bool, **where: Any) -> Any:
-    """Writes the name of a point, with a thin line to it from the text's nearer edge if it is `pointed` at it."""
-    color, alpha = point.look.color, max(point.look.alpha, 0.65)
-    side = {"left": 0, "right": 1, "center": 0.5}[align]
-    pointer = {"arrowstyle": "-", "color": color, "alpha": 0.45, "linewidth": 0.6, "relpos": (side, 0.5)}
-    pointer |= {"shrinkA": 0, "shrinkB": 2}
-    style = {"color": color, "alpha": alpha, "fontsize": _LABEL, "ha": align, "va": "center"}
-    return axes.annotate(point.name, arrowprops=pointer if pointed else None, **style, **where)

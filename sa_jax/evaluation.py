@@ -10,8 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sa_jax import data, masks, models
-from sa_jax.baselines import scores
+from sa_jax import baselines, data, masks, models
 from sa_jax.models import Network
 from sa_jax.pruning import Problem
 from sa_jax.settings import RunConfig
@@ -142,15 +141,9 @@ def one_shot_masks(
       kept: number of branches that stay.
       activation: 'relu', 'tanh' or 'gelu'.
     """
-    return {
-        "magnitude_global": scores.magnitude_global(network, kept),
-        "magnitude_layerwise": scores.magnitude_layerwise(network, kept),
-        "magnitude_erk": scores.magnitude_erk(network, kept),
-        "wanda_global": scores.wanda_global(network, x, kept, activation),
-        "wanda_per_output": scores.wanda_per_output(network, x, kept, activation),
-        "snip": scores.snip(network, x, y, kept, activation),
-        "obd": scores.obd(network, x, y, kept, activation),
-    }
+    effort = baselines.DEFAULT_EFFORT._replace(num_samples=len(x))
+    task = baselines.Task(jax.random.key(0), network, x, y, kept, activation, effort=effort)
+    return {name: baselines.METHODS[name].find(task).mask for name in ONE_SHOT}
 
 
 def worth_sentence(

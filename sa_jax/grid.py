@@ -94,14 +94,7 @@ class CompareConfig:
         for method in self.methods:
             if method not in known:
                 raise InputError(f"compare.methods: {method!r} is none of {', '.join(known)}")
-        for name in ("num_samples", "num_evaluations", "search_samples", "epochs"):
-            value = getattr(self, name)
-            if value is None and name == "num_evaluations":
-                continue
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise InputError(f"compare.{name} must be a whole number of at least 1, not {value!r}")
-        if not _is_number(self.learning_rate) or not 0 < self.learning_rate < float("inf"):
-            raise InputError(f"compare.learning_rate must be a number above 0, not {self.learning_rate!r}")
+        baselines.check_effort(self.effort, "compare")
         if not _is_number(self.tolerance) or not 0 <= self.tolerance < 1:
             raise InputError(f"compare.tolerance must be a share in [0, 1), not {self.tolerance!r}")
         for density in self.densities:
@@ -129,9 +122,9 @@ class CompareConfig:
 
     @property
     def effort(self) -> Effort:
-        """What the baselines may spend, but for evaluations."""
-        samples = self.num_samples, 1, self.search_samples
-        return Effort(*samples, self.epochs, self.learning_rate)
+        """What the baselines may spend; where the evaluations are those of annealing they are not known yet."""
+        evaluations = 1 if self.num_evaluations is None else self.num_evaluations
+        return Effort(self.num_samples, evaluations, self.search_samples, self.epochs, self.learning_rate)
 
     @property
     def searched_like(self) -> str:
@@ -206,6 +199,8 @@ def digest(config: CompareConfig, cell: Cell) -> str:
     depends["files"] = [_content(source) for source in (cell.dataset, cell.weights)]
     if cell.method in config.annealers:
         depends["run"] = run
+        if cell_run(config, cell).first_method is not None:
+            depends["effort"] = config.effort._asdict()
     elif cell.method != DENSE:
         depends["effort"] = config.effort._asdict() | {"num_evaluations": config.num_evaluations}
         if cell.method in SEARCHES:  # on annealing's energy, and as often

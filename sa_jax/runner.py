@@ -21,7 +21,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from sa_jax import data, masks, models, pruning, workdirs
 from sa_jax.anneal import BLOCK_STEPS, init
 from sa_jax.anneal import run as run_steps
-from sa_jax.baselines import Task
+from sa_jax.baselines import DEFAULT_EFFORT, Effort, Task
 from sa_jax.evaluation import SECONDS, Annealed, Probe, Search, accuracy, evaluate, network_with
 from sa_jax.models import Network
 from sa_jax.npz import npz_bytes
@@ -124,10 +124,14 @@ def anneal_density(
     config: RunConfig,
     dataset: data.Dataset,
     network: Network,
-    on_progress: Callable[[Progress], None],
-    on_message: Callable[[str], None],
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+    on_message: Callable[[str], None] = lambda message: None,
+    effort: Effort = DEFAULT_EFFORT,
 ) -> tuple[Annealed, None]:
-    """Anneals at the density given, on as many training samples as are wanted for it."""
+    """Anneals at the density given, on as many training samples as are wanted for it.
+
+    Where a method of `baselines.METHODS` finds the initial mask it may spend `effort`.
+    """
     cpu_start = time.process_time()
     kept = masks.num_kept(config.density, network.total)
     num_samples, _ = config.sizes(kept, len(dataset.train.labels))
@@ -137,7 +141,7 @@ def anneal_density(
         on_message(f"the initial mask is found by {config.start}")
         key = jax.random.fold_in(jax.random.key(config.seed), 3)
         x, y = map(jnp.asarray, dataset.train)
-        task = Task(key, network, x, y, kept, config.activation)
+        task = Task(key, network, x, y, kept, config.activation, effort=effort)
         mask = config.first_method.find(task).mask
     annealed = anneal_chains(config, network, *samples, kept, on_progress, on_message, mask)
     return annealed._replace(cpu_seconds=time.process_time() - cpu_start), None

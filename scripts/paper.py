@@ -8,7 +8,6 @@ Kuo, Kuruoglu & Chan, Neural Network Structure Optimization by Simulated Anneali
 import argparse
 import csv
 import itertools
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt
 from matplotlib.lines import Line2D
 
+from sa_jax.grid import Cell
 from sa_jax.npz import read_npz
 
 # Accuracy that may be lost against the dense network and still counts as kept.
@@ -134,12 +134,9 @@ def claim(group: list[Row]) -> str:
 
 def trace(folder: Path, row: Row) -> dict[str, Any]:
     """What was recorded of a cell's annealing."""
-    for path in sorted((folder / "cells").glob("*.json")):
-        saved = json.loads(path.read_text())["row"]
-        names = ("dataset", "network", "weights", "method", "seed")
-        if all(str(saved[name]) == str(row[name]) for name in names) and saved["density"] == row["density"]:
-            return read_npz(path.with_suffix(".npz"))
-    raise SystemExit(f"{folder / 'cells'} has no cell {row}")
+    hidden = tuple(map(int, row["network"].split("-")[1:-1]))
+    place = row["dataset"], row["weights"], hidden, row["method"], row["density"], int(row["seed"])
+    return read_npz(folder / "cells" / f"{Cell(*place).name}.npz")
 
 
 def draw_accuracies(rows: list[Row], path: Path) -> None:

@@ -204,6 +204,10 @@ def test_front_door(digits):
         prune("magnitude", *arguments)
     with refusal("density"):
         prune("magnitude_global", *arguments, density=0)
+    with refusal("effort.epochs must be a whole number of at least 1, not 0"):
+        prune("edge_popup", *arguments, effort=EFFORT._replace(epochs=0))
+    with refusal("effort.learning_rate must be a number above 0"):
+        prune("edge_popup", *arguments, effort=EFFORT._replace(learning_rate=-1.0))
 
 
 def test_whole_numbers_are_taken_as_floats(digits):

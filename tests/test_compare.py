@@ -115,6 +115,25 @@ def test_an_error_in_a_worker_reaches_the_user(tmp_path):
     assert not list((tmp_path / "cells").iterdir())
 
 
+def test_a_density_too_low_for_a_network_is_refused_before_anything_is_pruned(tmp_path):
+    with refusal("compare.densities, network 64-8-10: density 1e-05 keeps 0 of 592"):
+        compare.compare(config_of(densities=[0.1, 1e-5], seeds=[0]), tmp_path, 1)
+    dense = Cell("digits", "pretrain", (8,), "dense", 1.0, 0).name
+    assert {path.stem for path in (tmp_path / "cells").iterdir()} == {dense}
+
+
+def test_effort_counts_where_a_method_finds_the_start():
+    """The figures of a start found by training depend on its epochs; those of other starts do not."""
+    found_first = {"anneal": {}, "anneal_from_edge_popup": {"start": "edge_popup"}}
+    methods = list(found_first)
+    short, long = (config_of(methods=methods, annealers=found_first, epochs=epochs) for epochs in (1, 2))
+    same = [
+        grid.digest(short, cell) == grid.digest(long, cell)
+        for cell in (Cell("digits", "pretrain", (8,), method, 0.1, 0) for method in methods)
+    ]
+    assert same == [True, False]
+
+
 @pytest.mark.parametrize(
     ("changes", "parts"),
     [

@@ -1,6 +1,5 @@
 """The paper's experiment: its page holds the figures that were measured, and its script names what exists."""
 
-import json
 import runpy
 import subprocess
 import sys
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 
 from sa_jax import cli, compare
+from sa_jax.grid import Cell
 from sa_jax.npz import npz_bytes
 
 ROOT = Path(__file__).parents[1]
@@ -31,13 +31,13 @@ def save(folder, rows):
     (folder / "cells").mkdir(parents=True)
     (folder / "results.csv").write_text(compare.table_csv(rows, compare.FIELDS))
     steps = np.array([500, 1000])
-    for number, row in enumerate(rows):
+    for row in rows:
         energy = np.array([[1.0, row["density"]]])
         trace = {"step": steps, "temperature": np.array([1e-3, 1e-5]), "energy": energy, "best_energy": energy}
         trace |= {"acceptance": np.array([[0.5, 0.1]])}
         arrays = {f"trace_{name}": values for name, values in trace.items()}
-        (folder / "cells" / f"{number}.json").write_text(json.dumps({"digest": "", "row": row}))
-        (folder / "cells" / f"{number}.npz").write_bytes(npz_bytes(arrays))
+        cell = Cell("mnist", row["weights"], (300, 100), row["method"], row["density"], row["seed"])
+        (folder / "cells" / f"{cell.name}.npz").write_bytes(npz_bytes(arrays))
 
 
 def test_page_and_pictures(tmp_path):

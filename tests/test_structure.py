@@ -27,6 +27,7 @@ ORDER = [
     "pretrain",
     "baselines",
     "page",
+    "charts",
     "report",
     "comparison",
     "workdirs",

@@ -198,6 +198,20 @@ METHODS: dict[str, Method] = {
 }
 
 
+def check_effort(effort: Effort, where: str = "effort") -> None:
+    """Refuses an effort with which nothing could be done.
+
+    Raises:
+      InputError: a number that is not whole, or not above 0, named as `where` and its field.
+    """
+    for name, value in effort._asdict().items():
+        if name == "learning_rate":
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+                raise InputError(f"{where}.learning_rate must be a number above 0, not {value!r}")
+        elif isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise InputError(f"{where}.{name} must be a whole number of at least 1, not {value!r}")
+
+
 def prune(
     method: str,
     rng_key: jax.Array,
@@ -228,7 +242,8 @@ def prune(
       the biases, bool, as `sa_jax.models.apply` takes them.
 
     Raises:
-      InputError: an unknown method, or parameters, samples or a density that `sa_jax.prune` would refuse.
+      InputError: an unknown method, an effort of 0 or less, or parameters, samples or a density that
+        `sa_jax.prune` would refuse.
 
     >>> from sa_jax.models import MLP
     >>> x = jax.random.normal(jax.random.key(0), (200, 8))
@@ -242,6 +257,7 @@ def prune(
     if method not in known:
         raise InputError(f"method must be one of {', '.join(known)}, not {method!r}")
     models.check_activation(activation)
+    check_effort(effort)
     names, network = models.network_of(params)
     kept = masks.num_kept(density, network.total)
     pruning.check_samples(network, np.asarray(x), np.asarray(y))

@@ -202,10 +202,15 @@ def finish(
     worth = worth_sentences(config, rows)
     versions = {"python": platform.python_version()}
     versions |= {name: importlib.metadata.version(name) for name in ("sa_jax", "jax", "jaxlib", "optax", "numpy")}
-    page = comparison.render_comparison(list(rows), paired, worth, command, versions, bench.machine()["processor"])
+    machine = bench.machine()["processor"]
+    page = comparison.render_comparison(list(rows), paired, worth, command, versions, machine)
+    on = ", ".join(f"{name} {version}" for name, version in versions.items())
+    seeds = ", ".join(map(str, config.seeds))
+    text = comparison.markdown_tables(list(rows), paired) + "\n" + "\n\n".join(worth)
+    text += f"\n\nSeeds {seeds}; one core of {machine}; {on}.\n"
     _write(workdir / "results.csv", table_csv(rows, FIELDS))
     _write(workdir / "paired.csv", table_csv(paired, PAIRED_FIELDS))
-    _write(workdir / "results.md", comparison.markdown_tables(list(rows), paired) + "\n" + "\n".join(worth) + "\n")
+    _write(workdir / "results.md", text)
     _write(workdir / "operative.gin", operative_config)
     _write(workdir / "report.html", page)
 

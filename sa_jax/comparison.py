@@ -125,7 +125,7 @@ class _Group(NamedTuple):
     @property
     def classes(self) -> dict[str, int]:
         """The class of each method, in order of class."""
-        found = {row["method"]: _class_of(row) for row in self.rows if row["method"] != DENSE}
+        found = {row["method"]: class_of(row) for row in self.rows if row["method"] != DENSE}
         return dict(sorted(found.items(), key=lambda item: item[1]))
 
     def values(self, name: str, method: str, density: float | None = None) -> list[float]:
@@ -157,7 +157,8 @@ def weights_name(source: str) -> str:
     return names.get(source, f"weights from {source}")
 
 
-def _class_of(row: Mapping[str, Any]) -> int:
+def class_of(row: Mapping[str, Any]) -> int:
+    """The place in `CLASSES` of what a method may use: uses_labels, uses_gradients and moves_weights."""
     if row["moves_weights"]:
         return _MOVES
     return 2 if row["uses_gradients"] else int(bool(row["uses_labels"]))
@@ -351,7 +352,7 @@ def _uses(groups: Sequence[_Group]) -> str:
     rows = {row["method"]: row for group in groups for row in group.rows if row["method"] != DENSE}
     lines = []
     for kind, title in enumerate(CLASSES):
-        of_class = [row for row in rows.values() if _class_of(row) == kind]
+        of_class = [row for row in rows.values() if class_of(row) == kind]
         lines += [_class_row(title, len(heads))] if of_class else []
         for row in of_class:
             uses = ("yes" if row[name] else "no" for name in ("uses_labels", "uses_gradients", "moves_weights"))

@@ -5,15 +5,17 @@
     python scripts/results.py random     # never trained weights on MNIST, 4 densities, 3 seeds; over an hour
     python scripts/results.py speed      # incremental against full evaluation, side by side; 1 minute
     python scripts/results.py batching   # chains vmapped or not, proposals evaluated together; 3 minutes
+    python scripts/results.py compare    # configs/compare_mlpnet.gin and compare_lenet300.gin, into runs/; hours
     python scripts/results.py readme     # tables and picture from the saved results; no measuring
 
 The speed of all networks is measured by `sa-jax bench --out=scripts/results/bench.json`; 40 minutes.
 
-`accuracy`, `random` and `speed` need MNIST, and all but `random` mlpnet_mnist_93.97.npz in $SA_JAX_DATA. Quote
-seconds only from a machine that does nothing else.
+`accuracy`, `random`, `speed` and `compare` need MNIST, `compare` also Fashion-MNIST, and all of these but `random`
+mlpnet_mnist_93.97.npz in $SA_JAX_DATA. Quote seconds only from a machine that does nothing else.
 """
 
 import argparse
+import csv
 import hashlib
 import itertools
 import json
@@ -33,7 +35,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sa_jax import anneal, bench, data, from_energy, geometric, masks, models
+from sa_jax import anneal, bench, comparison, data, from_energy, geometric, masks, models
 from sa_jax.energies import cross_entropy
 from sa_jax.incremental import full_mlp, masked_mlp
 from sa_jax.moves import move_fn, uniform_swap
@@ -50,6 +52,21 @@ CONFIG_LABELS = {
     "mlpnet_mnist_nudge": "annealed, weights nudged",
 }
 CONFIGS = list(CONFIG_LABELS)
+COMPARISONS = ("compare_mlpnet", "compare_lenet300")
+# Methods of `sa-jax compare` and the rows of peers.json that they should reproduce.
+PEERS = {
+    "random": "random",
+    "magnitude_layerwise": "magnitude by layer",
+    "magnitude_global": "global magnitude",
+    "wanda_global": "Wanda, global, 1,000 images",
+    "snip": "SNIP, 1,000 images",
+    "obd": "OBD, diagonal Fisher, 1,000 images",
+    "obs_mask": "OBS mask, 8,000 images",
+    "cbs_mask": "CBS mask, 1,000 images",
+    "woodfisher": "WoodFisher, weights updated",
+    "obs_update": "CBS, weights updated",
+}
+USES = ("uses_labels", "uses_gradients", "moves_weights")
 RANDOM_CONFIG = "random_weights_mnist"
 RANDOM_DENSITIES = (0.5, 0.3, 0.2, 0.1)
 DRAWN_DENSITIES = (0.1, 0.05, 0.02)
@@ -114,6 +131,18 @@ def one_run(config: str, density: float, seed: int) -> dict[str, Any]:
     seconds = {"cpu_seconds": used.ru_utime + used.ru_stime, "wall_seconds": wall_seconds}
     kept = {name: result[name] for name in fields}
     return {"config": config} | kept | seconds | {"machine": bench.machine()["processor"]}
+
+
+def measure_comparisons(jobs: int) -> None:
+    """Makes the comparisons that are not complete yet, and copies their tables to scripts/results/."""
+    run = [sys.executable, "-c", "import sys; from sa_jax.cli import main; sys.exit(main())", "compare"]
+    for name in COMPARISONS:
+        workdir = ROOT / "runs" / name
+        command = [*run, f"--gin_file={config_path(name)}", f"--workdir={workdir}", f"--jobs={jobs}"]
+        if subprocess.run(command).returncode:
+            raise SystemExit(f"results: {name} was not finished")
+        for source, target in (("results.csv", ".csv"), ("paired.csv", "_paired.csv"), ("results.md", ".md")):
+            (RESULTS / f"{name}{target}").write_bytes((workdir / source).read_bytes())
 
 
 def measure_speed() -> dict[str, Any]:
@@ -294,6 +323,30 @@ def random_table(result: dict[str, Any]) -> str:
     return " |\n".join(lines) + " |"
 
 
+def compare_table(rows: list[dict[str, str]]) -> str:
+    """The README's table of all methods on MLPNet: means over seeds; in brackets what the peers' code gave."""
+    peers = json.loads((RESULTS / "peers.json").read_text())["test_accuracy"]
+    pruned = [row for row in rows if row["method"] != "dense"]
+    densities = sorted({float(row["density"]) for row in pruned}, reverse=True)
+    heads = [*(f"{100 * density:g} %" for density in densities), "CPU s"]
+    lines = ["| branches kept | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
+    kinds = {row["method"]: comparison.class_of({name: row[name] == "True" for name in USES}) for row in pruned}
+    for kind, title in enumerate(comparison.CLASSES):
+        of_class = [method for method in kinds if kinds[method] == kind]
+        lines += [f"| *{title}* |" + " |" * len(heads)] if of_class else []
+        for method in of_class:
+            cells = []
+            for density in densities:
+                of = [row for row in pruned if (row["method"], float(row["density"])) == (method, density)]
+                values = [100 * float(row["test_accuracy"]) for row in of if row["test_accuracy"]]
+                theirs = f" ({peers[PEERS[method]][f'{density:g}']:.2f})" if method in PEERS else ""
+                cells.append(f"{statistics.mean(values):.2f}{theirs}" if values else "-")
+            seconds = statistics.mean(float(row["cpu_seconds"]) for row in pruned if row["method"] == method)
+            cells.append(f"{seconds:.0f}")
+            lines.append(f"| {comparison.display_name(method)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def best_frozen(peers: dict[str, dict[str, float]], density: float) -> float:
     """The best that any method reaches which leaves the weights as they are."""
     return max(row[f"{density:g}"] for name, row in peers.items() if "weights updated" not in name)
@@ -401,12 +454,16 @@ def readme_with(text: str) -> str:
         "bench": bench_table,
         "batching": batching_lines,
     }
-    for name, render in renders.items():
+    blocks = {name: render(json.loads((RESULTS / f"{name}.json").read_text())) for name, render in renders.items()}
+    with (RESULTS / "compare_mlpnet.csv").open() as file:
+        blocks["compare_mlpnet"] = compare_table(list(csv.DictReader(file)))
+    blocks["compare_lenet300"] = (RESULTS / "compare_lenet300.md").read_text().strip()
+    for name, block in blocks.items():
         before, start, rest = text.partition(f"<!-- {name} -->\n")
         _, end, after = rest.partition("<!-- end -->")
         if not start or not end:
             raise SystemExit(f"README.md has no block <!-- {name} --> ... <!-- end -->")
-        text = before + start + render(json.loads((RESULTS / f"{name}.json").read_text())) + "\n" + end + after
+        text = before + start + block + "\n" + end + after
     return text
 
 
@@ -475,7 +532,7 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     measures = {"speed": measure_speed, "batching": measure_batching}
-    parser.add_argument("what", choices=["accuracy", "random", *measures, "readme"])
+    parser.add_argument("what", choices=["accuracy", "random", *measures, "compare", "readme"])
     parser.add_argument("--configs", default=",".join(CONFIGS), help="of `accuracy`")
     parser.add_argument("--densities", default="", help="of `accuracy` and `random`, as the following")
     parser.add_argument("--seeds", default=",".join(map(str, SEEDS)))
@@ -499,6 +556,9 @@ def main() -> None:
         given = arguments.densities or ",".join(map(str, RANDOM_DENSITIES))
         densities, configs = [float(density) for density in given.split(",")], [RANDOM_CONFIG]
         measure_accuracy(RESULTS / "random.json", configs, configs, densities, seeds, arguments.jobs)
+        return
+    if arguments.what == "compare":
+        measure_comparisons(arguments.jobs)
         return
     try:
         result = measures[arguments.what]() | {"machine": bench.machine()}

@@ -1,0 +1,403 @@
+"""The landscape of one linear layer's output error: rows are chains, and what a swap changes is known at once.
+
+Of a weight `W [outputs, inputs]` with mask `M` and inputs `X [samples, inputs]`, the energy of a row is the
+squared error of its outputs, `r' H r` with `r = M * w - w` and the Gram matrix `H = X' X` (the quadratic model of
+LeCun, Denker & Solla 1990 and Hassibi & Stork 1993, by layer as in Dong, Chen & Pan 2017). With `g = H r` at hand,
+a swap's energy change takes five look-ups, and accepting it two rows of `H`. No label or derivative is needed.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from sa_jax import patterns
+from sa_jax.anneal import BLOCK_STEPS, anneal
+from sa_jax.moves import Swaps
+from sa_jax.patterns import Pattern
+from sa_jax.schedules import geometric
+from sa_jax.types import InputError, Landscape
+
+# Temperatures in units of a row's median `w^2 H_jj`, the error that pruning one branch alone makes.
+TEMPERATURE_START, TEMPERATURE_END = 0.3, 0.001
+# Rows annealed together, which fit into a core's cache.
+ROW_BATCH = 64
+# Rounds in which the rows of a layer with one budget are paired anew.
+ROUNDS = 16
+
+
+class RowState(NamedTuple):
+    """Rows with one budget, between two steps.
+
+    Attributes:
+      position: the mask, bool `[rows, inputs]`.
+      energy: squared output error, float32 `[]`.
+      fields: `H r` of each row, float32 `[rows, inputs]`.
+      swaps: what draws the branches.
+    """
+
+    position: jax.Array
+    energy: jax.Array
+    fields: jax.Array
+    swaps: Any
+
+
+class HeatBathState(NamedTuple):
+    """`order` is int32 `[rows * inputs]`, the kept branches first; `num_kept` is int32 `[]`."""
+
+    order: jax.Array
+    num_kept: jax.Array
+
+
+class HeatBathMove(NamedTuple):
+    """A branch taken out and put back where the heat bath says.
+
+    Attributes:
+      pruned: flat index of the kept branch, int32 `[]`.
+      grown: flat index of the one kept in its place, maybe the same, int32 `[]`.
+      slot: where the first stands in the order, int32 `[]`.
+      energy_change: float32 `[]`.
+      fields: those without either, float32 `[rows, inputs]`.
+    """
+
+    pruned: jax.Array
+    grown: jax.Array
+    slot: jax.Array
+    energy_change: jax.Array
+    fields: jax.Array
+
+
+def linear_rows(weight: jax.Array, gram: jax.Array, swaps: Swaps) -> Landscape:
+    """The landscape of rows with one budget, walked by any swaps.
+
+    An energy change takes five look-ups, accepting a swap two rows of the Gram matrix.
+
+    Args:
+      weight: float32 `[rows, inputs]`, usually of one row.
+      gram: `X' X` or any multiple of it, symmetric, float32 `[inputs, inputs]`.
+      swaps: such as `moves.uniform_swap()`.
+
+    Returns:
+      A `Landscape` of masks, bool `[rows, inputs]`; energies in units of the squared output, times samples unless
+      `gram` is a mean.
+    """
+    inputs, flat, squares = weight.shape[1], weight.ravel(), _squares(weight, gram)
+
+    def propose(noise, state, temperature):
+        del temperature
+        return swaps.propose(noise, state.swaps, state.position.ravel())
+
+    def delta(state, swap, data):
+        del data
+        (row, column), (other_row, other_column) = (divmod(branch, inputs) for branch in (swap.pruned, swap.grown))
+        fields, w, other_w = state.fields, flat[swap.pruned], flat[swap.grown]
+        change = squares[swap.pruned] - 2 * w * fields[row, column]
+        change += squares[swap.grown] + 2 * other_w * fields[other_row, other_column]
+        joint = jnp.where(row == other_row, 2 * w * other_w * gram[column, other_column], 0.0)
+        return jnp.where(swap.pruned == swap.grown, 0.0, change - joint), None
+
+    def commit(state, swap, pending, accepted):
+        del pending
+        change, _ = delta(state, swap, ())
+        fields = _moved(state.fields, gram, swap.pruned, jnp.where(accepted, -flat[swap.pruned], 0.0))
+        fields = _moved(fields, gram, swap.grown, jnp.where(accepted, flat[swap.grown], 0.0))
+        mask = _swapped(state.position, swap.pruned, swap.grown, accepted)
+        energy = state.energy + jnp.where(accepted, change, 0.0)
+        return RowState(mask, energy, fields, swaps.commit(state.swaps, swap, accepted))
+
+    init = _init(weight, gram, lambda mask: swaps.init(mask.ravel()))
+    return Landscape(init, swaps.draw, propose, delta, commit, _refresh(init))
+
+
+def heat_bath_rows(weight: jax.Array, gram: jax.Array, group: int | None = None) -> Landscape:
+    """The landscape of rows with one budget, walked by a heat bath.
+
+    A kept branch is drawn uniformly and taken out; of all places where it could be put back, its own included, one
+    is drawn by its Boltzmann weight (Geman & Geman 1984, a Gibbs sampler's step), so that each step weighs all the
+    swaps of a branch and none is rejected for its energy. At temperature 0 it takes the best. Detailed balance
+    holds exactly: a place and its alternatives have the same chance to be in question from either side.
+
+    Args:
+      weight: float32 `[rows, inputs]`, usually of one row.
+      gram: as `linear_rows` takes it.
+      group: branches side by side that a branch may move within, dividing the inputs; None for all of the rows.
+
+    Returns:
+      A `Landscape` as that of `linear_rows`.
+    """
+    flat, squares = weight.ravel(), _squares(weight, gram)
+    size = group or flat.size
+
+    def draw(rng_key):
+        return jax.random.bits(rng_key, (3,), jnp.uint32)
+
+    def propose(noise, state, temperature):
+        slot = (noise[0] % jnp.maximum(state.swaps.num_kept, 1).astype(jnp.uint32)).astype(jnp.int32)
+        pruned = state.swaps.order[slot]
+        fields = _moved(state.fields, gram, pruned, -flat[pruned])
+        rises = 2 * flat * fields.ravel() + squares
+        free = ~state.position.ravel().at[pruned].set(False)
+        first = pruned // size * size
+        if group is not None:
+            rises, free = (jax.lax.dynamic_slice(values, (first,), (size,)) for values in (rises, free))
+        rises = jnp.where(free, rises, jnp.inf)
+        chosen = _by_boltzmann(rises, temperature, noise[1], noise[2])
+        change = rises[chosen] - rises[pruned - first]
+        # Its chance, and that of its reverse, hold the Boltzmann weights already.
+        log_q_ratio = jnp.where(temperature > 0, change / jnp.where(temperature > 0, temperature, 1.0), 0.0)
+        stays = (chosen + first == pruned) | (state.swaps.num_kept == 0)
+        move = HeatBathMove(pruned, chosen + first, slot, change, fields)
+        return move, jnp.where(stays, -jnp.inf, log_q_ratio)
+
+    def delta(state, move, data):
+        del state, data
+        return move.energy_change, None
+
+    def commit(state, move, pending, accepted):
+        del pending
+        fields = _moved(move.fields, gram, move.grown, flat[move.grown])
+        order = state.swaps.order.at[move.slot].set(jnp.where(accepted, move.grown, move.pruned))
+        return RowState(
+            _swapped(state.position, move.pruned, move.grown, accepted),
+            state.energy + jnp.where(accepted, move.energy_change, 0.0),
+            jnp.where(accepted, fields, state.fields),
+            state.swaps._replace(order=order),
+        )
+
+    def in_order(mask):
+        return HeatBathState(jnp.argsort(~mask.ravel(), stable=True).astype(jnp.int32), mask.sum(dtype=jnp.int32))
+
+    init = _init(weight, gram, in_order)
+    return Landscape(init, draw, propose, delta, commit, _refresh(init))
+
+
+def prune_linear(
+    rng_key: jax.Array,
+    weight: jax.Array,
+    gram: jax.Array,
+    pattern: Pattern | str | float = 0.5,
+    sweeps: float = 2.0,
+    row_batch: int = ROW_BATCH,
+) -> jax.Array:
+    """Chooses which weights of a linear layer stay, by annealing the squared error of its outputs.
+
+    Pure: works inside `jit`, with `pattern`, `sweeps` and `row_batch` static, and on rows sharded over devices.
+    Each row begins at the largest `|w| * norm(input)` (Wanda; Sun et al. 2024) and is a chain of its own, walked
+    by `heat_bath_rows`. Under a density of the whole layer, rows are paired at random, each pair with one budget,
+    and paired anew in every round. Of blocks and columns the energy is a quadratic form again, of one variable
+    each. Whole rows (outputs) add up independently: the best ones are taken, exactly.
+
+    Args:
+      rng_key: a key, `[]`.
+      weight: float `[outputs, inputs]`, transposed against a Flax kernel.
+      gram: `X' X` or any multiple of it, float `[inputs, inputs]`.
+      pattern: see `patterns.parse`.
+      sweeps: draws for each row over its inputs, or blocks; each draw weighs all places a branch could move to.
+      row_batch: rows annealed together; changes no bit of what each does but for rounding.
+
+    Returns:
+      The mask, bool `[outputs, inputs]`.
+
+    Raises:
+      InputError: a pattern that is none or does not fit, or a Gram matrix of the wrong size, not finite or not
+        symmetric (the last two where it is not traced).
+
+    >>> x = jax.random.normal(jax.random.key(0), (100, 8)) @ jax.random.normal(jax.random.key(1), (8, 8))
+    >>> weight = jax.random.normal(jax.random.key(2), (4, 8))
+    >>> mask = prune_linear(jax.random.key(3), weight, x.T @ x, "2:4")
+    >>> mask.reshape(4, 2, 4).sum(-1).tolist()
+    [[2, 2], [2, 2], [2, 2], [2, 2]]
+    """
+    pattern = patterns.parse(pattern)
+    check_layer(weight, gram)
+    if isinstance(sweeps, bool) or not isinstance(sweeps, int | float) or not sweeps > 0:
+        raise InputError(f"sweeps must be a number above 0, not {sweeps!r}")
+    shape = weight.shape[0], weight.shape[1]
+    rows, columns = pattern.units(shape)
+    weight, gram = jnp.asarray(weight, jnp.float32), jnp.asarray(gram, jnp.float32)
+    if columns == 1:  # whole rows
+        energies = jnp.einsum("oi,ij,oj->o", weight, gram, weight)
+        return patterns.of_weights(pattern, patterns.best(pattern, energies[:, None]), shape)
+    if pattern.whole_layer:
+        return _prune_layer(rng_key, weight, gram, pattern, sweeps, row_batch)
+    height, width = shape[0] // rows, shape[1] // columns
+
+    def prune_row(args):
+        rng_key, weight = args
+        form, quadratic = weight, gram
+        if (height, width) != (1, 1):
+            # Pruning units a and b together costs Q_aa + Q_bb + 2 Q_ab: a row of ones with Q for its Gram matrix.
+            quadratic = gram * (weight.T @ weight)
+            quadratic = quadratic.reshape(columns, width, columns, width).sum((1, 3))
+            form = jnp.ones((1, columns), jnp.float32)
+        scores = _squares(form, quadratic).reshape(1, columns)
+        steps, unit = _steps(sweeps * columns), jnp.median(scores)
+        start = patterns.best(pattern._replace(block=(1, 1)), scores)
+        landscape = heat_bath_rows(form, quadratic, pattern.group)
+        return anneal(rng_key, landscape, start, _cooling(unit, steps), steps).best[0]
+
+    # Rows of zeros fill the last batch, which would else be a second program to compile.
+    batch = min(row_batch, rows)
+    filled = jnp.pad(weight.reshape(rows, height, shape[1]), ((0, -rows % batch), (0, 0), (0, 0)))
+    keys = jax.vmap(lambda row: jax.random.fold_in(rng_key, row))(jnp.arange(len(filled)))
+    units = jax.lax.map(prune_row, (keys, filled), batch_size=batch)[:rows]
+    return patterns.of_weights(pattern, units, shape)
+
+
+def _prune_layer(rng_key, weight, gram, pattern, sweeps, row_batch):
+    """Pairs of rows share a budget; the pairs change with every round, and the temperature falls through all."""
+    outputs, inputs = weight.shape
+    scores = _squares(weight, gram).reshape(outputs, inputs)
+    size = min(outputs, 2)
+    pairs = outputs // size
+    steps = _steps(sweeps * inputs * size / ROUNDS)
+    cooling = _cooling(jnp.median(scores), steps * ROUNDS)
+
+    def one_round(mask, number):
+        order_key, chains_key = jax.random.split(jax.random.fold_in(rng_key, number))
+        members = jax.random.permutation(order_key, outputs)[: pairs * size].reshape(pairs, size)
+
+        def prune_pair(args):
+            rng_key, members = args
+            landscape = heat_bath_rows(weight[members], gram)
+            return anneal(
+                rng_key, landscape, mask[members], lambda step: cooling(step + number * steps), steps
+            ).final
+
+        batch = min(max(row_batch // size, 1), pairs)
+        found = jax.lax.map(prune_pair, (jax.random.split(chains_key, pairs), members), batch_size=batch)
+        return mask.at[members].set(found), None
+
+    return jax.lax.scan(one_round, patterns.best(pattern, scores), jnp.arange(ROUNDS))[0]
+
+
+def refit(weight: jax.Array, gram: jax.Array, mask: jax.Array, damping: float = 0.01) -> jax.Array:
+    """Moves the kept weights to where the layer's outputs are nearest to those before, by ridge regression.
+
+    In closed form, no derivative of any loss: of each row, `argmin (v - w)' H (v - w) + d |v - w|^2` over all `v`
+    that are 0 where the mask is, with `d` a share of the mean of `H_jj` (Hoerl & Kennard 1970).
+
+    Args:
+      weight: float `[outputs, inputs]`.
+      gram: float `[inputs, inputs]`.
+      mask: bool `[outputs, inputs]`.
+      damping: the share, above 0.
+
+    Returns:
+      float32 `[outputs, inputs]`, 0 where the mask is.
+    """
+    check_layer(weight, gram)
+    ridge = damping * jnp.diag(gram).mean() * jnp.eye(gram.shape[0])
+
+    def solve(args):
+        weight, mask = args
+        removed = gram @ jnp.where(mask, 0.0, weight)
+        kept = jnp.where(mask[:, None] & mask[None], gram + ridge, jnp.eye(gram.shape[0]))
+        step = jax.scipy.linalg.solve(kept, jnp.where(mask, removed, 0.0), assume_a="pos")
+        return jnp.where(mask, weight + step, 0.0)
+
+    return jax.lax.map(solve, (jnp.asarray(weight, jnp.float32), mask))
+
+
+def relative_error(weight: jax.Array, gram: jax.Array, pruned: jax.Array) -> jax.Array:
+    """Squared error of each output of a pruned layer, over the squared output: float `[outputs]`.
+
+    Args:
+      weight: before, float `[outputs, inputs]`.
+      gram: float `[inputs, inputs]`.
+      pruned: after, float `[outputs, inputs]`, with zeros.
+
+    >>> relative_error(jnp.array([[3.0, 4.0]]), jnp.eye(2), jnp.array([[0.0, 4.0]]))
+    Array([0.36], dtype=float32)
+    """
+    change = pruned - weight
+    whole = ((weight @ gram) * weight).sum(1)
+    return ((change @ gram) * change).sum(1) / jnp.where(whole > 0, whole, 1.0)
+
+
+def check_layer(weight: Any, gram: Any) -> None:
+    """Refuses a weight and a Gram matrix that do not belong together, or of which the latter is none.
+
+    Raises:
+      InputError: wrong shapes; or, where it is not traced, not finite, not symmetric, or a negative diagonal.
+    """
+    if len(np.shape(weight)) != 2:
+        raise InputError(f"weight must be [outputs, inputs], not of shape {list(np.shape(weight))}")
+    inputs = np.shape(weight)[1]
+    if np.shape(gram) != (inputs, inputs):
+        raise InputError(f"gram must be [{inputs}, {inputs}] for this weight, not {list(np.shape(gram))}")
+    for name, value in (("weight", weight), ("gram", gram)):
+        if not isinstance(value, Tracer) and not np.isfinite(np.asarray(value)).all():
+            raise InputError(f"{name} has entries that are not finite")
+    if isinstance(gram, Tracer):
+        return
+    gram = np.asarray(gram)
+    if np.abs(gram - gram.T).max(initial=0) > 1e-4 * max(np.abs(gram).max(initial=0), 1e-30):
+        raise InputError("gram must be symmetric: it is X' X of the layer's inputs X")
+    if (np.diag(gram) < 0).any():
+        raise InputError("gram has negative entries on its diagonal: it is no X' X")
+
+
+def _steps(draws: float) -> int:
+    """Whole blocks: a part of one would be a second program to compile."""
+    return BLOCK_STEPS * max(math.ceil(draws / BLOCK_STEPS), 1)
+
+
+def _cooling(unit: jax.Array, steps: int) -> Callable[[jax.Array], jax.Array]:
+    cooling = geometric(TEMPERATURE_START, TEMPERATURE_END, steps)
+    return lambda step: unit * cooling(step)
+
+
+def _init(weight: jax.Array, gram: jax.Array, init_swaps: Callable[[jax.Array], Any]):
+    def init(mask, data):
+        del data
+        removed = jnp.where(mask, 0.0, -weight)
+        fields = removed @ gram
+        return RowState(mask, (removed * fields).sum(), fields, init_swaps(mask))
+
+    return init
+
+
+def _refresh(init):
+    return lambda state, data: init(state.position, data)._replace(swaps=state.swaps)
+
+
+def _squares(weight, gram):
+    """The error that pruning a branch alone makes, float32 `[rows * inputs]`."""
+    return (weight * weight * jnp.diag(gram)).ravel()
+
+
+def _moved(fields, gram, branch, amount):
+    """The fields after one branch's error changes by an amount."""
+    row, column = divmod(branch, fields.shape[1])
+    if fields.shape[0] == 1:
+        return fields + amount * gram[column]
+    return fields.at[row].add(amount * gram[column])
+
+
+def _swapped(mask, pruned, grown, accepted):
+    flat = mask.ravel().at[pruned].set(~accepted)
+    return flat.at[grown].set(accepted | (pruned == grown)).reshape(mask.shape)
+
+
+def _by_boltzmann(energies, temperature, *bits):
+    """Draws an index by its Boltzmann weight, in two stages where there are many; at 0 the first of the lowest."""
+    lowest, size = energies.min(), energies.size
+    hot = jnp.exp((lowest - energies) / jnp.where(temperature > 0, temperature, 1.0))
+    weights = jnp.where(temperature > 0, hot, energies == lowest)
+    width = 1 << round(math.log2(size) / 2) if size > 64 else size
+    stage = jnp.pad(weights, (0, -size % width)).reshape(-1, width)
+    part = _by_weight(stage.sum(1), bits[0])
+    return part * width + _by_weight(stage[part], bits[1])
+
+
+def _by_weight(weights, bits):
+    upto = jnp.cumsum(weights)
+    uniform = (bits >> 8).astype(jnp.float32) * 2.0**-24
+    # Rounding must not reach the end, where a place of no weight may stand.
+    target = jnp.minimum(uniform * upto[-1], jnp.nextafter(upto[-1], jnp.zeros_like(upto[-1])))
+    return (upto <= target).sum(dtype=jnp.int32)

@@ -18,7 +18,7 @@ def compile_each_program_once(tmp_path_factory):
     shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
     for name, value in (
         ("jax_compilation_cache_dir", str(shared / "compiled")),
-        ("jax_persistent_cache_min_compile_time_secs", 0.2),
+        ("jax_persistent_cache_min_compile_time_secs", 0.0),
     ):
         jax.config.update(name, value)
         os.environ[name.upper()] = str(value)  # for processes that a test starts

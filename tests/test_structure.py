@@ -24,6 +24,7 @@ ORDER = [
     "schedules",
     "anneal",
     "tempering",
+    "inputs",
     "reconstruction",
     "pruning",
     "pretrain",

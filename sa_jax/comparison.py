@@ -57,6 +57,7 @@ _NAMES = {
     "obs_update": "OBS, with update",
     "cbs_mask": "CBS, mask alone",
     "edge_popup": "Edge-popup",
+    "edge_popup_scaled": "Edge-popup, scaled logits",
     "l0_gates": "L0 gates",
     "woodfisher": "WoodFisher",
     "smaller_dense": "Smaller dense network",

@@ -51,8 +51,8 @@ class Task(NamedTuple):
       y: labels, int32 `[samples]`.
       kept: number of branches that stay.
       activation: between layers.
-      energy: of the logits, minimised by the methods that search a mask; the same as annealing's for equal
-        terms. None for the cross-entropy of the labels.
+      energy: of the logits, minimised by the methods that search a mask and by 'edge_popup_scaled'; the same as
+        annealing's for equal terms. None for the cross-entropy of the labels.
       effort: how much to spend.
     """
 
@@ -118,10 +118,10 @@ def _searched(find_mask: Callable, all_samples: bool = False) -> Method:
     return Method(find, uses_labels=True)
 
 
-def _gated(find_mask: Callable, rate: float) -> Method:
+def _gated(find_mask: Callable, rate: float, on_given_energy: bool = False) -> Method:
     def find(task):
         training = Training(task.effort.epochs, rate * task.effort.learning_rate)
-        settings = task.activation, None, training
+        settings = task.activation, task.energy if on_given_energy else None, training
         mask = find_mask(task.rng_key, task.network, task.x, task.y, task.kept, *settings)
         return Found(mask, task.network)
 
@@ -189,6 +189,7 @@ METHODS: dict[str, Method] = {
     "obs_mask": Method(_obs_mask, **_LEARNS),
     "cbs_mask": Method(_cbs_mask, **_LEARNS),
     "edge_popup": _gated(trained.edge_popup, 1),
+    "edge_popup_scaled": _gated(trained.edge_popup, 1, on_given_energy=True),
     "movement": _gated(trained.movement, 1),
     "l0_gates": _gated(trained.l0_gates, 5),
     "woodfisher": Method(_woodfisher, **_LEARNS, moves_weights=True),
@@ -234,7 +235,8 @@ def prune(
       y: labels, int `[samples]`; unused by what needs none.
       density: kept / total, in (0, 1].
       activation: 'relu', 'tanh' or 'gelu'.
-      energy: of the logits, for methods that search a mask; None for the cross-entropy of the labels.
+      energy: of the logits, for methods that search a mask and 'edge_popup_scaled'; None for the cross-entropy of
+        the labels.
       effort: how much to spend.
 
     Returns:

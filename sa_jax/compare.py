@@ -38,7 +38,7 @@ from sa_jax import (
 )
 from sa_jax.baselines import Effort, Found, Task
 from sa_jax.energies import cross_entropy
-from sa_jax.grid import DENSE, ON_ENERGY, SEARCHES, Cell, CompareConfig, cell_run, digest
+from sa_jax.grid import DENSE, SEARCHES, Cell, CompareConfig, cell_run, digest
 from sa_jax.models import Network
 from sa_jax.npz import npz_bytes, read_npz
 from sa_jax.settings import RunConfig
@@ -366,18 +366,14 @@ def _baseline(config, cell, run: RunConfig, dataset: data.Dataset, network: Netw
     method = baselines.METHODS[cell.method]
     x, y = map(jnp.asarray, dataset.train)
     effort, energy, extra = config.effort, None, {}
-    if cell.method in ON_ENERGY:
-        like = cell_run(config, cell._replace(method=config.searched_like))
-        num_samples, num_steps = like.sizes(kept, len(y))
-        some = x[:num_samples], y[:num_samples]
-        # Cross-entropy of logits that are scaled as for annealing.
-        key = jax.random.key(cell.seed)
-        problem = jax.jit(pruning.prepare, static_argnums=(4, 5))(key, network, *some, kept, like.options)
-        energy = cross_entropy(float(problem.logit_scale))
+    like = cell_run(config, cell._replace(method=config.searched_like))
+    if method.minimises_energy:
+        energy = runner.scaled_cross_entropy(like, network, x, y, kept)
     if cell.method in SEARCHES:
+        num_samples, num_steps = like.sizes(kept, len(y))
         num_evaluations = config.num_evaluations or num_steps * like.num_chains
         effort, extra = effort._replace(num_evaluations=num_evaluations), {"num_evaluations": num_evaluations}
-        x, y = some
+        x, y = x[:num_samples], y[:num_samples]
     key = jax.random.fold_in(jax.random.key(cell.seed), 3)
     found = method.find(Task(key, network, x, y, kept, run.activation, energy, effort))
     return jax.block_until_ready(found), method._asdict(), extra

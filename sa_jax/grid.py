@@ -19,8 +19,6 @@ from sa_jax.types import InputError
 DENSE = "dense"
 # Baselines that evaluate masks, as many as annealing does.
 SEARCHES = ("random_search", "greedy_swaps", "genetic_algorithm")
-# Those and what else is told to minimise the energy that annealing does, with its scale of the logits.
-ON_ENERGY = (*SEARCHES, "edge_popup_scaled")
 # Of a cell's files and figures; a change of it makes all cells anew.
 FORMAT = 1
 # Settings of a run that a comparison's lists set, and those that all methods have in common.
@@ -205,7 +203,7 @@ def digest(config: CompareConfig, cell: Cell) -> str:
             depends["effort"] = config.effort._asdict()
     elif cell.method != DENSE:
         depends["effort"] = config.effort._asdict() | {"num_evaluations": config.num_evaluations}
-        if cell.method in ON_ENERGY:
+        if baselines.METHODS[cell.method].minimises_energy:  # annealing's
             depends["run"] = asdict(cell_run(config, cell._replace(method=config.searched_like)))
     return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
 

@@ -22,6 +22,7 @@ from sa_jax import data, masks, models, pruning, workdirs
 from sa_jax.anneal import BLOCK_STEPS, init
 from sa_jax.anneal import run as run_steps
 from sa_jax.baselines import DEFAULT_EFFORT, Effort, Task
+from sa_jax.energies import Energy, cross_entropy
 from sa_jax.evaluation import SECONDS, Annealed, Probe, Search, accuracy, evaluate, network_with
 from sa_jax.models import Network
 from sa_jax.npz import npz_bytes
@@ -141,10 +142,20 @@ def anneal_density(
         on_message(f"the initial mask is found by {config.start}")
         key = jax.random.fold_in(jax.random.key(config.seed), 3)
         x, y = map(jnp.asarray, dataset.train)
-        task = Task(key, network, x, y, kept, config.activation, effort=effort)
+        minimises = config.first_method.minimises_energy
+        energy = scaled_cross_entropy(config, network, x, y, kept) if minimises else None
+        task = Task(key, network, x, y, kept, config.activation, energy, effort)
         mask = config.first_method.find(task).mask
     annealed = anneal_chains(config, network, *samples, kept, on_progress, on_message, mask)
     return annealed._replace(cpu_seconds=time.process_time() - cpu_start), None
+
+
+def scaled_cross_entropy(config: RunConfig, network: Network, x: jax.Array, y: jax.Array, kept: int) -> Energy:
+    """The cross-entropy of the labels, with the logits scaled as they are for annealing with these settings."""
+    num_samples, _ = config.sizes(kept, len(y))
+    arguments = jax.random.key(config.seed), network, x[:num_samples], y[:num_samples], kept, config.options
+    problem = jax.jit(pruning.prepare, static_argnums=(4, 5))(*arguments)
+    return cross_entropy(float(problem.logit_scale))
 
 
 def anneal_to_target(

@@ -81,12 +81,14 @@ class Method(NamedTuple):
       uses_labels: whether it sees labels.
       uses_gradients: whether it takes a derivative of the loss.
       moves_weights: whether weights change.
+      minimises_energy: whether it minimises the energy that the task gives.
     """
 
     find: Callable[[Task], Found]
     uses_labels: bool = False
     uses_gradients: bool = False
     moves_weights: bool = False
+    minimises_energy: bool = False
 
 
 def _of_weights(score: Callable) -> Method:
@@ -115,7 +117,7 @@ def _searched(find_mask: Callable, all_samples: bool = False) -> Method:
         settings = task.effort.num_evaluations, task.activation, task.energy
         return Found(find_mask(task.rng_key, task.network, x, y, task.kept, *settings), task.network)
 
-    return Method(find, uses_labels=True)
+    return Method(find, uses_labels=True, minimises_energy=True)
 
 
 def _gated(find_mask: Callable, rate: float, on_given_energy: bool = False) -> Method:
@@ -125,7 +127,7 @@ def _gated(find_mask: Callable, rate: float, on_given_energy: bool = False) -> M
         mask = find_mask(task.rng_key, task.network, task.x, task.y, task.kept, *settings)
         return Found(mask, task.network)
 
-    return Method(find, uses_labels=True, uses_gradients=True)
+    return Method(find, uses_labels=True, uses_gradients=True, minimises_energy=on_given_energy)
 
 
 def _random(task: Task) -> Found:

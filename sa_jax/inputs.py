@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from sa_jax.types import InputError, PyTree
 
@@ -111,12 +110,3 @@ def calibrate(
     if not moments:
         raise InputError("the model has no linear layer, such as nn.Dense: nothing to calibrate")
     return {name: moments[name] for name in order}
-
-
-def damped(moments: Moments, share: float = 0.01) -> np.ndarray:
-    """The Gram matrix with a share of its mean diagonal added, float32 `[inputs, inputs]`.
-
-    With fewer inputs seen than the layer has, the matrix is singular, and directions never seen would be free.
-    """
-    gram = np.asarray(moments.gram)
-    return gram + share * np.diag(gram).mean() * np.eye(len(gram), dtype=gram.dtype)

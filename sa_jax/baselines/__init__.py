@@ -1,7 +1,7 @@
 """What one would compare annealing with: each method from its source, on plain parameters and masks.
 
 `prune("wanda_global", ...)` takes any of `METHODS` by its name; the functions behind them are in `scores`,
-`search`, `second_order` and `trained`, for use alone.
+`search`, `second_order` and `trained`, for use alone. Those of `layerwise` prune one linear layer.
 """
 
 from collections.abc import Callable

@@ -20,8 +20,9 @@ import jax
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from sa_jax import bench, compare, pruning, runner
+from sa_jax import bench, compare, layers, pruning, runner
 from sa_jax.grid import CompareConfig
+from sa_jax.layers import LayersConfig
 from sa_jax.settings import RunConfig
 from sa_jax.types import InputError
 
@@ -44,8 +45,11 @@ SETTINGS = tuple(field.name for field in dataclasses.fields(RunConfig))
 COMPARE_MACROS = ("METHODS", "DENSITIES", "SEEDS")
 COMPARE_SETTINGS = tuple(field.name for field in dataclasses.fields(CompareConfig))
 
+LAYERS_SETTINGS = tuple(field.name for field in dataclasses.fields(LayersConfig))
+
 gin_run = gin.external_configurable(RunConfig, name="run")
 gin_compare = gin.external_configurable(CompareConfig, name="compare")
+gin_layers = gin.external_configurable(LayersConfig, name="layers")
 
 
 class Parser(argparse.ArgumentParser):
@@ -62,9 +66,12 @@ def main(argv: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     run = commands.add_parser("run", help="anneal the structure of a network as a gin file says")
     comparing = commands.add_parser("compare", help="compare methods over densities, seeds and data sets")
+    pruning_layers = commands.add_parser("layers", help="prune the linear layers of any pretrained network")
     bindings = {run: "DENSITY=0.05 or DATASET=\"'mnist'\"", comparing: "SEEDS=[0,1] or compare.epochs=3"}
+    bindings[pruning_layers] = "layers.pattern=\"'2:4'\" or layers.refit=True"
     files = {run: "configs/digits.gin", comparing: "configs/compare_digits.gin"}
-    for command in (run, comparing):
+    files[pruning_layers] = "configs/layers.gin"
+    for command in (run, comparing, pruning_layers):
         command.add_argument("--gin_file", required=True, metavar="FILE", help=f"such as {files[command]}")
         command.add_argument(
             "--gin_bindings",
@@ -84,9 +91,8 @@ def main(argv: list[str] | None = None) -> int:
     )
     arguments = parser.parse_args(argv)
     try:
-        return {"run": run_command, "compare": compare_command, "bench": bench_command}[arguments.command](
-            arguments
-        )
+        functions = {"run": run_command, "compare": compare_command, "layers": layers_command}
+        return (functions | {"bench": bench_command})[arguments.command](arguments)
     except InputError as error:
         print(f"sa-jax: {error}", file=sys.stderr)
         return 2
@@ -95,7 +101,7 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         kept = " but the cases measured before" if getattr(arguments, "out", None) else ""
-        if arguments.command == "compare":
+        if arguments.command in ("compare", "layers"):
             print("sa-jax: interrupted; the same command goes on where it stopped", file=sys.stderr)
             return 130
         print(f"sa-jax: interrupted; nothing was written{kept}", file=sys.stderr)
@@ -177,6 +183,42 @@ def compare_command(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def layers_command(arguments: argparse.Namespace) -> int:
+    """`sa-jax layers`."""
+    read = load_config(arguments.gin_file, arguments.gin_bindings, gin_layers, ())
+    config, operative = cast(LayersConfig, read), gin.operative_config_str()
+    if arguments.dry_run:
+        print(operative)
+        return 0
+    if arguments.workdir is None:
+        raise InputError("--workdir=DIR is missing: where the results go")
+    sys.path.insert(0, os.getcwd())  # where a user's own `forward` lies
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.completed}/{task.total} layers"), BarColumn(), TimeRemainingColumn(compact=True))
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=None)
+
+        def show(progress: layers.Progress) -> None:
+            row = progress.row
+            figures = ", ".join(
+                f"{name} {row[f'{name}_error']:.2%}"
+                for name in ("magnitude", "wanda", "annealed", "refit")
+                if row[f"{name}_error"] is not None
+            )
+            bar.update(task, completed=progress.done, total=progress.total)
+            what = f"{progress.done}/{progress.total}  {row['layer']}, output lost: {figures}"
+            bar.console.print(f"{what}, in {row['seconds']:.1f} s", highlight=False, soft_wrap=True)
+
+        def tell(message: str) -> None:
+            print(f"sa-jax: {message}", file=sys.stderr)
+
+        rows = layers.prune_layers(config, arguments.workdir, operative, show, tell)
+    kept, total = (sum(row[name] for row in rows) for name in ("kept", "total"))
+    print(f"{kept:,} of {total:,} weights kept ({kept / total:.1%}) in {len(rows)} layers")
+    print(f"  see {arguments.workdir / 'report.html'}; the model: {arguments.workdir / 'pruned.safetensors'}")
+    return 0
+
+
 def bench_command(arguments: argparse.Namespace) -> int:
     """`sa-jax bench`."""
     if arguments.out is not None:
@@ -211,13 +253,13 @@ def use_all_cores(num_chains: int) -> None:
 
 def load_config(
     gin_file: str, bindings: list[str], settings: Callable[[], Any], macros: Sequence[str]
-) -> RunConfig | CompareConfig:
+) -> RunConfig | CompareConfig | LayersConfig:
     """Reads a gin file and bindings, and refuses whatever they hold that nothing uses.
 
     Args:
       gin_file: a path; `configs/digits.gin` and its kind are found from anywhere, since the package has them.
       bindings: such as `DENSITY=0.05`; the last of a name counts.
-      settings: `gin_run` or `gin_compare`.
+      settings: `gin_run`, `gin_compare` or `gin_layers`.
       macros: that configs of this kind open with.
 
     Raises:
@@ -272,9 +314,9 @@ def _gin_errors(where: str, macros: Sequence[str]):
         elif "malformed node" in message or "Unable to parse value" in message:
             line = (re.search(r" \(.*line \d+\)", message) or [""])[0] if "Unable" in message else ""
             message, fix = f"a value is no Python literal{line}", "; text needs quotes, as in DATASET='mnist'"
-        elif match := re.search(r"'?(run|compare)'? .*doesn't have a parameter named '(.*)'", message):
-            settings = SETTINGS if match[1] == "run" else COMPARE_SETTINGS
-            message, fix = f"{match[1]} has no setting {match[2]!r}", f"; {_nearest(match[2], settings)}"
+        elif match := re.search(r"'?(run|compare|layers)'? .*doesn't have a parameter named '(.*)'", message):
+            known = {"run": SETTINGS, "compare": COMPARE_SETTINGS, "layers": LAYERS_SETTINGS}[match[1]]
+            message, fix = f"{match[1]} has no setting {match[2]!r}", f"; {_nearest(match[2], known)}"
         elif match := re.search(r"No bindings specified for '(.*)/gin.macro'", message):
             message, fix = f"%{match[1]} is used, but bound nowhere", f"; {_nearest(match[1], macros)}"
         elif match := re.search("No configurable matching (?:reference )?'(.*)'", message):

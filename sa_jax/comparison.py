@@ -4,7 +4,7 @@ import html
 import itertools
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from sa_jax.charts import (
     Look,
@@ -30,9 +30,6 @@ from sa_jax.page import (
     row_html,
     table_html,
 )
-
-if TYPE_CHECKING:
-    pass
 
 DENSE = "dense"
 CLASSES = ("Needs no labels", "Needs labels, no derivative", "Takes derivatives of the loss", "Moves weights")
@@ -253,7 +250,16 @@ def _notes(group: _Group, reasons: Sequence[str]) -> list[str]:
     ]
     if any(not row["real"] for row in group.paired):
         reference = display_name(group.paired[0]["reference"])
-        notes.append(f"=: no real difference from {reference} (paired test, adjusted for the number of tests).")
+        notes.append(
+            f"=: not shown to differ from {reference} (paired test, adjusted for the number of tests)."
+            + (" With so few seeds it finds only what is far beyond chance." if 1 < seeds < 5 else "")
+        )
+    if seeds == 1 and group.paired:
+        notes.append(
+            "With one seed the paired test is of the test samples alone, and says nothing of other seeds."
+        )
+    elif seeds > 1 and group.rows[0]["weights"] not in ("random", "pretrain"):
+        notes.append("All seeds prune the same network: they vary the search, not the weights.")
     return notes + [f"-{str(i).translate(_SUPERSCRIPTS)}: {reason}." for i, reason in enumerate(reasons, 1)]
 
 
@@ -321,7 +327,7 @@ def _paired(group: _Group) -> str:
         ]
         if names:
             unreal.append("<li>" + html.escape(f"{head}: {'; '.join(names)}") + "</li>")
-    named = f"<p>No real difference:</p><ul>{''.join(unreal)}</ul>" if unreal else ""
+    named = f"<p>Not shown to differ:</p><ul>{''.join(unreal)}</ul>" if unreal else ""
     return f"<h3>Which differences are real</h3><p>{html.escape(counted)}</p>{named}"
 
 
@@ -342,7 +348,7 @@ def _differences(group: _Group) -> str:
         if method in tested
     ]
     reference = display_name(group.paired[0]["reference"])
-    note = f"{reference} less the method, in points, ± standard error; =: no real difference."
+    note = f"{reference} less the method, in points, ± standard error; =: not shown to differ."
     return f"""<details><summary>All differences from {html.escape(reference)}</summary>
 {_grid(["Method", *_heads(group)], lines, "numbers marked")}<p class="soft">{html.escape(note)}</p></details>"""
 
@@ -376,8 +382,9 @@ def _headline(rows: Rows, worth: Sequence[str]) -> str:
     sentences = "".join(f"<p>{html.escape(sentence)}</p>" for sentence in worth)
     gained = f"<h2>What annealing gained</h2>{sentences}" if worth else ""
     return f"""<section class="columns"><div><h1>Pruning methods compared</h1>
-<p>Every method keeps the same number of branches of the same networks. Accuracies are those on test samples,
-which no method saw.</p><dl>{facts}</dl></div><div>{gained}</div></section>"""
+<p>Every method keeps the same number of branches of the same networks, but for smaller dense networks, which
+have at most as many. Accuracies are those on test samples, which no method saw.</p><dl>{facts}</dl></div>
+<div>{gained}</div></section>"""
 
 
 def _reproduce(command: str, versions: Mapping[str, str], machine: str) -> str:

@@ -1,6 +1,6 @@
 """What a linear layer is pruned by: the second moments of its inputs, streamed, never the inputs themselves."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -49,13 +49,78 @@ def with_inputs(moments: Moments, x: jax.Array, weight: jax.Array | None = None)
     return Moments(gram, before * moments.mean + new * (weight @ x), count)
 
 
+def collect(
+    forward: Callable[..., Any],
+    params: PyTree,
+    batches: Iterable[Mapping[str, Any]],
+    layers: Container[str] | None = None,
+) -> dict[str, Moments]:
+    """Collects the moments of the inputs of all layers that a function shows.
+
+    Memory is that of one batch and the Gram matrices, whatever the number of batches. Layers that are shown the
+    very same array, such as query, key and value, share one Gram matrix, and a layer that is shown several arrays
+    sees all of them.
+
+    Args:
+      forward: called as `forward(params, see=see, **batch)`, under `jit`. It calls `see(layer, x, weight)` for
+        each linear layer, outside of `scan` and its kind, with its name, its inputs, float `[..., inputs]`, and
+        how often each counts, float or bool `[...]` or not at all.
+      params: its first argument.
+      batches: arrays by name. Equal shapes compile once.
+      layers: names of those that are collected; None for all. What only later layers need is not computed.
+
+    Returns:
+      The moments by layer, in the order they were first shown.
+
+    Raises:
+      InputError: no batch, or no such layer.
+
+    >>> def forward(params, x, see):
+    ...     see("first", x)
+    ...     hidden = jax.nn.relu(x @ params["first"])
+    ...     see("second", hidden)
+    ...     return hidden @ params["second"]
+    >>> params = {"first": jnp.ones((8, 16)), "second": jnp.ones((16, 2))}
+    >>> moments = collect(forward, params, [{"x": jnp.ones((32, 8))}, {"x": jnp.zeros((32, 8))}])
+    >>> {name: (moment.gram.shape, int(moment.count)) for name, moment in moments.items()}
+    {'first': ((8, 8), 64), 'second': ((16, 16), 64)}
+    """
+    places: dict[str, int] = {}
+
+    @jax.jit
+    def of_batch(params: PyTree, batch: Mapping[str, Any]) -> list[Moments]:
+        shown: dict[str, list[tuple[jax.Array, Any]]] = {}
+
+        def see(layer: str, x: jax.Array, weight: Any = None) -> None:
+            if layers is None or layer in layers:
+                shown.setdefault(layer, []).append((x, weight))
+
+        forward(params, see=see, **batch)
+        distinct: dict[tuple[int, ...], Moments] = {}
+        for layer, calls in shown.items():
+            same = tuple(id(x) for x, _ in calls)
+            if same not in distinct:
+                distinct[same] = no_inputs(calls[0][0].shape[-1])
+                for x, weight in calls:
+                    distinct[same] = with_inputs(distinct[same], x, weight)
+            places[layer] = list(distinct).index(same)
+        return list(distinct.values())
+
+    moments: list[Moments] | None = None
+    for batch in batches:
+        new = of_batch(params, batch)
+        moments = new if moments is None else _both(moments, new)
+    if moments is None:
+        raise InputError("at least one batch is needed")
+    if not places:
+        raise InputError("no linear layer, such as nn.Dense, was shown: nothing to calibrate")
+    return {layer: moments[place] for layer, place in places.items()}
+
+
 def calibrate(
     module: nn.Module, variables: PyTree, batches: Iterable[Any], method: Callable | str | None = None
 ) -> dict[str, Moments]:
-    """Collects the moments of the inputs of all linear layers of a Flax Linen model.
-
-    Memory is that of one batch and the Gram matrices, whatever the number of batches. A layer that is called
-    several times sees all its inputs.
+    """Collects the moments of the inputs of all linear layers of a Flax Linen model, as `collect` does.
 
     Args:
       module: the model; layers with a parameter `kernel [inputs, outputs]`, such as `nn.Dense`, are found wherever
@@ -78,35 +143,28 @@ def calibrate(
     {'Dense_0': (8, 8), 'Dense_1': (16, 16)}
     """
 
-    @jax.jit
-    def see(moments: Mapping[str, Moments], variables: PyTree, arguments: tuple) -> dict[str, Moments]:
-        seen = dict(moments)
-
+    def forward(variables: PyTree, see: Callable[..., None], arguments: tuple) -> None:
         def intercept(call, args, kwargs, context):
             layer = context.module
             if context.method_name == "__call__" and layer.has_variable("params", "kernel") and args:
-                name, x, kernel = "/".join(layer.path), args[0], layer.get_variable("params", "kernel")
+                x, kernel = args[0], layer.get_variable("params", "kernel")
                 if kernel.ndim == 2 and jnp.shape(x)[-1:] == kernel.shape[:1]:
-                    order.setdefault(name)
-                    seen[name] = with_inputs(seen.get(name, no_inputs(x.shape[-1])), x)
+                    see("/".join(layer.path), x)
             return call(*args, **kwargs)
 
         with nn.intercept_methods(intercept):
             module.apply(variables, *arguments, method=method)
-        return seen
 
-    moments: dict[str, Moments] = {}
-    order: dict[str, None] = {}  # jit sorts what it returns
-    empty = True
-    for batch in batches:
-        empty = False
-        arguments = batch if isinstance(batch, tuple) else (batch,)
-        if not moments:
-            shapes = jax.eval_shape(see, {}, variables, arguments)
-            moments = {name: no_inputs(moment.mean.shape[0]) for name, moment in shapes.items()}
-        moments = see(moments, variables, arguments)
-    if empty:
-        raise InputError("calibrate needs at least one batch")
-    if not moments:
-        raise InputError("the model has no linear layer, such as nn.Dense: nothing to calibrate")
-    return {name: moments[name] for name in order}
+    calls = ({"arguments": batch if isinstance(batch, tuple) else (batch,)} for batch in batches)
+    return collect(forward, variables, calls)
+
+
+@jax.jit
+def _both(moments: list[Moments], others: list[Moments]) -> list[Moments]:
+    both = []
+    for one, other in zip(moments, others, strict=True):
+        count = one.count + other.count
+        share = other.count / jnp.maximum(count, 1e-12)
+        gram, mean = (old + share * (new - old) for old, new in zip(one[:2], other[:2], strict=True))
+        both.append(Moments(gram, mean, count))
+    return both

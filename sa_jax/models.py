@@ -276,7 +276,7 @@ def load_weights(path: Path | str) -> PyTree:
     """
     path = Path(path)
     params: dict[str, dict[str, np.ndarray]] = {}
-    for name, array in _read_arrays(path).items():
+    for name, array in read_arrays(path).items():
         layer, _, kind = name.replace("/", ".").rpartition(".")
         if kind not in ("weight", "kernel", "bias") or not layer:
             raise InputError(f"{path}: array {name!r} is none of LAYER.weight, LAYER.kernel, LAYER.bias")
@@ -299,7 +299,12 @@ def load_weights(path: Path | str) -> PyTree:
     return params
 
 
-def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Reads all arrays of an .npz or .safetensors file.
+
+    Raises:
+      InputError: the file cannot be read or is damaged.
+    """
     if path.suffix == ".npz":
         return read_npz(path)
     if path.suffix != ".safetensors":

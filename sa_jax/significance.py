@@ -28,9 +28,9 @@ def paired_test(first: np.ndarray, second: np.ndarray) -> PairedTest:
     """Compares two methods on the same test samples with the same seeds.
 
     The standard error is clustered both ways, by seed and by sample (Cameron, Gelbach & Miller 2011): a seed's
-    network errs on many samples, and a hard sample fails with many seeds. Where seeds differ by more than chance,
-    the degrees of freedom are theirs. With one seed it is of the samples alone, and says nothing of other seeds;
-    with two it calls real about one in ten of what is chance.
+    network errs on many samples, and a hard sample fails with many seeds. The degrees of freedom are those of the
+    seeds, the fewer: with three of them only what is far beyond chance is found, and what is not found may be there
+    all the same. With one seed it is of the samples alone, and says nothing of other seeds.
 
     Args:
       first: which samples the first method got right, bool `[seeds, samples]`.
@@ -52,7 +52,7 @@ def paired_test(first: np.ndarray, second: np.ndarray) -> PairedTest:
         # Counted in both of the others.
         by_each = ((scores - difference) ** 2).sum() / (seeds * samples) ** 2
         variance = max(by_seed + by_sample - by_each, by_seed, by_sample)
-        freedom = min(seeds, samples) - 1.0 if by_seed > by_each else freedom
+        freedom = min(seeds, samples) - 1.0
     error = float(np.sqrt(variance))
     if error == 0:
         return PairedTest(float(difference), 0.0, 1.0 if difference == 0 else 0.0)

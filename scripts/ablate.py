@@ -101,7 +101,7 @@ def _measure(variant, density, seed, seconds):
     if erk or loss:
         plain = masked_mlp(network, saliency_swap(problem.saliency), loss or cross_entropy(problem.logit_scale))
         hot, cold = schedules.calibrate(setup_key, plain, position, problem.data)
-        problem = problem._replace(temperature_start=pruning.INFORMED_START * hot, temperature_end=cold)
+        problem = problem._replace(temperature_start=pruning.COLD_START * hot, temperature_end=cold)
     problem = problem._replace(
         temperature_start=hotter * problem.temperature_start, temperature_end=hotter * problem.temperature_end
     )

@@ -47,7 +47,7 @@ def embed(
     params: Params,
     ids: jax.Array,
     present: jax.Array,
-    see: Callable[[str, jax.Array], None] = lambda name, inputs: None,
+    see: Callable[..., None] = lambda name, x, weight: None,
 ) -> jax.Array:
     """Sentence embeddings of length 1, float32 `[sentences, 384]`.
 
@@ -55,11 +55,12 @@ def embed(
       params: by name, as `load` gives them.
       ids: int32 `[sentences, length]`.
       present: bool `[sentences, length]`.
-      see: is given the inputs of each linear layer, float32 `[sentences, length, inputs]`.
+      see: is shown each linear layer's name, its inputs, float32 `[sentences, length, inputs]`, and where they are
+        tokens, see `sa_jax.inputs.collect`.
     """
 
     def linear(name, x):
-        see(name, x)
+        see(name, x, present)
         return x @ params[f"{name}.weight"].T + params[f"{name}.bias"]
 
     def normalised(name, x):

@@ -222,7 +222,9 @@ def test_whole_numbers_are_taken_as_floats(digits):
 
 
 def test_no_dense_network_so_small():
-    assert trained.smaller_sizes((4, 8, 2), 48) == (4, 8, 2)
-    assert trained.smaller_sizes((4, 8, 2), 6) == (4, 1, 2)
+    assert trained.smaller_layouts((4, 8, 2), 48) == [(4, 8, 2)]
+    assert trained.smaller_layouts((4, 8, 2), 6) == [(4, 1, 2)]
+    assert trained.smaller_layouts((4, 8, 8, 2), 6) == [(4, 1, 2)]
+    assert trained.smaller_layouts((4, 8, 8, 2), 7) == [(4, 1, 2), (4, 1, 1, 2)]
     with refusal("no dense network of 4 inputs", "makes 6"):
-        trained.smaller_sizes((4, 8, 2), 5)
+        trained.smaller_layouts((4, 8, 2), 5)

@@ -26,6 +26,7 @@ ORDER = [
     "tempering",
     "inputs",
     "reconstruction",
+    "allocation",
     "pruning",
     "pretrain",
     "baselines",
@@ -42,6 +43,7 @@ ORDER = [
     "significance",
     "grid",
     "compare",
+    "layers",
     "cli",
 ]
 

@@ -190,7 +190,7 @@ def train_dense(
     energy: Energy | None = None,
     training: Training = Training(10, 2e-3),
 ) -> Network:
-    """Trains a dense network from He-scaled random weights; `sizes` as `smaller_sizes` gives them."""
+    """Trains a dense network from He-scaled random weights; `sizes` are its input's and layers' widths."""
     init_key, order_key = jax.random.split(rng_key)
     model = models.MLP(sizes[1:], activation, use_bias)
     start = models.network_of(model.init(init_key, x[:1])["params"])[1]
@@ -205,21 +205,39 @@ def train_dense(
     return _train_any(order_key, start, use, run, x, y, energy, training)
 
 
-def smaller_sizes(sizes: tuple[int, ...], kept: int) -> tuple[int, ...]:
-    """Widths of the widest network, hidden layers in proportion, that has at most `kept` branches.
+def smaller_layouts(sizes: tuple[int, ...], kept: int) -> list[tuple[int, ...]]:
+    """Widths of the widest networks that have at most `kept` branches, one for each number of hidden layers.
 
-    The smaller dense network of Crowley, Turner et al. 2018, who found it hard to beat by pruning.
+    The smaller dense networks of Crowley, Turner et al. 2018, who found them hard to beat by pruning. The hidden
+    layers are scaled in proportion; where there are fewer, they are the first ones: a few units in each of many
+    layers would be bottlenecks.
 
     Args:
       sizes: width of the input and of each layer.
       kept: number of branches.
 
-    Raises:
-      InputError: even one unit in each hidden layer would be too many.
+    Returns:
+      Those with at least one unit in each layer, from one hidden layer on.
 
-    >>> smaller_sizes((784, 300, 100, 10), 26_620)
-    (784, 33, 11, 10)
+    Raises:
+      InputError: one unit in one hidden layer would be too many.
+
+    >>> smaller_layouts((784, 300, 100, 10), 26_620)
+    [(784, 33, 10), (784, 33, 11, 10)]
     """
+    found, reason = [], ""
+    for depth in range(min(1, len(sizes) - 2), len(sizes) - 1):
+        try:
+            found.append(_widest((*sizes[: depth + 1], sizes[-1]), kept))
+        except InputError as error:
+            reason = reason or str(error)
+    if not found:
+        raise InputError(reason)
+    return found
+
+
+def _widest(sizes: tuple[int, ...], kept: int) -> tuple[int, ...]:
+    """The widest network with at most `kept` branches, hidden layers in proportion."""
 
     def scaled(share):
         return (sizes[0], *(max(round(share * width), 1) for width in sizes[1:-1]), sizes[-1])

@@ -3,6 +3,8 @@
 import contextlib
 import csv
 import fcntl
+import functools
+import hashlib
 import importlib.metadata
 import io
 import itertools
@@ -200,9 +202,10 @@ def finish(
     """Writes the tables and the page of a comparison whose cells are all there."""
     paired = paired_rows(config, workdir)
     worth = worth_sentences(config, rows)
-    versions = {"python": platform.python_version()}
-    versions |= {name: importlib.metadata.version(name) for name in ("sa_jax", "jax", "jaxlib", "optax", "numpy")}
-    machine = bench.machine()["processor"]
+    # Cells may have been measured at other times, elsewhere.
+    made = [json.loads((workdir / "cells" / f"{cell.name}.json").read_text())["made"] for cell in config.cells()]
+    versions = {name: " and ".join(dict.fromkeys(one[name] for one in made)) for name in made[0]}
+    machine = versions.pop("machine")
     page = comparison.render_comparison(list(rows), paired, worth, command, versions, machine)
     on = ", ".join(f"{name} {version}" for name, version in versions.items())
     seeds = ", ".join(map(str, config.seeds))
@@ -213,6 +216,12 @@ def finish(
     _write(workdir / "results.md", text)
     _write(workdir / "operative.gin", operative_config)
     _write(workdir / "report.html", page)
+
+
+def _here() -> dict[str, str]:
+    """The machine and the versions that a cell is measured with."""
+    versions = {name: importlib.metadata.version(name) for name in ("sa_jax", "jax", "jaxlib", "optax", "numpy")}
+    return {"machine": bench.machine()["processor"], "python": platform.python_version()} | versions
 
 
 class Worker:
@@ -348,7 +357,9 @@ def measure(config: CompareConfig, workdir: Path, cell: Cell) -> dict[str, Any]:
         arrays = arrays | arrays_found
     (workdir / "cells" / f"{cell.name}.json").unlink(missing_ok=True)  # never beside another's arrays
     _write(workdir / "cells" / f"{cell.name}.npz", npz_bytes(arrays))
-    _write(workdir / "cells" / f"{cell.name}.json", json.dumps({"digest": digest(config, cell), "row": row}))
+    pruned = None if cell.method == DENSE else _network_hash(workdir, cell)
+    saved = {"digest": digest(config, cell), "network": pruned, "made": _here(), "row": row}
+    _write(workdir / "cells" / f"{cell.name}.json", json.dumps(saved))
     return row
 
 
@@ -406,11 +417,27 @@ def saved_row(config: CompareConfig, workdir: Path, cell: Cell) -> dict[str, Any
     try:
         saved = json.loads(path.read_text())
         read_npz(path.with_suffix(".npz"))
-        if cell.method == DENSE:
-            models.load_weights(workdir / "networks" / f"{cell.network_name}.npz")
-        return saved["row"] if saved["digest"] == digest(config, cell) else None
+        pruned = _network_hash(workdir, cell)
+        same = saved["network"] == (None if cell.method == DENSE else pruned)
+        return saved["row"] if same and saved["digest"] == digest(config, cell) else None
     except (OSError, ValueError, KeyError, TypeError):  # not there, or damaged
         return None
+
+
+def _network_hash(workdir: Path, cell: Cell) -> str:
+    """Of the weights of the dense network that a cell prunes."""
+    path = workdir / "networks" / f"{cell.network_name}.npz"
+    return _weights_hash(path, path.stat().st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=64)
+def _weights_hash(path: Path, modified: int) -> str:
+    del modified  # part of the key alone
+    models.load_weights(path)  # refuses what no cell could prune
+    digest = hashlib.sha256()
+    for name, array in sorted(read_npz(path).items()):
+        digest.update(name.encode() + np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
 
 
 def paired_rows(config: CompareConfig, workdir: Path) -> list[dict[str, Any]]:
@@ -458,8 +485,8 @@ def worth_sentences(config: CompareConfig, rows: Sequence[dict[str, Any]]) -> li
     for dataset, network, weights in dict.fromkeys((r["dataset"], r["network"], r["weights"]) for r in rows):
         group = [r for r in rows if (r["dataset"], r["network"], r["weights"]) == (dataset, network, weights)]
 
-        def mean(method, density, name="test_accuracy", group=group):
-            values = [r[name] for r in group if (r["method"], r["density"]) == (method, density)]
+        def mean(method, density=None, name="test_accuracy", group=group):
+            values = [r[name] for r in group if r["method"] == method and density in (None, r["density"])]
             return float(np.mean(values))
 
         gains = []
@@ -469,6 +496,9 @@ def worth_sentences(config: CompareConfig, rows: Sequence[dict[str, Any]]) -> li
             best = max(one_shot, key=lambda method: mean(method, density, "validation_accuracy"))
             gain = mean(reference, density) - mean(best, density)
             gains.append(f"{100 * gain:+.1f} at {100 * density:g} % kept ({comparison.display_name(best)})")
+        known = [method for method in config.methods if method in baselines.METHODS and method not in one_shot]
+        others = [method for method in known if not baselines.METHODS[method].moves_weights]
+        rival = max(others, key=lambda method: mean(method, name="validation_accuracy"), default=None)
         seconds = [mean(reference, density, "cpu_seconds") for density in config.densities]
         least = mean(DENSE, 1.0, "validation_accuracy") - config.tolerance
         close = []  # from the densest on, up to the first that loses too much
@@ -477,11 +507,20 @@ def worth_sentences(config: CompareConfig, rows: Sequence[dict[str, Any]]) -> li
                 break
             close.append(density)
         kind = comparison.weights_name(weights)
-        against = f"points over the best one-shot mask: {', '.join(gains)}; " if gains else ""
+        against = f"Test accuracy, points over the best one-shot mask: {', '.join(gains)}; " if gains else ""
+        if rival is not None:
+            less = ", ".join(
+                f"{100 * (mean(reference, density) - mean(rival, density)):+.1f} at {100 * density:g} % kept"
+                for density in sorted(config.densities, reverse=True)
+            )
+            against += (
+                f"over the best other search, {comparison.display_name(rival)}: {less} "
+                f"({mean(rival, name='cpu_seconds'):.0f} s); "
+            )
         where = f"kept down to {100 * min(close):g} % of the branches" if close else "not kept at any density here"
         taken = " to ".join(dict.fromkeys(f"{value:.0f}" for value in (min(seconds), max(seconds))))
         sentences.append(
-            f"Was annealing worth it on {network}, {dataset}, {kind}? Test accuracy, {against}{taken} s of CPU "
+            f"Was annealing worth it on {network}, {dataset}, {kind}? {against}{taken} s of CPU "
             f"time; within {100 * config.tolerance:g} points on validation samples the dense accuracy is {where}."
         )
     return sentences

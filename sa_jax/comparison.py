@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from sa_jax.baselines import METHODS
 from sa_jax.charts import (
     Look,
     Point,
@@ -412,7 +413,7 @@ def _section(group: _Group, name: str) -> str:
 def _looks(group: _Group) -> dict[str, Look]:
     """Colors for the ways to anneal, ink for the best other method of each class, and faint ink for the rest."""
     looks = {method: Look(INK, 0.22, "-", _MARKERS[kind], False) for method, kind in group.classes.items()}
-    ways = [method for method in looks if method.startswith("anneal")]
+    ways = [method for method in looks if method not in METHODS]
     for kind in range(len(CLASSES)):
         others = [method for method in looks if group.classes[method] == kind and method not in ways]
         if others:

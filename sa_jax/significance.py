@@ -29,8 +29,8 @@ def paired_test(first: np.ndarray, second: np.ndarray) -> PairedTest:
 
     The standard error is clustered both ways, by seed and by sample (Cameron, Gelbach & Miller 2011): a seed's
     network errs on many samples, and a hard sample fails with many seeds. The degrees of freedom are those of the
-    seeds, the fewer: with three of them only what is far beyond chance is found, and what is not found may be there
-    all the same. With one seed it is of the samples alone, and says nothing of other seeds.
+    seeds, the fewer: with three of them only what is far beyond chance is found, and what is not may still be
+    real. With one seed it is of the samples alone, and says nothing of other seeds.
 
     Args:
       first: which samples the first method got right, bool `[seeds, samples]`.

@@ -30,6 +30,8 @@ RESULTS = ROOT / "scripts" / "results"
 NETWORKS = 100
 # 4 inputs, 3 hidden units, 2 outputs: 18 branches, of which 7 are kept: 31,824 masks.
 SIZES, KEPT = (4, 3, 2), 7
+# Proposals of a descent before it is restarted: four for each swap of a mask here.
+PATIENCE = 300
 SPREAD_MASKS = 30
 BUDGETS = (30, 100, 300, 1_000, 3_000, 10_000)
 DENSITIES = (0.5, 0.1, 0.02)
@@ -41,7 +43,8 @@ def enumerated() -> dict[str, Any]:
 
     Each network has random weights and a random linear teacher; the energy is the squared error to it, the start a
     random mask, the moves uniform swaps, the temperatures shares of the spread of 30 random masks' energies, which
-    are not counted. Greedy descent is annealing at temperature 0, with no restart. The gap is that of the lowest
+    are not counted. Greedy descent is annealing at temperature 0; 'restarted' begins anew at a random mask after
+    every `PATIENCE` proposals, and keeps the best. The gap is that of the lowest
     energy met to the optimum, as a share of what lies between the optimum and the mean of all masks.
     """
     shapes = list(itertools.pairwise(SIZES))
@@ -63,8 +66,17 @@ def enumerated() -> dict[str, Any]:
         @jax.jit
         def solve(key, kernels, mask, samples, spread):
             landscape = masked_mlp(models.Network(kernels, (None, None)), uniform_swap(), squared_error)
-            schedule = constant(0.0) if name == "greedy" else geometric(0.3 * spread, 0.003 * spread, budget)
-            return anneal(key, landscape, mask, schedule, budget, samples).best_energy
+            if name == "annealing":
+                schedule = geometric(0.3 * spread, 0.003 * spread, budget)
+                return anneal(key, landscape, mask, schedule, budget, samples).best_energy
+            steps = min(PATIENCE, budget) if name == "restarted" else budget
+
+            def descend(key):
+                mask_key, chain_key = jax.random.split(key)
+                start = masks.random(mask_key, total, KEPT)
+                return anneal(chain_key, landscape, start, constant(0.0), steps, samples).best_energy
+
+            return jax.lax.map(descend, jax.random.split(key, budget // steps)).min()
 
         return solve
 
@@ -78,7 +90,7 @@ def enumerated() -> dict[str, Any]:
         problems.append((keys[4], kernels, masks.random(keys[5], total, KEPT), samples, energies))
     rows = []
     for budget in BUDGETS:
-        for name in ("annealing", "greedy", "random"):
+        for name in ("annealing", "greedy", "restarted", "random"):
             gaps = []
             solve = None if name == "random" else search(name, budget)
             for seed, (key, kernels, mask, samples, energies) in enumerate(problems):
@@ -104,11 +116,14 @@ def draw(result: dict[str, Any], path: Path) -> None:
 
     figure = Figure((8.4, 3.2), layout="constrained", dpi=120)
     left, right = figure.subplots(1, 2)
-    colors = {"annealing": "#0072b2", "greedy": "#d55e00", "random": "#808890"}
+    colors = {"annealing": "#0072b2", "greedy": "#d55e00", "restarted": "#e69f00", "random": "#808890"}
+    labels = {"greedy": "greedy descent", "restarted": "greedy, restarted", "random": "random search"}
     for name, color in colors.items():
         rows = [row for row in result["rows"] if row["search"] == name]
         budgets = [row["budget"] for row in rows]
-        left.plot(budgets, [100 * row["found"] for row in rows], "-o", color=color, ms=4, label=name)
+        left.plot(
+            budgets, [100 * row["found"] for row in rows], "-o", color=color, ms=4, label=labels.get(name, name)
+        )
         right.plot(budgets, [100 * row["mean_gap"] for row in rows], "-o", color=color, ms=4)
     left.set(ylabel="optimum found, % of networks", ylim=(0, 104))
     right.set(ylabel="mean gap to the optimum, %", ylim=(0, None))

@@ -64,7 +64,6 @@ PEERS = {
     "obs_mask": "OBS mask, 8,000 images",
     "cbs_mask": "CBS mask, 1,000 images",
     "woodfisher": "WoodFisher, weights updated",
-    "obs_update": "CBS, weights updated",
 }
 USES = ("uses_labels", "uses_gradients", "moves_weights")
 RANDOM_CONFIG = "random_weights_mnist"
@@ -262,38 +261,56 @@ def take_turns(calls: dict[Any, Callable[[], Any]]) -> dict[Any, list[float]]:
 
 
 def accuracy_table(result: dict[str, Any]) -> str:
-    """The README's table of accuracies: means over seeds, and how far the farthest seed is from them."""
+    """The README's table of accuracies: means over seeds, how far the farthest seed is, and the best in bold.
+
+    Where weights stay and where they move are told apart; the strongest rivals of the comparison are there too.
+    """
     peers = json.loads((RESULTS / "peers.json").read_text())["test_accuracy"]
+    with (RESULTS / "compare_mlpnet.csv").open() as file:
+        compared = list(csv.DictReader(file))
     densities = sorted({run["density"] for run in result["runs"]}, reverse=True)
     kept = {run["density"]: run["kept"] for run in result["runs"]}
-    lines = [
-        "| branches kept | " + " | ".join(f"{100 * density:g} %<br>{kept[density]:,}" for density in densities),
-        "|---" * (len(densities) + 1),
-    ]
+    rows: dict[bool, list[tuple[str, list[tuple[float, float] | None]]]] = {False: [], True: []}
 
-    def row(name: str, cells: list[str]) -> None:
-        lines.append(f"| {name} | " + " | ".join(cells))
+    def peer(name: str) -> list[tuple[float, float] | None]:
+        return [(peers[name][f"{density:g}"], 0.0) for density in densities]
 
-    def peer(name: str) -> list[str]:
-        return [f"{peers[name][f'{density:g}']:.2f}" for density in densities]
-
-    row("global magnitude", peer("global magnitude"))
-    row("best of ten other masks", [f"{best_frozen(peers, density):.2f}" for density in densities])
-    for config, label in CONFIG_LABELS.items():
-        if config == "mlpnet_mnist_nudge":
-            row("CHITA++, weights updated", peer("CHITA++, weights updated"))
-        cells, seconds = [], []
+    def over_seeds(found: list[dict[str, Any]]) -> list[tuple[float, float] | None]:
+        cells: list[tuple[float, float] | None] = []
         for density in densities:
-            runs = [run for run in result["runs"] if (run["config"], run["density"]) == (config, density)]
-            values = [100 * run["test_accuracy"] for run in runs]
-            seconds += [run["cpu_seconds"] for run in runs]
-            if not values:
-                cells.append("")
-                continue
-            mean = statistics.mean(values)
-            cells.append(f"**{mean:.2f}** ±{max(abs(value - mean) for value in values):.2f}")
-        if seconds:
-            row(f"{label}, at most {max(seconds):,.0f} s", cells)
+            values = [100 * float(one["test_accuracy"]) for one in found if float(one["density"]) == density]
+            mean = statistics.mean(values) if values else 0.0
+            cells.append((mean, max(abs(value - mean) for value in values)) if values else None)
+        return cells
+
+    def rival(method: str) -> tuple[str, list[tuple[float, float] | None]]:
+        found = [row for row in compared if row["method"] == method]
+        seconds = max(float(row["cpu_seconds"]) for row in found)
+        return f"{comparison.display_name(method).lower()}, at most {seconds:,.0f} s", over_seeds(found)
+
+    rows[False].append(("global magnitude", peer("global magnitude")))
+    best_of_peers: list[tuple[float, float] | None] = [(best_frozen(peers, density), 0.0) for density in densities]
+    rows[False] += [("best of ten other masks", best_of_peers), rival("edge_popup_scaled")]
+    rows[True] += [("CHITA++", peer("CHITA++, weights updated")), rival("magnitude_finetuned")]
+    for config, label in CONFIG_LABELS.items():
+        runs = [run for run in result["runs"] if run["config"] == config]
+        if runs:
+            seconds = max(run["cpu_seconds"] for run in runs)
+            rows[runs[0]["moves_weights"]].append((f"{label}, at most {seconds:,.0f} s", over_seeds(runs)))
+    heads = [f"{100 * density:g} %<br>{kept[density]:,}" for density in densities]
+    lines = ["| branches kept | " + " | ".join(heads), "|---" * (len(densities) + 1)]
+    for moved, title in ((False, "weights never changed"), (True, "weights moved")):
+        lines.append(f"| *{title}* " + "| " * len(densities))
+        best = [
+            max(cell[0] for cell in column if cell) for column in zip(*(c for _, c in rows[moved]), strict=True)
+        ]
+        for label, cells in rows[moved]:
+            texts = []
+            for cell, highest in zip(cells, best, strict=True):
+                mark = "**" if cell and cell[0] == highest else ""
+                spread = f" ±{cell[1]:.2f}" if cell and cell[1] else ""
+                texts.append(f"{mark}{cell[0]:.2f}{mark}{spread}" if cell else "")
+            lines.append(f"| {label} | " + " | ".join(texts))
     return " |\n".join(lines) + " |"
 
 
@@ -432,9 +449,13 @@ def optimum_lines(result: dict[str, Any]) -> str:
         return next(row for row in result["rows"] if (row["search"], row["budget"]) == (search, budget))
 
     most = max(row["budget"] for row in result["rows"])
-    others = " and ".join(
-        f"{at(search, most)['found']:.0%} and {at(search, most)['mean_gap']:.1%} for {label}"
-        for search, label in (("greedy", "greedy descent"), ("random", "random search"))
+    others = ", ".join(
+        f"{at(search, most)['found']:.0%} and {at(search, most)['mean_gap']:.2%} for {label}"
+        for search, label in (
+            ("greedy", "greedy descent"),
+            ("restarted", "greedy descent restarted now and then"),
+            ("random", "random search"),
+        )
     )
     annealing = at("annealing", most)
     return (

@@ -102,11 +102,17 @@ def test_a_damaged_cell_counts_as_not_there(tmp_path):
     assert compare.saved_row(config_of(), tmp_path, cell) is None
     path.write_text('{"digest": ')
     assert compare.saved_row(config_of(), tmp_path, cell) is None
-    path.write_text(json.dumps({"digest": grid.digest(config_of(), cell), "row": {"kept": 1}}))
+    (tmp_path / "networks").mkdir()
+    network = tmp_path / "networks" / f"{cell.network_name}.npz"
+    network.write_bytes(npz_bytes({"Dense_0/kernel": np.ones((64, 10), np.float32)}))
+    saved = {"digest": grid.digest(config_of(), cell), "row": {"kept": 1}}
+    path.write_text(json.dumps(saved | {"network": compare._network_hash(tmp_path, cell)}))
     assert compare.saved_row(config_of(), tmp_path, cell) is None  # without its arrays
     path.with_suffix(".npz").write_bytes(npz_bytes({"correct": np.zeros(1, np.uint8)}))
     assert compare.saved_row(config_of(), tmp_path, cell) == {"kept": 1}
     assert compare.saved_row(config_of(run=RunConfig(num_steps=300)), tmp_path, cell) is None
+    network.write_bytes(npz_bytes({"Dense_0/kernel": np.zeros((64, 10), np.float32)}))
+    assert compare.saved_row(config_of(), tmp_path, cell) is None  # it pruned another network
 
 
 def test_an_error_in_a_worker_reaches_the_user(tmp_path):

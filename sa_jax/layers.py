@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
+import scipy.linalg
 
 from sa_jax import allocation, data, inputs, models, page, patterns, reconstruction, workdirs
 from sa_jax.baselines import layerwise
@@ -44,8 +45,6 @@ FIELDS = (
 )
 # Of one draw and one input, on the core that the README's figures come from.
 SECONDS_PER_ELEMENT = 3.7e-9
-# A pivot of the Gram matrix below this share of its mean diagonal: that input is a mixture of others.
-LEAST_PIVOT = 1e-5
 
 
 @dataclass(frozen=True)
@@ -375,15 +374,12 @@ def _forecast(config: LayersConfig, weights: Mapping[str, np.ndarray]) -> str:
 
 
 def _deficient(gram: np.ndarray) -> int:
-    """How many inputs are mixtures of others, by the pivots of a Cholesky factor."""
-    scale = max(float(np.diag(gram).mean()), 1e-30)
-    # Rounding may leave a matrix that is none of inputs; the small share makes it one again.
-    shifted = gram.astype(np.float64) + 1e-6 * scale * np.eye(len(gram))
-    try:
-        pivots = np.diag(np.linalg.cholesky(shifted)) ** 2
-    except np.linalg.LinAlgError:
-        pivots = np.linalg.eigvalsh(shifted)
-    return int((pivots < LEAST_PIVOT * scale).sum())
+    """How many inputs are mixtures of others, up to the rounding of float32, by a pivoted Cholesky factor."""
+    least = float(np.diag(gram).max(initial=0)) * len(gram) * float(np.finfo(np.float32).eps)
+    gram = gram.astype(np.float64)
+    (factor,) = scipy.linalg.get_lapack_funcs(("pstrf",), (gram,))
+    _, _, rank, _ = factor(gram, tol=least)
+    return len(gram) - int(rank)
 
 
 def _outputs_first(key: str, array: np.ndarray) -> np.ndarray:

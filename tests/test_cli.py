@@ -12,8 +12,9 @@ import pytest
 from sa_jax import cli
 
 ROOT = Path(__file__).parents[1]
-COMPARISONS = {"compare_digits", "compare_lenet300", "compare_mlpnet", "paper", "paper_schedules"}
-CONFIGS = [path for path in sorted(ROOT.glob("configs/*.gin")) if path.stem not in COMPARISONS]
+OTHERS = {"compare_digits", "compare_lenet300", "compare_lenet300_polish", "compare_mlpnet"}
+OTHERS |= {"paper", "paper_schedules", "layers"}
+CONFIGS = [path for path in sorted(ROOT.glob("configs/*.gin")) if path.stem not in OTHERS]
 DIGITS = str(ROOT / "configs/digits.gin")
 TINY = ["WEIGHTS='random'", "HIDDEN=[12]", "DENSITY=0.05", "NUM_STEPS=400", "NUM_SAMPLES=200"]
 

@@ -185,7 +185,15 @@ def test_command_line(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "name", ["compare_digits", "compare_mlpnet", "compare_lenet300", "paper", "paper_schedules"]
+    "name",
+    [
+        "compare_digits",
+        "compare_mlpnet",
+        "compare_lenet300",
+        "compare_lenet300_polish",
+        "paper",
+        "paper_schedules",
+    ],
 )
 def test_configs_hold_what_can_be_compared(name):
     config = cli.load_config(f"configs/{name}.gin", [], cli.gin_compare, cli.COMPARE_MACROS)

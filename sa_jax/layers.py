@@ -2,7 +2,6 @@
 
 import csv
 import difflib
-import functools
 import hashlib
 import html
 import importlib
@@ -201,8 +200,8 @@ def _prune(config, key, name, weight, moments, pattern) -> tuple[dict[str, Any],
         raise InputError(f"{name}: {error}") from None
     gram = jnp.asarray(moments.gram, jnp.float32)
     deficient = _deficient(np.asarray(gram))
-    damped = gram + config.damping * jnp.diag(gram).mean() * jnp.eye(len(gram))
-    mask = _annealed(key, weight, damped, pattern, config.sweeps)
+    damped = reconstruction.damped(gram, config.damping)
+    mask = reconstruction.prune_linear(key, weight, damped, pattern, config.sweeps)
     moved = reconstruction.refit(weight, gram, mask, max(config.damping, 1e-6)) if config.refit else None
 
     def lost(pruned):
@@ -229,11 +228,6 @@ def _prune(config, key, name, weight, moments, pattern) -> tuple[dict[str, Any],
         "deficient": deficient,
     }
     return row, np.asarray(mask), None if moved is None else np.asarray(moved)
-
-
-@functools.partial(jax.jit, static_argnums=(3, 4))
-def _annealed(key, weight, gram, pattern, sweeps):
-    return reconstruction.prune_linear(key, weight, gram, pattern, sweeps)
 
 
 def _lost(weight, gram, pruned) -> float:
@@ -481,8 +475,9 @@ def render(config: LayersConfig, rows: Sequence[Mapping[str, Any]]) -> str:
         f'<div class="scroll"><table class="numbers"><thead><tr>{header}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
     )
+    chart = f'<div class="columns">{_chart(rows, columns)}</div>'
     sections = [
-        f"<section><h1>{heading}</h1><p>{html.escape(about)}</p>{_chart(rows, columns)}</section>",
+        f"<section><h1>{heading}</h1><p>{html.escape(about)}</p>{chart}</section>",
         f"<section><h2>Each layer</h2>{table}</section>",
     ]
     return page.page_html(heading, sections)
@@ -502,7 +497,7 @@ def _chart(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> str
             axes.plot(range(1, len(rows) + 1), values, style, marker="o", ms=3, lw=1, color=color, label=label)
         axes.set(xlabel="layer", ylabel="output lost, %", yscale="log")
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes.legend(frameon=False, fontsize=8)
+        axes.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
         page.strip_axes(axes)
         axes.grid(alpha=0.2)
     described = "How much of each layer's output is lost, by method"

@@ -117,9 +117,13 @@ def best(pattern: Pattern, scores: jax.Array) -> jax.Array:
     Array([[False,  True,  True, False]], dtype=bool)
     """
     size = pattern.set_size((scores.shape[0], scores.shape[1]))
-    sets = scores.reshape(-1, size)
-    ranks = jnp.argsort(jnp.argsort(-sets, axis=1, stable=True), axis=1)
-    return (ranks < pattern.kept_of(size)).reshape(scores.shape)
+    return highest(scores, size, pattern.kept_of(size))
+
+
+def highest(scores: jax.Array, size: int, kept: jax.Array | int) -> jax.Array:
+    """The mask of the `kept` highest scores in each set of `size` side by side; the lower index wins a tie."""
+    ranks = jnp.argsort(jnp.argsort(-scores.reshape(-1, size), axis=1, stable=True), axis=1)
+    return (ranks < kept).reshape(scores.shape)
 
 
 def of_weights(pattern: Pattern, units: jax.Array, shape: tuple[int, int]) -> jax.Array:

@@ -8,6 +8,7 @@ a swap's energy change takes five look-ups, and accepting it two rows of `H`. No
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -222,9 +223,20 @@ def prune_linear(
     if columns == 1:  # whole rows
         energies = jnp.einsum("oi,ij,oj->o", weight, gram, weight)
         return patterns.of_weights(pattern, patterns.best(pattern, energies[:, None]), shape)
+    # How many stay is data: layers of one shape take one program whatever their densities.
+    kept = jnp.int32(pattern.kept_of(pattern.set_size((rows, columns))))
     if pattern.whole_layer:
-        return _prune_layer(rng_key, weight, gram, pattern, sweeps, row_batch)
-    height, width = shape[0] // rows, shape[1] // columns
+        return _prune_layer(rng_key, weight, gram, kept, sweeps, row_batch)
+    block = shape[0] // rows, shape[1] // columns
+    units = _prune_rows(rng_key, weight, gram, kept, block, pattern.group, sweeps, min(row_batch, rows))
+    return patterns.of_weights(pattern, units, shape)
+
+
+@partial(jax.jit, static_argnames=("block", "group", "sweeps", "batch"))
+def _prune_rows(rng_key, weight, gram, kept, block, group, sweeps, batch):
+    """The mask of units, bool `[rows, columns]`, of which each row or group keeps so many."""
+    height, width = block
+    rows, columns = weight.shape[0] // height, weight.shape[1] // width
 
     def prune_row(args):
         rng_key, weight = args
@@ -236,19 +248,18 @@ def prune_linear(
             form = jnp.ones((1, columns), jnp.float32)
         scores = _squares(form, quadratic).reshape(1, columns)
         steps, unit = _steps(sweeps * columns), jnp.median(scores)
-        start = patterns.best(pattern._replace(block=(1, 1)), scores)
-        landscape = heat_bath_rows(form, quadratic, pattern.group)
+        start = patterns.highest(scores, group or columns, kept)
+        landscape = heat_bath_rows(form, quadratic, group)
         return anneal(rng_key, landscape, start, _cooling(unit, steps), steps).best[0]
 
     # Rows of zeros fill the last batch, which would else be a second program to compile.
-    batch = min(row_batch, rows)
-    filled = jnp.pad(weight.reshape(rows, height, shape[1]), ((0, -rows % batch), (0, 0), (0, 0)))
+    filled = jnp.pad(weight.reshape(rows, height, columns * width), ((0, -rows % batch), (0, 0), (0, 0)))
     keys = jax.vmap(lambda row: jax.random.fold_in(rng_key, row))(jnp.arange(len(filled)))
-    units = jax.lax.map(prune_row, (keys, filled), batch_size=batch)[:rows]
-    return patterns.of_weights(pattern, units, shape)
+    return jax.lax.map(prune_row, (keys, filled), batch_size=batch)[:rows]
 
 
-def _prune_layer(rng_key, weight, gram, pattern, sweeps, row_batch):
+@partial(jax.jit, static_argnames=("sweeps", "row_batch"))
+def _prune_layer(rng_key, weight, gram, kept, sweeps, row_batch):
     """Pairs of rows share a budget; the pairs change with every round, and the temperature falls through all."""
     outputs, inputs = weight.shape
     scores = _squares(weight, gram).reshape(outputs, inputs)
@@ -272,14 +283,25 @@ def _prune_layer(rng_key, weight, gram, pattern, sweeps, row_batch):
         found = jax.lax.map(prune_pair, (jax.random.split(chains_key, pairs), members), batch_size=batch)
         return mask.at[members].set(found), None
 
-    return jax.lax.scan(one_round, patterns.best(pattern, scores), jnp.arange(ROUNDS))[0]
+    return jax.lax.scan(one_round, patterns.highest(scores, scores.size, kept), jnp.arange(ROUNDS))[0]
+
+
+def damped(gram: jax.Array, damping: float) -> jax.Array:
+    """A Gram matrix with a share of its mean diagonal added to the diagonal, against over-fitting few inputs.
+
+    >>> damped(jnp.eye(2), 0.5)
+    Array([[1.5, 0. ],
+           [0. , 1.5]], dtype=float32)
+    """
+    return gram + damping * jnp.diag(gram).mean() * jnp.eye(gram.shape[0])
 
 
 def refit(weight: jax.Array, gram: jax.Array, mask: jax.Array, damping: float = 0.01) -> jax.Array:
     """Moves the kept weights to where the layer's outputs are nearest to those before, by ridge regression.
 
     In closed form, no derivative of any loss: of each row, `argmin (v - w)' H (v - w) + d |v - w|^2` over all `v`
-    that are 0 where the mask is, with `d` a share of the mean of `H_jj` (Hoerl & Kennard 1970).
+    that are 0 where the mask is, with `d` a share of the mean of `H_jj` (Hoerl & Kennard 1970). Faster where the
+    mask is not traced, as only what the fullest row keeps is solved for.
 
     Args:
       weight: float `[outputs, inputs]`.
@@ -291,16 +313,24 @@ def refit(weight: jax.Array, gram: jax.Array, mask: jax.Array, damping: float = 
       float32 `[outputs, inputs]`, 0 where the mask is.
     """
     check_layer(weight, gram)
-    ridge = damping * jnp.diag(gram).mean() * jnp.eye(gram.shape[0])
+    most = mask.shape[1] if isinstance(mask, Tracer) else max(int(jnp.asarray(mask).sum(1).max(initial=0)), 1)
+    return _refit(jnp.asarray(weight, jnp.float32), gram, jnp.asarray(mask), damping, most)
+
+
+@partial(jax.jit, static_argnames="most")
+def _refit(weight, gram, mask, damping, most):
+    ridge = damped(gram, damping)
 
     def solve(args):
         weight, mask = args
         removed = gram @ jnp.where(mask, 0.0, weight)
-        kept = jnp.where(mask[:, None] & mask[None], gram + ridge, jnp.eye(gram.shape[0]))
-        step = jax.scipy.linalg.solve(kept, jnp.where(mask, removed, 0.0), assume_a="pos")
-        return jnp.where(mask, weight + step, 0.0)
+        columns = jnp.argsort(~mask, stable=True)[:most]
+        kept = mask[columns]
+        among = jnp.where(kept[:, None] & kept, ridge[columns][:, columns], jnp.eye(most))
+        step = jax.scipy.linalg.solve(among, jnp.where(kept, removed[columns], 0.0), assume_a="pos")
+        return jnp.where(mask, weight, 0.0).at[columns].add(jnp.where(kept, step, 0.0))
 
-    return jax.lax.map(solve, (jnp.asarray(weight, jnp.float32), mask))
+    return jax.lax.map(solve, (weight, mask))
 
 
 def relative_error(weight: jax.Array, gram: jax.Array, pruned: jax.Array) -> jax.Array:

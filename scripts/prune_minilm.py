@@ -209,7 +209,7 @@ def _lost(weight: jax.Array, gram: jax.Array, pruned: jax.Array) -> jax.Array:
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Mean cosines over the seeds, and how far the farthest is from them; the best in bold."""
     heads = [f"{1 - pattern:g} pruned" if isinstance(pattern, float) else pattern for pattern in PATTERNS]
-    lines = ["| " + " | ".join(["", *heads, "CPU s"]) + " |", "|---" * (len(heads) + 2) + "|"]
+    lines = ["| " + " | ".join(["", *map(str, heads), "CPU s"]) + " |", "|---" * (len(heads) + 2) + "|"]
     for moved, title in ((False, "weights as they were"), (True, "weights moved")):
         lines.append(f"| *{title}* |" + " |" * (len(heads) + 1))
         methods = [method for method in LABELS if (method in MOVED) == moved]

@@ -333,6 +333,27 @@ def _refit(weight, gram, mask, damping, most):
     return jax.lax.map(solve, (weight, mask))
 
 
+def compact(weight: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Removes inputs and outputs of which nothing stays, exactly: what is left computes the same with fewer.
+
+    `outputs[kept_outputs] = small @ inputs[kept_inputs]`, biases added as before; other outputs are their biases.
+
+    Args:
+      weight: float `[outputs, inputs]`.
+      mask: bool `[outputs, inputs]`, not traced.
+
+    Returns:
+      The small weight, float `[kept outputs, kept inputs]`; and which outputs and inputs those are, int32 each.
+
+    >>> weight, mask = jnp.array([[1.0, 2.0], [3.0, 4.0]]), jnp.array([[False, True], [False, False]])
+    >>> [part.tolist() for part in compact(weight, mask)]
+    [[[2.0]], [0], [1]]
+    """
+    mask = jnp.asarray(mask)
+    outputs, inputs = (jnp.flatnonzero(mask.any(axis)).astype(jnp.int32) for axis in (1, 0))
+    return jnp.where(mask, weight, 0)[outputs][:, inputs], outputs, inputs
+
+
 def relative_error(weight: jax.Array, gram: jax.Array, pruned: jax.Array) -> jax.Array:
     """Squared error of each output of a pruned layer, over the squared output: float `[outputs]`.
 

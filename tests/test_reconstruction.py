@@ -13,6 +13,7 @@ from sa_jax.anneal import init, run
 from sa_jax.moves import saliency_swap, uniform_swap
 from sa_jax.patterns import best, of_weights, parse, sums
 from sa_jax.reconstruction import (
+    compact,
     heat_bath_rows,
     linear_rows,
     prune_linear,
@@ -231,3 +232,15 @@ def test_refuses(changes, parts):
     arguments = {"weight": np.ones((4, 8)), "gram": np.eye(8), "pattern": 0.5} | changes
     with refusal(*parts):
         prune_linear(jax.random.key(0), **arguments)
+
+
+def test_what_is_left_of_columns_and_rows_computes_the_same():
+    weight, gram = layer(8, 16)
+    x = jax.random.normal(jax.random.key(9), (weight.shape[1],))
+    for pattern in ("columns:0.5", "rows:0.5"):
+        mask = prune_linear(jax.random.key(0), weight, gram, pattern, 1.0)
+        small, outputs, inputs = compact(weight, mask)
+        assert small.size == weight.size // 2
+        whole = jnp.where(mask, weight, 0) @ x
+        np.testing.assert_allclose(whole[outputs], small @ x[inputs], rtol=1e-5, atol=1e-5)
+        assert not np.delete(np.asarray(whole), np.asarray(outputs)).any()

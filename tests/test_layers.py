@@ -99,6 +99,14 @@ def test_goes_on_where_it_stopped_and_prunes_anew_what_changed(model):
     assert other[0]["pattern"] == "2:4"
 
 
+def test_a_layer_is_pruned_alike_whichever_others_are(model):
+    folder, _ = model
+    for workdir, chosen in (("all", None), ("one", ["twin"])):
+        prune_layers(config_of(folder, layers=chosen), folder / workdir)
+    masks = [load_file(folder / workdir / "masks.safetensors")["twin.weight"] for workdir in ("all", "one")]
+    np.testing.assert_array_equal(*masks)
+
+
 def test_a_function_that_shows_inputs_serves_as_well_as_gram_matrices(model):
     folder, _ = model
     place = f"{forward.__module__}:forward"

@@ -32,7 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from sa_jax import masks, models
+from sa_jax import masks, models, workdirs
 from sa_jax.anneal import BLOCK_STEPS, anneal, init
 from sa_jax.anneal import run as run_steps
 from sa_jax.energies import cross_entropy
@@ -619,18 +619,9 @@ def check_out(path: Path) -> None:
 
 def write(result: dict[str, Any], path: Path) -> None:
     """Writes a result to FILE.json."""
-    _write(path, (json.dumps(result, indent=1) + "\n").encode())
+    workdirs.write_file(path, json.dumps(result, indent=1) + "\n")
 
 
 def write_picture(result: dict[str, Any], path: Path) -> None:
     """Draws a result into FILE.png, beside FILE.json."""
-    _write(path.with_suffix(".png"), draw(result))
-
-
-def _write(path: Path, content: bytes) -> None:
-    try:
-        with tempfile.TemporaryDirectory(prefix=".writing-", dir=path.parent) as aside:
-            (Path(aside) / path.name).write_bytes(content)
-            os.replace(Path(aside) / path.name, path)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}") from None
+    workdirs.write_file(path.with_suffix(".png"), draw(result))

@@ -2,7 +2,6 @@
 
 import contextlib
 import csv
-import fcntl
 import functools
 import hashlib
 import importlib.metadata
@@ -126,7 +125,7 @@ def compare(
     """
     for name in ("cells", "networks"):
         workdirs.make(workdir / name)
-    with _only_one(workdir):
+    with workdirs.only_one(workdir):
         table = _measure_all(config, workdir, jobs, on_progress, on_message)
         finish(config, workdir, table, command, operative_config)
     return table
@@ -162,7 +161,7 @@ def _measure_all(config, workdir, jobs, on_progress, on_message) -> list[dict[st
                     for future in as_completed(futures):
                         rows[futures[future]] = future.result()
                         done = [rows[cell] for cell in cells if cell in rows]
-                        _write(workdir / "results.csv", table_csv(done, FIELDS))
+                        workdirs.write_file(workdir / "results.csv", table_csv(done, FIELDS))
                         on_progress(Progress(len(done), len(cells), rows[futures[future]]))
                 except BaseException:
                     executor.shutdown(wait=False, cancel_futures=True)
@@ -185,17 +184,6 @@ def _check_densities(config: CompareConfig, rows: Mapping[Cell, Mapping[str, Any
                 raise InputError(f"compare.densities, network {row['network']}: {error}") from None
 
 
-@contextlib.contextmanager
-def _only_one(workdir: Path):
-    """Lets one comparison at a time write to a folder."""
-    with open(workdir / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(f"another comparison is writing to {workdir}") from None
-        yield
-
-
 def finish(
     config: CompareConfig, workdir: Path, rows: Sequence[dict[str, Any]], command: str, operative_config: str
 ) -> None:
@@ -211,11 +199,11 @@ def finish(
     seeds = ", ".join(map(str, config.seeds))
     text = comparison.markdown_tables(list(rows), paired) + "\n" + "\n\n".join(worth)
     text += f"\n\nSeeds {seeds}; one core of {machine}; {on}.\n"
-    _write(workdir / "results.csv", table_csv(rows, FIELDS))
-    _write(workdir / "paired.csv", table_csv(paired, PAIRED_FIELDS))
-    _write(workdir / "results.md", text)
-    _write(workdir / "operative.gin", operative_config)
-    _write(workdir / "report.html", page)
+    workdirs.write_file(workdir / "results.csv", table_csv(rows, FIELDS))
+    workdirs.write_file(workdir / "paired.csv", table_csv(paired, PAIRED_FIELDS))
+    workdirs.write_file(workdir / "results.md", text)
+    workdirs.write_file(workdir / "operative.gin", operative_config)
+    workdirs.write_file(workdir / "report.html", page)
 
 
 def _here() -> dict[str, str]:
@@ -313,7 +301,9 @@ def measure(config: CompareConfig, workdir: Path, cell: Cell) -> dict[str, Any]:
         for split in (dataset.train, dataset.validation, dataset.test):
             pruning.check_samples(network, split.inputs, split.labels)
         seconds = time.process_time() - start
-        _write(workdir / "networks" / f"{cell.network_name}.npz", npz_bytes(models.weight_arrays(names, network)))
+        workdirs.write_file(
+            workdir / "networks" / f"{cell.network_name}.npz", npz_bytes(models.weight_arrays(names, network))
+        )
         found, total, shapes = Found(jnp.ones(network.total, bool), network), network.total, network.shapes
         uses = {name: run.weights != "random" for name in ("uses_labels", "uses_gradients", "moves_weights")}
     else:
@@ -356,10 +346,10 @@ def measure(config: CompareConfig, workdir: Path, cell: Cell) -> dict[str, Any]:
         row |= figures | {"effective_compression": round(total / max(figures["effective_kept"], 1), 3)}
         arrays = arrays | arrays_found
     (workdir / "cells" / f"{cell.name}.json").unlink(missing_ok=True)  # never beside another's arrays
-    _write(workdir / "cells" / f"{cell.name}.npz", npz_bytes(arrays))
+    workdirs.write_file(workdir / "cells" / f"{cell.name}.npz", npz_bytes(arrays))
     pruned = None if cell.method == DENSE else _network_hash(workdir, cell)
     saved = {"digest": digest(config, cell), "network": pruned, "made": _here(), "row": row}
-    _write(workdir / "cells" / f"{cell.name}.json", json.dumps(saved))
+    workdirs.write_file(workdir / "cells" / f"{cell.name}.json", json.dumps(saved))
     return row
 
 
@@ -535,13 +525,3 @@ def table_csv(rows: Sequence[Mapping[str, Any]], fields: Sequence[str]) -> str:
         values = (row[name] for name in fields)
         writer.writerow([" ".join(map(str, v)) if isinstance(v, list) else "" if v is None else v for v in values])
     return text.getvalue()
-
-
-def _write(path: Path, content: str | bytes) -> None:
-    """Writes a file aside and renames it, so that it is never half there."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        aside.write_bytes(content.encode() if isinstance(content, str) else content)
-        os.replace(aside, path)
-    except OSError as error:
-        raise InputError(f"{path} could not be written: {error.strerror}") from None

@@ -1,14 +1,11 @@
 """The linear layers of a whole pretrained model, pruned one by one: the host of `sa-jax layers`."""
 
-import csv
 import difflib
 import hashlib
 import html
 import importlib
 import importlib.metadata
-import io
 import json
-import os
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,6 +21,7 @@ import scipy.linalg
 
 from sa_jax import allocation, data, inputs, models, page, patterns, reconstruction, workdirs
 from sa_jax.baselines import layerwise
+from sa_jax.compare import table_csv
 from sa_jax.inputs import Moments
 from sa_jax.npz import npz_bytes, read_npz
 from sa_jax.types import InputError
@@ -154,42 +152,42 @@ def prune_layers(
     wanted = _patterns(config, weights, moments)
     on_message(_forecast(config, weights))
     workdirs.make(workdir / "layers")
-    found, masks, rows = dict(arrays), {}, []
-    settings = _digest(config)
-    stages = _stages(names, moments) if config.sequential else [names]
-    for stage in stages:
-        paths = {name: workdir / "layers" / f"{_file_name(name)}.npz" for name in stage}
-        saved = {name: _saved(paths[name], f"{settings} {name} {wanted[name]}") for name in stage}
-        if config.sequential and stage is not stages[0] and not all(saved.values()):
-            moments |= see(found, stage)
-        for name in stage:
-            result = saved[name]
-            if result is None:
-                # By its name, so that which others are pruned changes nothing.
-                key = jax.random.fold_in(jax.random.key(config.seed), zlib.crc32(name.encode()))
-                row, mask, moved = _prune(config, key, name, weights[name], moments[name], wanted[name])
-                if row["deficient"]:
-                    on_message(
-                        f"{name}: {row['deficient']} of {row['inputs']} inputs are mixtures of others "
-                        "as far as these samples tell; more samples would tell more"
-                    )
-                result = {"mask": np.packbits(mask), "row": _text(json.dumps(row))}
-                result |= {} if moved is None else {"weight": moved}
-                digest = {"digest": _text(f"{settings} {name} {wanted[name]}")}
-                _write(paths[name], npz_bytes(result | digest))
-            mask = (
-                np.unpackbits(result["mask"], count=weights[name].size).astype(bool).reshape(weights[name].shape)
-            )
-            found[keys[name]], masks[keys[name]] = _pruned(
-                keys[name], arrays[keys[name]], mask, result.get("weight")
-            )
-            rows.append(json.loads(bytes(result["row"])))
-            on_progress(Progress(len(rows), len(names), rows[-1]))
-    _write(workdir / "pruned.safetensors", safetensors.numpy.save(_contiguous(found)))
-    _write(workdir / "masks.safetensors", safetensors.numpy.save(_contiguous(masks)))
-    _write(workdir / "layers.csv", _csv(rows))
-    _write(workdir / "operative.gin", operative_config)
-    _write(workdir / "report.html", render(config, rows))
+    with workdirs.only_one(workdir):
+        found, masks, rows = dict(arrays), {}, []
+        settings = _digest(config)
+        stages = _stages(names, moments) if config.sequential else [names]
+        for stage in stages:
+            paths = {name: workdir / "layers" / f"{_file_name(name)}.npz" for name in stage}
+            saved = {name: _saved(paths[name], f"{settings} {name} {wanted[name]}") for name in stage}
+            if config.sequential and stage is not stages[0] and not all(saved.values()):
+                moments |= see(found, stage)
+            for name in stage:
+                result = saved[name]
+                if result is None:
+                    # By its name, so that which others are pruned changes nothing.
+                    key = jax.random.fold_in(jax.random.key(config.seed), zlib.crc32(name.encode()))
+                    row, mask, moved = _prune(config, key, name, weights[name], moments[name], wanted[name])
+                    if row["deficient"]:
+                        on_message(
+                            f"{name}: {row['deficient']} of {row['inputs']} inputs are mixtures of others "
+                            "as far as these samples tell; more samples would tell more"
+                        )
+                    result = {"mask": np.packbits(mask), "row": _text(json.dumps(row))}
+                    result |= {} if moved is None else {"weight": moved}
+                    digest = {"digest": _text(f"{settings} {name} {wanted[name]}")}
+                    workdirs.write_file(paths[name], npz_bytes(result | digest))
+                shape = weights[name].shape
+                mask = np.unpackbits(result["mask"], count=weights[name].size).astype(bool).reshape(shape)
+                found[keys[name]], masks[keys[name]] = _pruned(
+                    keys[name], arrays[keys[name]], mask, result.get("weight")
+                )
+                rows.append(json.loads(bytes(result["row"])))
+                on_progress(Progress(len(rows), len(names), rows[-1]))
+        workdirs.write_file(workdir / "pruned.safetensors", safetensors.numpy.save(_contiguous(found)))
+        workdirs.write_file(workdir / "masks.safetensors", safetensors.numpy.save(_contiguous(masks)))
+        workdirs.write_file(workdir / "layers.csv", table_csv(rows, FIELDS))
+        workdirs.write_file(workdir / "operative.gin", operative_config)
+        workdirs.write_file(workdir / "report.html", render(config, rows))
     return rows
 
 
@@ -207,7 +205,7 @@ def _prune(config, key, name, weight, moments, pattern) -> tuple[dict[str, Any],
     moved = reconstruction.refit(weight, gram, mask, max(config.damping, 1e-6)) if config.refit else None
 
     def lost(pruned):
-        return _lost(weight, gram, pruned)
+        return float(reconstruction.layer_error(weight, gram, pruned))
 
     def lost_by(mask):
         return lost(jnp.where(mask, weight, 0.0))
@@ -230,12 +228,6 @@ def _prune(config, key, name, weight, moments, pattern) -> tuple[dict[str, Any],
         "deficient": deficient,
     }
     return row, np.asarray(mask), None if moved is None else np.asarray(moved)
-
-
-def _lost(weight, gram, pruned) -> float:
-    change = pruned - weight
-    whole = float(((weight @ gram) * weight).sum())
-    return float(((change @ gram) * change).sum()) / (whole if whole > 0 else 1.0)
 
 
 def _inputs_of(config: LayersConfig) -> Callable[[Mapping[str, np.ndarray], Sequence[str] | None], dict]:
@@ -428,24 +420,6 @@ def _saved(path: Path, digest: str) -> dict[str, np.ndarray] | None:
 
 def _text(text: str) -> np.ndarray:
     return np.frombuffer(text.encode(), np.uint8)
-
-
-def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(FIELDS)
-    writer.writerows([row[name] for name in FIELDS] for row in rows)
-    return text.getvalue()
-
-
-def _write(path: Path, content: str | bytes) -> None:
-    """Writes a file aside and renames it, so that it is never half there."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        aside.write_bytes(content.encode() if isinstance(content, str) else content)
-        os.replace(aside, path)
-    except OSError as error:
-        raise InputError(f"{path} could not be written: {error.strerror}") from None
 
 
 def render(config: LayersConfig, rows: Sequence[Mapping[str, Any]]) -> str:

@@ -354,6 +354,18 @@ def compact(weight: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array, j
     return jnp.where(mask, weight, 0)[outputs][:, inputs], outputs, inputs
 
 
+@jax.jit
+def layer_error(weight: jax.Array, gram: jax.Array, pruned: jax.Array) -> jax.Array:
+    """Squared error of a pruned layer's outputs together, over their square: float `[]`; see `relative_error`.
+
+    >>> layer_error(jnp.array([[3.0, 4.0]]), jnp.eye(2), jnp.array([[0.0, 4.0]]))
+    Array(0.36, dtype=float32)
+    """
+    change = pruned - weight
+    whole = ((weight @ gram) * weight).sum()
+    return ((change @ gram) * change).sum() / jnp.where(whole > 0, whole, 1.0)
+
+
 def relative_error(weight: jax.Array, gram: jax.Array, pruned: jax.Array) -> jax.Array:
     """Squared error of each output of a pruned layer, over the squared output: float `[outputs]`.
 

@@ -1,9 +1,10 @@
 """A run's folder: nothing half written, no earlier result lost, no trace of a run that failed."""
 
 import contextlib
+import fcntl
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from sa_jax.types import InputError
@@ -68,3 +69,28 @@ def write(workdir: Path, files: Mapping[str, bytes]) -> None:
                 os.replace(Path(aside) / name, workdir / name)
     except OSError as error:
         raise InputError(f"the results could not be written to {workdir}: {error.strerror}") from None
+
+
+def write_file(path: Path, content: str | bytes) -> None:
+    """Writes a file aside and renames it, so that it is never half there.
+
+    Raises:
+      InputError: the disk is full or the folder cannot be written.
+    """
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        aside.write_bytes(content.encode() if isinstance(content, str) else content)
+        os.replace(aside, path)
+    except OSError as error:
+        raise InputError(f"{path} could not be written: {error.strerror}") from None
+
+
+@contextlib.contextmanager
+def only_one(workdir: Path) -> Iterator[None]:
+    """Lets one process at a time write to a folder; raises `InputError` in the others."""
+    with open(workdir / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(f"another command is writing to {workdir}") from None
+        yield

@@ -183,7 +183,10 @@ def measure(folder: Path, pattern: float | str) -> list[dict[str, Any]]:
             pruned = jax.block_until_ready(prune())
             wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
             after = embeddings({**params, **{f"{name}.weight": weight for name, weight in pruned.items()}}, parts)
-            errors = [float(_lost(weights[name], moments[name].gram, weight)) for name, weight in pruned.items()]
+            errors = [
+                float(reconstruction.layer_error(weights[name], moments[name].gram, weight))
+                for name, weight in pruned.items()
+            ]
             rows.append(
                 {
                     "pattern": pattern,
@@ -198,12 +201,6 @@ def measure(folder: Path, pattern: float | str) -> list[dict[str, Any]]:
             )
             print(f"{pattern} seed {seed} {method}: {rows[-1]['cosine']:.4f}, {wall:.0f} s", file=sys.stderr)
     return rows
-
-
-@jax.jit
-def _lost(weight: jax.Array, gram: jax.Array, pruned: jax.Array) -> jax.Array:
-    change = pruned - weight
-    return ((change @ gram) * change).sum() / ((weight @ gram) * weight).sum()
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

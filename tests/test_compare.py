@@ -238,3 +238,24 @@ def test_nothing_to_hold_others_against(done):
         assert compare.paired_rows(config, workdir) == []
         rows = [compare.saved_row(config, workdir, cell) for cell in config.cells()]
         assert compare.worth_sentences(config, rows) == []
+
+
+def test_worth_names_the_best_other_search_by_its_validation_accuracy():
+    """Not by its test accuracy, and none that moves weights."""
+    accuracies = {
+        "dense": (0.95, 0.95),
+        "snip": (0.5, 0.5),
+        "anneal": (0.9, 0.9),
+        "magnitude_finetuned": (0.94, 0.94),
+    }
+    accuracies |= {"edge_popup": (0.89, 0.88), "movement": (0.8, 0.93)}
+    common = {"dataset": "digits", "network": "64-8-10", "weights": "pretrain", "cpu_seconds": 7.0}
+    rows = [
+        common
+        | {"method": method, "density": 1.0 if method == "dense" else 0.1, "test_accuracy": test}
+        | {"validation_accuracy": validation, "moves_weights": method == "magnitude_finetuned"}
+        for method, (validation, test) in accuracies.items()
+    ]
+    (sentence,) = compare.worth_sentences(config_of(methods=list(accuracies)[1:]), rows)
+    assert "best one-shot mask: +40.0 at 10 % kept (SNIP)" in sentence
+    assert "best other search, Edge-popup: +2.0 at 10 % kept (7 s)" in sentence

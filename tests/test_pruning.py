@@ -150,6 +150,20 @@ def test_logit_scale_ignores_the_units_of_the_weights(task):
     assert float(make_energy(problem, Options(logit_scale=2.0))(logits, y)) == pytest.approx(float(expected))
 
 
+def test_what_is_good_already_starts_cold(task):
+    """The start is hundred times as hot as the end, ten times where weights were trained or swaps are informed."""
+    params, x, _ = task
+    network = models.network_of(params)[1]
+    told = models.forward(network, x).argmax(-1)
+    for labels, move, expected in (
+        (1 - told, "saliency", 100),
+        (told, "saliency", 10),
+        (1 - told, "informed", 10),
+    ):
+        problem = prepare(jax.random.key(0), network, x, labels, 100, Options(move=move))
+        assert float(problem.temperature_start / problem.temperature_end) == pytest.approx(expected, rel=1e-3)
+
+
 def test_random_masks_are_uniform():
     drawn = jax.vmap(lambda key: masks.random(key, 5, 2))(jax.random.split(jax.random.key(0), 4_000))
     assert (drawn.sum(1) == 2).all()

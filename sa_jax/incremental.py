@@ -7,6 +7,7 @@ rather than computed anew. How many they are differs from proposal to proposal, 
 so loops over chunks of rows run as often as the proposal at hand needs.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -581,10 +582,17 @@ def masked_mlp(
     return landscape._replace(refresh_steps=times * LEAST_REFRESH_STEPS)
 
 
-def full_mlp(network: Network, swaps: Swaps, energy: Energy, activation: str = "relu") -> Landscape:
+def full_mlp(
+    network: Network,
+    swaps: Swaps,
+    energy: Energy,
+    activation: str = "relu",
+    mask_of: Callable[[jax.Array], jax.Array] = lambda mask: mask,
+) -> Landscape:
     """Makes the same landscape by full evaluation, for comparison: arguments and data as for `masked_mlp`.
 
-    Positions are `(mask, swaps.init(mask))`, so that a proposal does not rebuild the index lists.
+    Positions are `(mask, swaps.init(mask))`, so that a proposal does not rebuild the index lists. With `mask_of`
+    the first may be anything flat and boolean of which it makes the mask, bool `[total]`, such as blocks.
 
     Raises:
       InputError: an unknown activation.
@@ -592,7 +600,7 @@ def full_mlp(network: Network, swaps: Swaps, energy: Energy, activation: str = "
     check_activation(activation)
 
     def energy_fn(position, inputs, *targets):
-        masked = models.masked(network, position[0])
+        masked = models.masked(network, mask_of(position[0]))
         value = _dense(masked.kernels[0], masked.biases[0], inputs)
         for kernel, bias in zip(masked.kernels[1:], masked.biases[1:], strict=True):
             value = _dense(kernel, bias, ACTIVATIONS[activation](value))

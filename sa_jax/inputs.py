@@ -17,11 +17,14 @@ class Moments(NamedTuple):
       gram: mean of `x x'`, float32 `[inputs, inputs]`.
       mean: of `x`, float32 `[inputs]`.
       count: inputs seen, float32 `[]`.
+      change: mean of `x (x - d)'`, with `d` the inputs that the dense network has in their place, float32
+        `[inputs, inputs]`; None where these were not seen.
     """
 
     gram: jax.Array
     mean: jax.Array
     count: jax.Array
+    change: jax.Array | None = None
 
 
 def no_inputs(inputs: int) -> Moments:
@@ -29,13 +32,16 @@ def no_inputs(inputs: int) -> Moments:
     return Moments(jnp.zeros((inputs, inputs)), jnp.zeros(inputs), jnp.zeros(()))
 
 
-def with_inputs(moments: Moments, x: jax.Array, weight: jax.Array | None = None) -> Moments:
+def with_inputs(
+    moments: Moments, x: jax.Array, weight: jax.Array | None = None, dense: jax.Array | None = None
+) -> Moments:
     """The moments once more inputs are seen; pure, in memory of one Gram matrix.
 
     Args:
       moments: so far.
       x: inputs, float `[..., inputs]`.
       weight: how often each counts, 0 for padding, float `[...]`; None for once.
+      dense: what the dense network has in their place, float `[..., inputs]`, from the first inputs on or never.
 
     >>> moments = with_inputs(no_inputs(2), jnp.array([[1.0, 0.0], [3.0, 2.0]]))
     >>> moments.gram.tolist(), moments.mean.tolist()
@@ -46,7 +52,25 @@ def with_inputs(moments: Moments, x: jax.Array, weight: jax.Array | None = None)
     count = moments.count + weight.sum()
     before, new = moments.count / jnp.maximum(count, 1e-12), 1 / jnp.maximum(count, 1e-12)
     gram = before * moments.gram + new * jnp.dot(x.T * weight, x, precision="highest")
-    return Moments(gram, before * moments.mean + new * (weight @ x), count)
+    change = moments.change
+    if dense is not None:
+        moved = x - dense.reshape(x.shape).astype(jnp.float32)
+        change = 0.0 if change is None else before * change
+        change += new * jnp.dot(x.T * weight, moved, precision="highest")
+    return Moments(gram, before * moments.mean + new * (weight @ x), count, change)
+
+
+def inherited(moments: Moments, weight: jax.Array) -> jax.Array | None:
+    """What a layer behind pruned ones has to make up for, as `reconstruction.prune_linear` takes it.
+
+    Args:
+      moments: of the layer's inputs, seen with those of the dense network.
+      weight: of the layer, float `[outputs, inputs]`.
+
+    Returns:
+      float32 `[outputs, inputs]`; None where the dense network's inputs were not seen.
+    """
+    return None if moments.change is None else weight @ moments.change.T
 
 
 def collect(
@@ -54,6 +78,7 @@ def collect(
     params: PyTree,
     batches: Iterable[Mapping[str, Any]],
     layers: Container[str] | None = None,
+    dense: PyTree | None = None,
 ) -> dict[str, Moments]:
     """Collects the moments of the inputs of all layers that a function shows.
 
@@ -68,6 +93,8 @@ def collect(
       params: its first argument.
       batches: arrays by name. Equal shapes compile once.
       layers: names of those that are collected; None for all. What only later layers need is not computed.
+      dense: like `params`, those of the dense network where `params` are of the pruned one; its inputs are then
+        seen beside, for `Moments.change`. It must show equal shapes in equal order.
 
     Returns:
       The moments by layer, in the order they were first shown.
@@ -88,27 +115,33 @@ def collect(
     places: dict[str, int] = {}
 
     @jax.jit
-    def of_batch(params: PyTree, batch: Mapping[str, Any]) -> list[Moments]:
-        shown: dict[str, list[tuple[jax.Array, Any]]] = {}
+    def of_batch(params: PyTree, dense: PyTree | None, batch: Mapping[str, Any]) -> list[Moments]:
+        def shown_by(params: PyTree) -> dict[str, list[tuple[jax.Array, Any]]]:
+            shown: dict[str, list[tuple[jax.Array, Any]]] = {}
 
-        def see(layer: str, x: jax.Array, weight: Any = None) -> None:
-            if layers is None or layer in layers:
-                shown.setdefault(layer, []).append((x, weight))
+            def see(layer: str, x: jax.Array, weight: Any = None) -> None:
+                if layers is None or layer in layers:
+                    shown.setdefault(layer, []).append((x, weight))
 
-        forward(params, see=see, **batch)
+            forward(params, see=see, **batch)
+            return shown
+
+        shown = shown_by(params)
+        beside = None if dense is None else shown_by(dense)
         distinct: dict[tuple[int, ...], Moments] = {}
         for layer, calls in shown.items():
             same = tuple(id(x) for x, _ in calls)
             if same not in distinct:
                 distinct[same] = no_inputs(calls[0][0].shape[-1])
-                for x, weight in calls:
-                    distinct[same] = with_inputs(distinct[same], x, weight)
+                for call, (x, weight) in enumerate(calls):
+                    other = None if beside is None else beside[layer][call][0]
+                    distinct[same] = with_inputs(distinct[same], x, weight, other)
             places[layer] = list(distinct).index(same)
         return list(distinct.values())
 
     moments: list[Moments] | None = None
     for batch in batches:
-        new = of_batch(params, batch)
+        new = of_batch(params, dense, batch)
         moments = new if moments is None else _both(moments, new)
     if moments is None:
         raise InputError("at least one batch is needed")
@@ -165,6 +198,6 @@ def _both(moments: list[Moments], others: list[Moments]) -> list[Moments]:
     for one, other in zip(moments, others, strict=True):
         count = one.count + other.count
         share = other.count / jnp.maximum(count, 1e-12)
-        gram, mean = (old + share * (new - old) for old, new in zip(one[:2], other[:2], strict=True))
-        both.append(Moments(gram, mean, count))
+        gram, mean, _, change = jax.tree.map(lambda old, new, share=share: old + share * (new - old), one, other)
+        both.append(Moments(gram, mean, count, change))
     return both

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sa_jax.types import InputError, PyTree
 
@@ -95,6 +96,22 @@ class SaliencyState(NamedTuple):
     kept_weight: jax.Array
 
 
+class WithinState(NamedTuple):
+    """Branches set by set, and in each first those that are kept.
+
+    Attributes:
+      order: int32 `[total]`.
+      num_kept: of all sets together, int32 `[]`.
+      kept_slots: where in `order` the kept branches stand, then the others, int32 `[total]`.
+      kept_in_set: int32 `[sets]`.
+    """
+
+    order: jax.Array
+    num_kept: jax.Array
+    kept_slots: jax.Array
+    kept_in_set: jax.Array
+
+
 class InformedState(NamedTuple):
     """The weights by which swaps are drawn.
 
@@ -141,13 +158,45 @@ def uniform_swap() -> Swaps:
         swap = Swap(branches[0], branches[1], slots)
         return swap, jnp.where(swap.pruned == swap.grown, -jnp.inf, jnp.float32(0))
 
-    def commit(state, swap, accepted):
-        first = jnp.where(accepted, swap.grown, swap.pruned)
-        second = jnp.where(accepted, swap.pruned, swap.grown)
-        order = state.order.at[swap.slots[0]].set(first).at[swap.slots[1]].set(second)
-        return state._replace(order=order)
+    return Swaps(init, draw, propose, _commit_slots)
 
-    return Swaps(init, draw, propose, commit)
+
+def swap_within(sets: np.ndarray) -> Swaps:
+    """Swaps a uniformly drawn kept branch with a uniformly drawn pruned one of its own set.
+
+    How many each set keeps never changes. Symmetric, as `uniform_swap` is.
+
+    Args:
+      sets: number of each branch's set, from 0 on without gaps, int `[total]`; see `patterns.network_sets`.
+    """
+    sets = np.asarray(sets)
+    sizes = np.bincount(sets)
+    set_of_slot = jnp.asarray(np.sort(sets), jnp.int32)
+    first, size = (jnp.asarray(values, jnp.int32) for values in (np.cumsum(sizes) - sizes, sizes))
+
+    def init(mask):
+        order = jnp.lexsort((~mask, jnp.asarray(sets, jnp.int32))).astype(jnp.int32)
+        kept_in_set = jnp.zeros(len(sizes), jnp.int32).at[jnp.asarray(sets)].add(mask.astype(jnp.int32))
+        kept_slots = jnp.argsort(~mask[order], stable=True).astype(jnp.int32)
+        return WithinState(order, mask.sum(dtype=jnp.int32), kept_slots, kept_in_set)
+
+    def draw(rng_key):
+        return jax.random.bits(rng_key, (2,), jnp.uint32)
+
+    def propose(noise, state, mask):
+        del mask
+        kept_slot = state.kept_slots[_below(noise[0], state.num_kept)]
+        its_set = set_of_slot[kept_slot]
+        num_pruned = size[its_set] - state.kept_in_set[its_set]
+        pruned_slot = first[its_set] + state.kept_in_set[its_set] + _below(noise[1], num_pruned)
+        pruned_slot = jnp.where((num_pruned > 0) & (state.num_kept > 0), pruned_slot, kept_slot)
+        slots = jnp.stack([kept_slot, pruned_slot])
+        # For the reason given in `uniform_swap`.
+        branches = jax.lax.optimization_barrier(jnp.stack([state.order[kept_slot], state.order[pruned_slot]]))
+        swap = Swap(branches[0], branches[1], slots)
+        return swap, jnp.where(swap.pruned == swap.grown, -jnp.inf, jnp.float32(0))
+
+    return Swaps(init, draw, propose, _commit_slots)
 
 
 def saliency_swap(saliency: jax.Array) -> Swaps:
@@ -419,6 +468,14 @@ def move_fn(swaps: Swaps) -> Callable[[jax.Array, Any], tuple[Any, jax.Array]]:
         return (swap_mask(mask, swap), swaps.commit(state, swap, jnp.asarray(True))), log_q_ratio
 
     return move
+
+
+def _commit_slots(state, swap, accepted):
+    """The two branches of an accepted swap change places in the order."""
+    first = jnp.where(accepted, swap.grown, swap.pruned)
+    second = jnp.where(accepted, swap.pruned, swap.grown)
+    order = state.order.at[swap.slots[0]].set(first).at[swap.slots[1]].set(second)
+    return state._replace(order=order)
 
 
 def _by_rank(ranks, alike):

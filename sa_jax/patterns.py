@@ -1,10 +1,12 @@
 """Which shapes of mask a layer may have: a density by row or by layer, N:M, blocks, whole columns or rows."""
 
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sa_jax.types import InputError
 
@@ -136,3 +138,61 @@ def sums(pattern: Pattern, values: jax.Array) -> jax.Array:
     """Sums values of weights, float `[outputs, inputs]`, over each unit: float `[rows, columns]`."""
     rows, columns = pattern.units((values.shape[0], values.shape[1]))
     return values.reshape(rows, values.shape[0] // rows, columns, values.shape[1] // columns).sum((1, 3))
+
+
+def network_sets(pattern: Pattern, shapes: Sequence[tuple[int, int]]) -> np.ndarray:
+    """The sets in which the units of a whole network's kernels compete, for `moves.swap_within`.
+
+    Units of single weights have the order of a flat mask; others likewise, inputs first.
+
+    Args:
+      pattern: of each kernel.
+      shapes: `(inputs, outputs)` of each kernel.
+
+    Returns:
+      Number of each unit's set, int `[units]`.
+
+    Raises:
+      InputError: the pattern does not fit one of the kernels.
+
+    >>> network_sets(parse("1:2"), [(4, 1), (2, 2)]).tolist()
+    [0, 0, 1, 1, 2, 3, 2, 3]
+    """
+    numbers, found = 0, []
+    for layer, (inputs, outputs) in enumerate(shapes):
+        try:
+            units = pattern.units((outputs, inputs))
+        except InputError as error:
+            raise InputError(f"layer {layer + 1}, {inputs} inputs and {outputs} outputs: {error}") from None
+        sets = numbers + np.arange(units[0] * units[1]).reshape(units) // pattern.set_size(units)
+        numbers = int(sets.max()) + 1
+        found.append(sets.T.ravel())
+    return np.concatenate(found)
+
+
+def network_best(pattern: Pattern, scores: Sequence[jax.Array]) -> jax.Array:
+    """The units of highest scores, summed over each, that the pattern allows, in the order of `network_sets`.
+
+    Args:
+      pattern: of each kernel.
+      scores: of the branches of each kernel, float `[inputs, outputs]`.
+
+    Returns:
+      bool `[units]`.
+    """
+    return jnp.concatenate([best(pattern, sums(pattern, kernel.T)).T.ravel() for kernel in scores])
+
+
+def network_mask(pattern: Pattern, units: jax.Array, shapes: Sequence[tuple[int, int]]) -> jax.Array:
+    """The flat mask of a network, bool `[total]`, from that of its units in the order of `network_sets`.
+
+    >>> network_mask(parse("columns:0.5"), jnp.array([True, False]), [(2, 3)]).tolist()
+    [True, True, True, False, False, False]
+    """
+    masks, start = [], 0
+    for inputs, outputs in shapes:
+        rows, columns = pattern.units((outputs, inputs))
+        part = units[start : start + rows * columns].reshape(columns, rows).T
+        masks.append(of_weights(pattern, part, (outputs, inputs)).T.ravel())
+        start += rows * columns
+    return jnp.concatenate(masks)

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from sa_jax import masks, models, schedules
+from sa_jax import masks, models, patterns, schedules
 from sa_jax.anneal import anneal
 from sa_jax.energies import Energy, cross_entropy, error_rate, kl_to_teacher
-from sa_jax.incremental import Weighted, masked_mlp
+from sa_jax.incremental import Weighted, full_mlp, masked_mlp
 from sa_jax.models import Network
-from sa_jax.moves import Swaps, informed_swap, nudge, saliency_swap, uniform_swap
+from sa_jax.moves import Swaps, informed_swap, nudge, saliency_swap, swap_within, uniform_swap
 from sa_jax.types import AnnealResult, InputError, Landscape, PyTree, Schedule
 
 ENERGIES = ("cross_entropy", "kl_to_teacher", "error_rate")
@@ -105,7 +105,7 @@ def prune(
     params: PyTree,
     x: jax.Array,
     y: jax.Array,
-    density: float = 0.05,
+    density: float | str = 0.05,
     num_steps: int = 200_000,
     **options: Any,
 ) -> tuple[PyTree, AnnealResult]:
@@ -119,7 +119,9 @@ def prune(
         `kernel` and `bias`, layers in order of their names. Biases are not masked.
       x: inputs, float `[samples, features]`. All are used in every proposal: some thousand are plenty.
       y: labels, int `[samples]`.
-      density: kept / total, in (0, 1]; exactly `round(density * total)` branches stay.
+      density: kept / total, in (0, 1]; exactly `round(density * total)` branches stay. Or the pattern of each
+        layer, see `patterns.parse`: '0.1' of each unit's inputs, 'layer:0.1', '2:4', '4x4:0.5', 'columns:0.5';
+        then swaps are uniform. Blocks and columns take a full evaluation for each proposal.
       num_steps: proposals, at least 1.
       **options: fields of `Options`, such as `activation="tanh"`.
 
@@ -148,16 +150,26 @@ def prune(
     unknown = set(options) - set(Options._fields)
     if unknown:
         raise InputError(f"unknown option {sorted(unknown)[0]!r}; options: {', '.join(Options._fields)}")
+    pattern = patterns.parse(density) if isinstance(density, str) else None
+    if pattern:
+        options.setdefault("move", "uniform")
     chosen = check_options(Options(**options))
+    if pattern and chosen.move != "uniform":
+        raise InputError(f"pattern {density!r} needs move 'uniform', not {chosen.move!r}")
+    if pattern and pattern.block == (1, 0):
+        raise InputError("rows of the last layer are the classes: prune 'columns:...', the inputs of each layer")
     if chosen.nudge_share:
         raise InputError(
             "nudge_share moves weights, and prune returns masks alone: use sa-jax run, or leave it at 0"
         )
     names, network = models.network_of(params)
-    kept = masks.num_kept(density, network.total)
+    if pattern:
+        patterns.network_sets(pattern, network.shapes)  # raises where it does not fit
+    kept = pattern or masks.num_kept(density, network.total)
     samples = [array if isinstance(array, jax.Array) else np.asarray(array) for array in (x, y)]
     check_samples(network, *samples)
-    result = _prune(rng_key, network, *map(jnp.asarray, samples), kept, int(num_steps), chosen)
+    annealed = _prune_pattern if pattern else _prune
+    result = annealed(rng_key, network, *map(jnp.asarray, samples), kept, int(num_steps), chosen)
     if not isinstance(result.best_energy, Tracer) and not np.isfinite(result.best_energy):
         raise InputError("the initial mask has no finite energy: are the weights or inputs far too large?")
     return models.mask_tree(names, masks.unflatten(result.best, network.shapes)), result
@@ -169,6 +181,31 @@ def _prune(rng_key, network, x, y, kept, num_steps, options):
     problem = prepare(setup_key, network, x, y, kept, options)
     schedule = make_schedule(problem, options, num_steps)
     return anneal(chain_key, make_landscape(problem, options), problem.mask, schedule, num_steps, problem.data)
+
+
+@partial(jax.jit, static_argnums=(4, 5, 6))
+def _prune_pattern(rng_key, network, x, y, pattern, num_steps, options):
+    setup_key, chain_key, score_key = jax.random.split(rng_key, 3)
+    scores = {
+        "magnitude": lambda: [jnp.abs(kernel) for kernel in network.kernels],
+        "saliency": lambda: masks.unflatten(models.saliency(network, x, options.activation), network.shapes),
+        "random": lambda: masks.unflatten(jax.random.uniform(score_key, (network.total,)), network.shapes),
+    }
+    units = patterns.network_best(pattern, scores[options.start]())
+    mask = patterns.network_mask(pattern, units, network.shapes)
+    problem = prepare(setup_key, network, x, y, 0, options, mask)
+    swaps = swap_within(patterns.network_sets(pattern, network.shapes))
+    schedule = make_schedule(problem, options, num_steps)
+    if pattern.block == (1, 1):
+        landscape = masked_mlp(network, swaps, make_energy(problem, options), options.activation)
+        return anneal(chain_key, landscape, mask, schedule, num_steps, problem.data)
+
+    def mask_of(units):
+        return patterns.network_mask(pattern, units, network.shapes)
+
+    landscape = full_mlp(network, swaps, make_energy(problem, options), options.activation, mask_of)
+    result = anneal(chain_key, landscape, (units, swaps.init(units)), schedule, num_steps, problem.data)
+    return result._replace(best=mask_of(result.best[0]), final=mask_of(result.final[0]))
 
 
 def prepare(
@@ -189,7 +226,7 @@ def prepare(
       y: labels, int `[samples]`.
       kept: number of branches that stay; static.
       options: static.
-      mask: the initial mask, flat, bool `[total]`, with `kept` ones; None for the one that the options say.
+      mask: the initial mask, flat, bool `[total]`, in place of the `kept` branches that the options say.
     """
     mask_key, calibration_key = jax.random.split(rng_key)
     x = x.astype(jnp.float32)

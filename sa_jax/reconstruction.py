@@ -37,7 +37,7 @@ class RowState(NamedTuple):
     Attributes:
       position: the mask, bool `[rows, inputs]`.
       energy: squared output error, float32 `[]`.
-      fields: `H r` of each row, float32 `[rows, inputs]`.
+      fields: half the energy's slope in `r`, `H r` and what is inherited, float32 `[rows, inputs]`.
       swaps: what draws the branches.
     """
 
@@ -72,7 +72,7 @@ class HeatBathMove(NamedTuple):
     fields: jax.Array
 
 
-def linear_rows(weight: jax.Array, gram: jax.Array, swaps: Swaps) -> Landscape:
+def linear_rows(weight: jax.Array, gram: jax.Array, swaps: Swaps, inherited: jax.Array | float = 0.0) -> Landscape:
     """The landscape of rows with one budget, walked by any swaps.
 
     An energy change takes five look-ups, accepting a swap two rows of the Gram matrix.
@@ -81,6 +81,7 @@ def linear_rows(weight: jax.Array, gram: jax.Array, swaps: Swaps) -> Landscape:
       weight: float32 `[rows, inputs]`, usually of one row.
       gram: `X' X` or any multiple of it, symmetric, float32 `[inputs, inputs]`.
       swaps: such as `moves.uniform_swap()`.
+      inherited: as `prune_linear` takes it.
 
     Returns:
       A `Landscape` of masks, bool `[rows, inputs]`; energies in units of the squared output, times samples unless
@@ -110,11 +111,13 @@ def linear_rows(weight: jax.Array, gram: jax.Array, swaps: Swaps) -> Landscape:
         energy = state.energy + jnp.where(accepted, change, 0.0)
         return RowState(mask, energy, fields, swaps.commit(state.swaps, swap, accepted))
 
-    init = _init(weight, gram, lambda mask: swaps.init(mask.ravel()))
+    init = _init(weight, gram, inherited, lambda mask: swaps.init(mask.ravel()))
     return Landscape(init, swaps.draw, propose, delta, commit, _refresh(init))
 
 
-def heat_bath_rows(weight: jax.Array, gram: jax.Array, group: int | None = None) -> Landscape:
+def heat_bath_rows(
+    weight: jax.Array, gram: jax.Array, group: int | None = None, inherited: jax.Array | float = 0.0
+) -> Landscape:
     """The landscape of rows with one budget, walked by a heat bath.
 
     A kept branch is drawn uniformly and taken out; of all places where it could be put back, its own included, one
@@ -126,6 +129,7 @@ def heat_bath_rows(weight: jax.Array, gram: jax.Array, group: int | None = None)
       weight: float32 `[rows, inputs]`, usually of one row.
       gram: as `linear_rows` takes it.
       group: branches side by side that a branch may move within, dividing the inputs; None for all of the rows.
+      inherited: as `prune_linear` takes it.
 
     Returns:
       A `Landscape` as that of `linear_rows`.
@@ -172,7 +176,7 @@ def heat_bath_rows(weight: jax.Array, gram: jax.Array, group: int | None = None)
     def in_order(mask):
         return HeatBathState(jnp.argsort(~mask.ravel(), stable=True).astype(jnp.int32), mask.sum(dtype=jnp.int32))
 
-    init = _init(weight, gram, in_order)
+    init = _init(weight, gram, inherited, in_order)
     return Landscape(init, draw, propose, delta, commit, _refresh(init))
 
 
@@ -183,6 +187,7 @@ def prune_linear(
     pattern: Pattern | str | float = 0.5,
     sweeps: float = 2.0,
     row_batch: int = ROW_BATCH,
+    inherited: jax.Array | None = None,
 ) -> jax.Array:
     """Chooses which weights of a linear layer stay, by annealing the squared error of its outputs.
 
@@ -199,6 +204,9 @@ def prune_linear(
       pattern: see `patterns.parse`.
       sweeps: draws for each row over its inputs, or blocks; each draw weighs all places a branch could move to.
       row_batch: rows annealed together; changes no bit of what each does but for rounding.
+      inherited: `W (X - D)' X`, float `[outputs, inputs]`, in the units of `gram`, where the inputs `X` come from
+        pruned layers and `D` are those of the dense network: the layer is then to give what `W` gave on `D`, and
+        so makes up for what it inherits. See `inputs.inherited`.
 
     Returns:
       The mask, bool `[outputs, inputs]`.
@@ -220,46 +228,54 @@ def prune_linear(
     shape = weight.shape[0], weight.shape[1]
     rows, columns = pattern.units(shape)
     weight, gram = jnp.asarray(weight, jnp.float32), jnp.asarray(gram, jnp.float32)
+    if inherited is None:
+        inherited = jnp.zeros_like(weight)
+    elif np.shape(inherited) != shape:
+        raise InputError(f"inherited must be {list(shape)} like the weight, not {list(np.shape(inherited))}")
     if columns == 1:  # whole rows
-        energies = jnp.einsum("oi,ij,oj->o", weight, gram, weight)
+        energies = jnp.einsum("oi,oi->o", weight, weight @ gram - 2 * inherited)
         return patterns.of_weights(pattern, patterns.best(pattern, energies[:, None]), shape)
     # How many stay is data: layers of one shape take one program whatever their densities.
     kept = jnp.int32(pattern.kept_of(pattern.set_size((rows, columns))))
     if pattern.whole_layer:
-        return _prune_layer(rng_key, weight, gram, kept, sweeps, row_batch)
+        return _prune_layer(rng_key, weight, gram, inherited, kept, sweeps, row_batch)
     block = shape[0] // rows, shape[1] // columns
-    units = _prune_rows(rng_key, weight, gram, kept, block, pattern.group, sweeps, min(row_batch, rows))
+    units = _prune_rows(rng_key, weight, gram, inherited, kept, block, pattern.group, sweeps, min(row_batch, rows))
     return patterns.of_weights(pattern, units, shape)
 
 
 @partial(jax.jit, static_argnames=("block", "group", "sweeps", "batch"))
-def _prune_rows(rng_key, weight, gram, kept, block, group, sweeps, batch):
+def _prune_rows(rng_key, weight, gram, inherited, kept, block, group, sweeps, batch):
     """The mask of units, bool `[rows, columns]`, of which each row or group keeps so many."""
     height, width = block
     rows, columns = weight.shape[0] // height, weight.shape[1] // width
 
     def prune_row(args):
-        rng_key, weight = args
+        rng_key, weight, inherited = args
         form, quadratic = weight, gram
         if (height, width) != (1, 1):
             # Pruning units a and b together costs Q_aa + Q_bb + 2 Q_ab: a row of ones with Q for its Gram matrix.
             quadratic = gram * (weight.T @ weight)
             quadratic = quadratic.reshape(columns, width, columns, width).sum((1, 3))
             form = jnp.ones((1, columns), jnp.float32)
+            inherited = (weight * inherited).reshape(height, columns, width).sum((0, 2))[None]
         scores = _squares(form, quadratic).reshape(1, columns)
         steps, unit = _steps(sweeps * columns), jnp.median(scores)
         start = patterns.highest(scores, group or columns, kept)
-        landscape = heat_bath_rows(form, quadratic, group)
+        landscape = heat_bath_rows(form, quadratic, group, inherited)
         return anneal(rng_key, landscape, start, _cooling(unit, steps), steps).best[0]
 
     # Rows of zeros fill the last batch, which would else be a second program to compile.
-    filled = jnp.pad(weight.reshape(rows, height, columns * width), ((0, -rows % batch), (0, 0), (0, 0)))
+    filled, inherited = (
+        jnp.pad(values.reshape(rows, height, columns * width), ((0, -rows % batch), (0, 0), (0, 0)))
+        for values in (weight, inherited)
+    )
     keys = jax.vmap(lambda row: jax.random.fold_in(rng_key, row))(jnp.arange(len(filled)))
-    return jax.lax.map(prune_row, (keys, filled), batch_size=batch)[:rows]
+    return jax.lax.map(prune_row, (keys, filled, inherited), batch_size=batch)[:rows]
 
 
 @partial(jax.jit, static_argnames=("sweeps", "row_batch"))
-def _prune_layer(rng_key, weight, gram, kept, sweeps, row_batch):
+def _prune_layer(rng_key, weight, gram, inherited, kept, sweeps, row_batch):
     """Pairs of rows share a budget; the pairs change with every round, and the temperature falls through all."""
     outputs, inputs = weight.shape
     scores = _squares(weight, gram).reshape(outputs, inputs)
@@ -274,7 +290,7 @@ def _prune_layer(rng_key, weight, gram, kept, sweeps, row_batch):
 
         def prune_pair(args):
             rng_key, members = args
-            landscape = heat_bath_rows(weight[members], gram)
+            landscape = heat_bath_rows(weight[members], gram, inherited=inherited[members])
             return anneal(
                 rng_key, landscape, mask[members], lambda step: cooling(step + number * steps), steps
             ).final
@@ -296,7 +312,13 @@ def damped(gram: jax.Array, damping: float) -> jax.Array:
     return gram + damping * jnp.diag(gram).mean() * jnp.eye(gram.shape[0])
 
 
-def refit(weight: jax.Array, gram: jax.Array, mask: jax.Array, damping: float = 0.01) -> jax.Array:
+def refit(
+    weight: jax.Array,
+    gram: jax.Array,
+    mask: jax.Array,
+    damping: float = 0.01,
+    inherited: jax.Array | None = None,
+) -> jax.Array:
     """Moves the kept weights to where the layer's outputs are nearest to those before, by ridge regression.
 
     In closed form, no derivative of any loss: of each row, `argmin (v - w)' H (v - w) + d |v - w|^2` over all `v`
@@ -308,29 +330,32 @@ def refit(weight: jax.Array, gram: jax.Array, mask: jax.Array, damping: float = 
       gram: float `[inputs, inputs]`.
       mask: bool `[outputs, inputs]`.
       damping: the share, above 0.
+      inherited: as `prune_linear` takes it.
 
     Returns:
       float32 `[outputs, inputs]`, 0 where the mask is.
     """
     check_layer(weight, gram)
     most = mask.shape[1] if isinstance(mask, Tracer) else max(int(jnp.asarray(mask).sum(1).max(initial=0)), 1)
-    return _refit(jnp.asarray(weight, jnp.float32), gram, jnp.asarray(mask), damping, most)
+    weight = jnp.asarray(weight, jnp.float32)
+    inherited = jnp.zeros_like(weight) if inherited is None else inherited
+    return _refit(weight, gram, inherited, jnp.asarray(mask), damping, most)
 
 
 @partial(jax.jit, static_argnames="most")
-def _refit(weight, gram, mask, damping, most):
+def _refit(weight, gram, inherited, mask, damping, most):
     ridge = damped(gram, damping)
 
     def solve(args):
-        weight, mask = args
-        removed = gram @ jnp.where(mask, 0.0, weight)
+        weight, inherited, mask = args
+        removed = gram @ jnp.where(mask, 0.0, weight) - inherited
         columns = jnp.argsort(~mask, stable=True)[:most]
         kept = mask[columns]
         among = jnp.where(kept[:, None] & kept, ridge[columns][:, columns], jnp.eye(most))
         step = jax.scipy.linalg.solve(among, jnp.where(kept, removed[columns], 0.0), assume_a="pos")
         return jnp.where(mask, weight, 0.0).at[columns].add(jnp.where(kept, step, 0.0))
 
-    return jax.lax.map(solve, (weight, mask))
+    return jax.lax.map(solve, (weight, inherited, mask))
 
 
 def compact(weight: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -415,12 +440,12 @@ def _cooling(unit: jax.Array, steps: int) -> Callable[[jax.Array], jax.Array]:
     return lambda step: unit * cooling(step)
 
 
-def _init(weight: jax.Array, gram: jax.Array, init_swaps: Callable[[jax.Array], Any]):
+def _init(weight, gram, inherited, init_swaps: Callable[[jax.Array], Any]):
     def init(mask, data):
         del data
         removed = jnp.where(mask, 0.0, -weight)
-        fields = removed @ gram
-        return RowState(mask, (removed * fields).sum(), fields, init_swaps(mask))
+        fields = removed @ gram + inherited
+        return RowState(mask, (removed * (fields + inherited)).sum(), fields, init_swaps(mask))
 
     return init
 

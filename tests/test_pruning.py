@@ -6,9 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sa_jax import InputError, calibrate, energies, from_energy, masks, models, prune
+from sa_jax import InputError, calibrate, energies, from_energy, masks, models, patterns, prune
 from sa_jax.models import MLP
 from sa_jax.pruning import Options, check_options, make_energy, prepare
+from tests.conftest import refusal
 
 
 @pytest.fixture(scope="module")
@@ -238,3 +239,56 @@ def test_bad_options_of_many_kinds_are_refused(task):
     ):
         with pytest.raises(InputError, match=words):
             prune(jax.random.key(0), *task, num_steps=100, **change)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "kept_per_set"),  # of the sets of each layer's kernel, transposed to [outputs, inputs]
+    [("2:4", [2, 2, 2]), ("layer:0.25", [32, 32, 4])],
+)
+def test_patterns_hold_in_every_layer(task, pattern, kept_per_set):
+    params, x, y = task
+    kernel_masks, result = prune(jax.random.key(0), params, x, y, pattern, num_steps=2_000)
+    parsed = patterns.parse(pattern)
+    for layer, kept in zip(kernel_masks["params"].values(), kept_per_set, strict=True):
+        mask = layer["kernel"].T
+        assert set(mask.reshape(-1, parsed.set_size(mask.shape)).sum(1).tolist()) == {kept}
+    assert result.num_accepted > 0
+    assert accuracy(params, kernel_masks, x, y) > accuracy(params, start_masks(params, pattern), x, y)
+
+
+@pytest.mark.parametrize(("pattern", "height", "width"), [("4x2:0.5", 4, 2), ("columns:0.5", None, 1)])
+def test_blocks_and_columns_stay_or_go_as_a_whole(task, pattern, height, width):
+    params, x, y = task
+    params = {"params": {name: params["params"][name] for name in ("Dense_0", "Dense_1")}}  # 8 classes, 2 used
+    kernel_masks, result = prune(jax.random.key(0), params, x, y, pattern, num_steps=1_000)
+    for layer in kernel_masks["params"].values():
+        mask = np.asarray(layer["kernel"]).T
+        outputs, inputs = mask.shape
+        blocks = mask.reshape(outputs // (height or outputs), height or outputs, inputs // width, width).sum(
+            (1, 3)
+        )
+        assert set(np.unique(blocks)) == {0, (height or outputs) * width}
+        assert (blocks > 0).sum(1).tolist() == [inputs // width // 2] * len(blocks)
+    assert result.num_accepted > 0
+
+
+def start_masks(params, pattern):
+    names, network = models.network_of(params)
+    units = patterns.network_best(patterns.parse(pattern), [jnp.abs(kernel) for kernel in network.kernels])
+    mask = patterns.network_mask(patterns.parse(pattern), units, network.shapes)
+    return models.mask_tree(names, masks.unflatten(mask, network.shapes))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "options", "parts"),
+    [
+        ("3:5", {}, ["layer 1, 8 inputs and 16 outputs", "3:5 needs a multiple of 5 inputs"]),
+        ("rows:0.5", {}, ["rows of the last layer are the classes"]),
+        ("2:4", {"move": "informed"}, ["pattern '2:4' needs move 'uniform', not 'informed'"]),
+        ("some", {}, ["pattern must be one such as"]),
+    ],
+)
+def test_patterns_that_do_not_fit_are_refused(task, pattern, options, parts):
+    params, x, y = task
+    with refusal(*parts):
+        prune(jax.random.key(0), params, x, y, pattern, **options)

@@ -1,5 +1,6 @@
 """The landscape of a layer's output error: exact changes, the Boltzmann distribution, masks of every pattern."""
 
+import functools
 import itertools
 
 import jax
@@ -10,6 +11,7 @@ import scipy.stats
 
 from sa_jax import anneal, masks
 from sa_jax.anneal import init, run
+from sa_jax.inputs import inherited, no_inputs, with_inputs
 from sa_jax.moves import saliency_swap, uniform_swap
 from sa_jax.patterns import best, of_weights, parse, sums
 from sa_jax.reconstruction import (
@@ -77,6 +79,48 @@ def test_every_change_is_that_of_the_whole_energy(name, rows):
     assert changed >= 15
     fresh = landscape.refresh(state, ())
     np.testing.assert_allclose(fresh.fields, state.fields, atol=1e-3)
+
+
+def test_what_is_inherited_makes_the_energy_that_of_the_dense_outputs():
+    keys = jax.random.split(jax.random.key(20), 4)
+    x, weight = jax.random.normal(keys[0], (60, 8)), jax.random.normal(keys[1], (2, 8))
+    dense = x + 0.5 * jax.random.normal(keys[2], x.shape)
+    halves = zip(jnp.split(x, 2), jnp.split(dense, 2), strict=True)
+    moments = functools.reduce(lambda seen, part: with_inputs(seen, part[0], None, part[1]), halves, no_inputs(8))
+    linear = inherited(moments, weight)
+
+    def error(mask):
+        return ((x @ jnp.where(mask, weight, 0).T - dense @ weight.T) ** 2).mean(0).sum()
+
+    for landscape in (
+        heat_bath_rows(weight, moments.gram, inherited=linear),
+        linear_rows(weight, moments.gram, uniform_swap(), linear),
+    ):
+        start = jnp.tile(jnp.arange(8) < 4, (2, 1))
+        found = anneal(jax.random.key(0), landscape, start, 0.3, 200)
+        whole = error(jnp.ones_like(start))
+        np.testing.assert_allclose(found.best_energy, error(found.best) - whole, rtol=1e-4)
+        np.testing.assert_allclose(found.final_energy, error(found.final) - whole, rtol=1e-4)
+
+
+@pytest.mark.parametrize("pattern", [0.5, "layer:0.5", "2x2:0.5"])
+def test_a_layer_behind_pruned_ones_makes_up_for_them(pattern):
+    keys = jax.random.split(jax.random.key(21), 4)
+    x, weight = jax.random.normal(keys[0], (200, 16)), jax.random.normal(keys[1], (8, 16))
+    dense = x @ (jnp.eye(16) + 0.3 * jax.random.normal(keys[2], (16, 16)))
+    moments = with_inputs(no_inputs(16), x, None, dense)
+
+    def error(new):
+        return float(((x @ new.T - dense @ weight.T) ** 2).sum())
+
+    told = inherited(moments, weight)
+    found = [
+        prune_linear(jax.random.key(0), weight, moments.gram, pattern, 20.0, inherited=linear)
+        for linear in (None, told)
+    ]
+    assert error(jnp.where(found[1], weight, 0)) < 0.99 * error(jnp.where(found[0], weight, 0))
+    refitted = [refit(weight, moments.gram, found[1], 1e-4, linear) for linear in (None, told)]
+    assert error(refitted[1]) < min(error(refitted[0]), error(jnp.where(found[1], weight, 0)))
 
 
 def all_masks(shape, kept, group):
@@ -226,6 +270,7 @@ def test_refit_is_the_best_there_is_without_damping_and_stays_in_the_mask():
         ({"pattern": "half"}, ["pattern must be one such as"]),
         ({"pattern": 1.5}, ["density must be a number in (0, 1]"]),
         ({"sweeps": 0}, ["sweeps must be a number above 0"]),
+        ({"inherited": np.ones((8, 4))}, ["inherited must be [4, 8] like the weight, not [8, 4]"]),
     ],
 )
 def test_refuses(changes, parts):

@@ -60,7 +60,8 @@ class LayersConfig:
       layers: names; None for all whose inputs are known.
       pattern: what may stay of each, see `patterns.parse`.
       allocation: 'uniform', or 'by_error' for densities by layer, see `allocation.allocate`.
-      sequential: whether each layer sees its pruned predecessors, which takes `forward`; else the dense network.
+      sequential: whether each layer sees its pruned predecessors, and is to give what it gave in the dense
+        network, which takes `forward`; else it sees the dense network.
       sweeps: see `reconstruction.prune_linear`.
       damping: added to the diagonal of each Gram matrix, as a share of its mean.
       refit: whether the weights that stay are moved, see `reconstruction.refit`.
@@ -146,7 +147,7 @@ def prune_layers(
     arrays = models.read_arrays(weights_path)
     keys = _weight_keys(arrays, weights_path)
     see = _inputs_of(config)
-    moments = see(arrays, None)
+    dense = moments = see(arrays, None)
     names = _chosen(config, keys, moments)
     weights = {name: _outputs_first(keys[name], arrays[keys[name]]) for name in names}
     wanted = _patterns(config, weights, moments)
@@ -160,13 +161,14 @@ def prune_layers(
             paths = {name: workdir / "layers" / f"{_file_name(name)}.npz" for name in stage}
             saved = {name: _saved(paths[name], f"{settings} {name} {wanted[name]}") for name in stage}
             if config.sequential and stage is not stages[0] and not all(saved.values()):
-                moments |= see(found, stage)
+                moments = see(found, stage, arrays)
             for name in stage:
                 result = saved[name]
                 if result is None:
                     # By its name, so that which others are pruned changes nothing.
                     key = jax.random.fold_in(jax.random.key(config.seed), zlib.crc32(name.encode()))
-                    row, mask, moved = _prune(config, key, name, weights[name], moments[name], wanted[name])
+                    seen = moments[name], jnp.asarray(dense[name].gram, jnp.float32)
+                    row, mask, moved = _prune(config, key, name, weights[name], *seen, wanted[name])
                     if row["deficient"]:
                         on_message(
                             f"{name}: {row['deficient']} of {row['inputs']} inputs are mixtures of others "
@@ -191,7 +193,9 @@ def prune_layers(
     return rows
 
 
-def _prune(config, key, name, weight, moments, pattern) -> tuple[dict[str, Any], np.ndarray, np.ndarray | None]:
+def _prune(
+    config, key, name, weight, moments, dense_gram, pattern
+) -> tuple[dict[str, Any], np.ndarray, np.ndarray | None]:
     """Prunes one layer: its row, its mask, and its weights where they were moved."""
     start = time.perf_counter()
     try:
@@ -200,12 +204,13 @@ def _prune(config, key, name, weight, moments, pattern) -> tuple[dict[str, Any],
         raise InputError(f"{name}: {error}") from None
     gram = jnp.asarray(moments.gram, jnp.float32)
     deficient = _deficient(np.asarray(gram))
-    damped = reconstruction.damped(gram, config.damping)
-    mask = reconstruction.prune_linear(key, weight, damped, pattern, config.sweeps)
-    moved = reconstruction.refit(weight, gram, mask, max(config.damping, 1e-6)) if config.refit else None
+    damped, inherited = reconstruction.damped(gram, config.damping), inputs.inherited(moments, weight)
+    mask = reconstruction.prune_linear(key, weight, damped, pattern, config.sweeps, inherited=inherited)
+    damping = max(config.damping, 1e-6)
+    moved = reconstruction.refit(weight, gram, mask, damping, inherited) if config.refit else None
 
     def lost(pruned):
-        return float(reconstruction.layer_error(weight, gram, pruned))
+        return float(reconstruction.layer_error(weight, gram, pruned, inherited, dense_gram))
 
     def lost_by(mask):
         return lost(jnp.where(mask, weight, 0.0))
@@ -230,8 +235,8 @@ def _prune(config, key, name, weight, moments, pattern) -> tuple[dict[str, Any],
     return row, np.asarray(mask), None if moved is None else np.asarray(moved)
 
 
-def _inputs_of(config: LayersConfig) -> Callable[[Mapping[str, np.ndarray], Sequence[str] | None], dict]:
-    """How the moments of layers' inputs are found, given the model's arrays and the layers, None for all."""
+def _inputs_of(config: LayersConfig) -> Callable[..., dict[str, Moments]]:
+    """How the moments of layers' inputs are found: `(arrays, layers or None for all, dense arrays or None)`."""
     if config.grams is not None:
         path = data.data_file(config.grams)
         grams = models.read_arrays(path)
@@ -239,7 +244,7 @@ def _inputs_of(config: LayersConfig) -> Callable[[Mapping[str, np.ndarray], Sequ
             name.removesuffix(".weight"): Moments(cast(jax.Array, gram), jnp.zeros(len(gram)), jnp.float32("nan"))
             for name, gram in grams.items()
         }
-        return lambda arrays, layers: known
+        return lambda arrays, layers, dense=None: known
     assert config.forward is not None and config.inputs is not None
     forward = _function(config.forward)
     path = data.data_file(config.inputs)
@@ -253,10 +258,10 @@ def _inputs_of(config: LayersConfig) -> Callable[[Mapping[str, np.ndarray], Sequ
         for first in range(0, length, config.batch_size):
             yield {name: array[first : first + config.batch_size] for name, array in arguments.items()}
 
-    def see(arrays, layers):
-        params = {name: jnp.asarray(array) for name, array in arrays.items()}
+    def see(arrays, layers, dense=None):
+        params, beside = (None if some is None else jax.tree.map(jnp.asarray, some) for some in (arrays, dense))
         try:
-            return inputs.collect(forward, params, batches(), layers)
+            return inputs.collect(forward, params, batches(), layers, beside)
         except (KeyError, TypeError, ValueError) as error:
             if isinstance(error, InputError):
                 raise

@@ -380,15 +380,29 @@ def compact(weight: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array, j
 
 
 @jax.jit
-def layer_error(weight: jax.Array, gram: jax.Array, pruned: jax.Array) -> jax.Array:
+def layer_error(
+    weight: jax.Array,
+    gram: jax.Array,
+    pruned: jax.Array,
+    inherited: jax.Array | None = None,
+    dense_gram: jax.Array | None = None,
+) -> jax.Array:
     """Squared error of a pruned layer's outputs together, over their square: float `[]`; see `relative_error`.
+
+    Where `inherited` is what `prune_linear` takes, the outputs are those that the dense network had, on inputs
+    with the Gram matrix `dense_gram`.
 
     >>> layer_error(jnp.array([[3.0, 4.0]]), jnp.eye(2), jnp.array([[0.0, 4.0]]))
     Array(0.36, dtype=float32)
     """
     change = pruned - weight
-    whole = ((weight @ gram) * weight).sum()
-    return ((change @ gram) * change).sum() / jnp.where(whole > 0, whole, 1.0)
+    error, whole = (((values @ gram) * values).sum() for values in (change, weight))
+    if inherited is not None and dense_gram is not None:
+        # What is inherited alone is the square of `W (X - D)'`.
+        error += 2 * (inherited * (change + weight)).sum() - whole
+        whole = ((weight @ dense_gram) * weight).sum()
+        error = jnp.maximum(error + whole, 0.0)
+    return error / jnp.where(whole > 0, whole, 1.0)
 
 
 def relative_error(weight: jax.Array, gram: jax.Array, pruned: jax.Array) -> jax.Array:

@@ -465,6 +465,23 @@ def optimum_lines(result: dict[str, Any]) -> str:
     )
 
 
+def chains_table(result: dict[str, Any]) -> str:
+    """The README's table of independent chains on one network: their energies, and how alike their masks are."""
+    lines = [
+        "| kept | best energies | spread | Jaccard of two masks | of two random ones | with the start |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in result["rows"]:
+        energies, overlap = row["best_energy_per_chain"], row["mask_overlap"]
+        low, high = min(energies), max(energies)
+        lines.append(
+            f"| {100 * row['density']:g} % | {low:.4f} to {high:.4f} | {(high - low) / low:.1%} "
+            f"| {overlap['jaccard_mean']:.2f} | {overlap['jaccard_of_random']:.2f} "
+            f"| {overlap['jaccard_with_start']:.2f} |"
+        )
+    return "\n".join(lines)
+
+
 def readme_with(text: str) -> str:
     """Returns the README's text with every block between `<!-- NAME -->` and `<!-- end -->` written anew."""
     renders = {
@@ -472,6 +489,7 @@ def readme_with(text: str) -> str:
         "random": random_table,
         "speed": speed_line,
         "optimum": optimum_lines,
+        "chains": chains_table,
         "bench": bench_table,
         "batching": batching_lines,
     }

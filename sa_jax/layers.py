@@ -205,7 +205,7 @@ def _prune(
     gram = jnp.asarray(moments.gram, jnp.float32)
     deficient = _deficient(np.asarray(gram))
     damped, inherited = reconstruction.damped(gram, config.damping), inputs.inherited(moments, weight)
-    mask = reconstruction.prune_linear(key, weight, damped, pattern, config.sweeps, inherited=inherited)
+    mask = reconstruction.prune_linear_sharded(key, weight, damped, pattern, config.sweeps, inherited)
     damping = max(config.damping, 1e-6)
     moved = reconstruction.refit(weight, gram, mask, damping, inherited) if config.refit else None
 

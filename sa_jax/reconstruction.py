@@ -7,7 +7,7 @@ a swap's energy change takes five look-ups, and accepting it two rows of `H`. No
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.sharding import AxisType, PartitionSpec
 
 from sa_jax import patterns
 from sa_jax.anneal import BLOCK_STEPS, anneal
@@ -99,7 +100,8 @@ def linear_rows(weight: jax.Array, gram: jax.Array, swaps: Swaps, inherited: jax
         fields, w, other_w = state.fields, flat[swap.pruned], flat[swap.grown]
         change = squares[swap.pruned] - 2 * w * fields[row, column]
         change += squares[swap.grown] + 2 * other_w * fields[other_row, other_column]
-        joint = jnp.where(row == other_row, 2 * w * other_w * gram[column, other_column], 0.0)
+        joint = 2 * w * other_w * gram[column, other_column].astype(jnp.float32)
+        joint = jnp.where(row == other_row, joint, 0.0)
         return jnp.where(swap.pruned == swap.grown, 0.0, change - joint), None
 
     def commit(state, swap, pending, accepted):
@@ -188,6 +190,7 @@ def prune_linear(
     sweeps: float = 2.0,
     row_batch: int = ROW_BATCH,
     inherited: jax.Array | None = None,
+    first_row: jax.Array | int = 0,
 ) -> jax.Array:
     """Chooses which weights of a linear layer stay, by annealing the squared error of its outputs.
 
@@ -200,13 +203,15 @@ def prune_linear(
     Args:
       rng_key: a key, `[]`.
       weight: float `[outputs, inputs]`, transposed against a Flax kernel.
-      gram: `X' X` or any multiple of it, float `[inputs, inputs]`.
+      gram: `X' X` or any multiple of it, float `[inputs, inputs]`; float16 and bfloat16 stay so.
       pattern: see `patterns.parse`.
       sweeps: draws for each row over its inputs, or blocks; each draw weighs all places a branch could move to.
       row_batch: rows annealed together; changes no bit of what each does but for rounding.
       inherited: `W (X - D)' X`, float `[outputs, inputs]`, in the units of `gram`, where the inputs `X` come from
         pruned layers and `D` are those of the dense network: the layer is then to give what `W` gave on `D`, and
         so makes up for what it inherits. See `inputs.inherited`.
+      first_row: number of the first row, or row of blocks, where `weight` is a part of a layer: each draws by its
+        number, so that parts are pruned as the whole would be. Without effect on a density of the whole layer.
 
     Returns:
       The mask, bool `[outputs, inputs]`.
@@ -227,25 +232,79 @@ def prune_linear(
         raise InputError(f"sweeps must be a number above 0, not {sweeps!r}")
     shape = weight.shape[0], weight.shape[1]
     rows, columns = pattern.units(shape)
-    weight, gram = jnp.asarray(weight, jnp.float32), jnp.asarray(gram, jnp.float32)
+    weight, gram = jnp.asarray(weight, jnp.float32), jnp.asarray(gram)
+    gram = gram if gram.dtype in (jnp.float16, jnp.bfloat16) else gram.astype(jnp.float32)
     if inherited is None:
         inherited = jnp.zeros_like(weight)
     elif np.shape(inherited) != shape:
         raise InputError(f"inherited must be {list(shape)} like the weight, not {list(np.shape(inherited))}")
     if columns == 1:  # whole rows
-        energies = jnp.einsum("oi,oi->o", weight, weight @ gram - 2 * inherited)
+        energies = jnp.einsum("oi,oi->o", weight, weight @ gram.astype(jnp.float32) - 2 * inherited)
         return patterns.of_weights(pattern, patterns.best(pattern, energies[:, None]), shape)
     # How many stay is data: layers of one shape take one program whatever their densities.
     kept = jnp.int32(pattern.kept_of(pattern.set_size((rows, columns))))
     if pattern.whole_layer:
         return _prune_layer(rng_key, weight, gram, inherited, kept, sweeps, row_batch)
     block = shape[0] // rows, shape[1] // columns
-    units = _prune_rows(rng_key, weight, gram, inherited, kept, block, pattern.group, sweeps, min(row_batch, rows))
+    batch = min(row_batch, rows)
+    units = _prune_rows(rng_key, weight, gram, inherited, kept, first_row, block, pattern.group, sweeps, batch)
     return patterns.of_weights(pattern, units, shape)
 
 
+def prune_linear_sharded(
+    rng_key: jax.Array,
+    weight: jax.Array,
+    gram: jax.Array,
+    pattern: Pattern | str | float = 0.5,
+    sweeps: float = 2.0,
+    inherited: jax.Array | None = None,
+    devices: Sequence[Any] | None = None,
+) -> jax.Array:
+    """Prunes as `prune_linear` does, with the rows spread over devices that exchange nothing.
+
+    The mask is the same but for rounding. Each device holds the Gram matrix and its share of the rows. A density
+    of the whole layer, and whole columns or rows, are left to one device.
+
+    Args:
+      rng_key: as in `prune_linear`, like all the others but
+      weight: float `[outputs, inputs]`.
+      gram: float `[inputs, inputs]`.
+      pattern: see `patterns.parse`.
+      sweeps: draws for each row over its inputs.
+      inherited: float `[outputs, inputs]`, or None.
+      devices: those to use; None for all.
+
+    Returns:
+      The mask, bool `[outputs, inputs]`.
+    """
+    devices = jax.devices() if devices is None else devices
+    pattern = patterns.parse(pattern)
+    height = pattern.block[0]
+    if len(devices) == 1 or pattern.whole_layer or not height:
+        return prune_linear(rng_key, weight, gram, pattern, sweeps, inherited=inherited)
+    check_layer(weight, gram)
+    pattern.units((weight.shape[0], weight.shape[1]))
+    outputs = weight.shape[0]
+    weight = jnp.asarray(weight, jnp.float32)
+    inherited = jnp.zeros_like(weight) if inherited is None else inherited
+    # Rows of zeros, so that every device has as many.
+    filling = ((0, -outputs % (height * len(devices))), (0, 0))
+    weight, inherited = (jnp.pad(values, filling) for values in (weight, inherited))
+    rows_each = len(weight) // height // len(devices)
+    mesh = jax.make_mesh((len(devices),), ("rows",), axis_types=(AxisType.Auto,), devices=devices)
+    mine, everyones = PartitionSpec("rows"), PartitionSpec()
+
+    @jax.jit
+    @partial(jax.shard_map, mesh=mesh, in_specs=(everyones, mine, everyones, mine), out_specs=mine)
+    def prune_mine(rng_key, weight, gram, inherited):
+        first = jax.lax.axis_index("rows") * rows_each
+        return prune_linear(rng_key, weight, gram, pattern, sweeps, inherited=inherited, first_row=first)
+
+    return prune_mine(rng_key, weight, gram, inherited)[:outputs]
+
+
 @partial(jax.jit, static_argnames=("block", "group", "sweeps", "batch"))
-def _prune_rows(rng_key, weight, gram, inherited, kept, block, group, sweeps, batch):
+def _prune_rows(rng_key, weight, gram, inherited, kept, first_row, block, group, sweeps, batch):
     """The mask of units, bool `[rows, columns]`, of which each row or group keeps so many."""
     height, width = block
     rows, columns = weight.shape[0] // height, weight.shape[1] // width
@@ -255,7 +314,7 @@ def _prune_rows(rng_key, weight, gram, inherited, kept, block, group, sweeps, ba
         form, quadratic = weight, gram
         if (height, width) != (1, 1):
             # Pruning units a and b together costs Q_aa + Q_bb + 2 Q_ab: a row of ones with Q for its Gram matrix.
-            quadratic = gram * (weight.T @ weight)
+            quadratic = gram.astype(jnp.float32) * (weight.T @ weight)
             quadratic = quadratic.reshape(columns, width, columns, width).sum((1, 3))
             form = jnp.ones((1, columns), jnp.float32)
             inherited = (weight * inherited).reshape(height, columns, width).sum((0, 2))[None]
@@ -270,7 +329,7 @@ def _prune_rows(rng_key, weight, gram, inherited, kept, block, group, sweeps, ba
         jnp.pad(values.reshape(rows, height, columns * width), ((0, -rows % batch), (0, 0), (0, 0)))
         for values in (weight, inherited)
     )
-    keys = jax.vmap(lambda row: jax.random.fold_in(rng_key, row))(jnp.arange(len(filled)))
+    keys = jax.vmap(lambda row: jax.random.fold_in(rng_key, row))(first_row + jnp.arange(len(filled)))
     return jax.lax.map(prune_row, (keys, filled, inherited), batch_size=batch)[:rows]
 
 
@@ -458,7 +517,7 @@ def _init(weight, gram, inherited, init_swaps: Callable[[jax.Array], Any]):
     def init(mask, data):
         del data
         removed = jnp.where(mask, 0.0, -weight)
-        fields = removed @ gram + inherited
+        fields = removed @ gram.astype(jnp.float32) + inherited
         return RowState(mask, (removed * (fields + inherited)).sum(), fields, init_swaps(mask))
 
     return init
@@ -470,15 +529,14 @@ def _refresh(init):
 
 def _squares(weight, gram):
     """The error that pruning a branch alone makes, float32 `[rows * inputs]`."""
-    return (weight * weight * jnp.diag(gram)).ravel()
+    return (weight * weight * jnp.diag(gram).astype(jnp.float32)).ravel()
 
 
 def _moved(fields, gram, branch, amount):
     """The fields after one branch's error changes by an amount."""
     row, column = divmod(branch, fields.shape[1])
-    if fields.shape[0] == 1:
-        return fields + amount * gram[column]
-    return fields.at[row].add(amount * gram[column])
+    change = amount * gram[column].astype(jnp.float32)
+    return fields + change if fields.shape[0] == 1 else fields.at[row].add(change)
 
 
 def _swapped(mask, pruned, grown, accepted):

@@ -19,6 +19,7 @@ from sa_jax.reconstruction import (
     heat_bath_rows,
     linear_rows,
     prune_linear,
+    prune_linear_sharded,
     refit,
     relative_error,
 )
@@ -214,6 +215,32 @@ def test_rows_anneal_alike_however_many_together():
     weight, gram = layer(10, 16, seed=9)
     one, all_at_once = (prune_linear(jax.random.key(1), weight, gram, 0.5, 2.0, batch) for batch in (1, 10))
     assert np.array_equal(one, all_at_once)
+
+
+@pytest.mark.parametrize("pattern", [0.5, "2x1:0.5"])
+def test_rows_spread_over_devices_give_the_same_mask(pattern):
+    weight, gram = layer(10, 16, seed=9)
+    key, told = jax.random.key(1), jnp.ones_like(weight)
+    assert len(jax.devices()) > 1
+    alone = prune_linear(key, weight, gram, pattern, 2.0, inherited=told)
+    np.testing.assert_array_equal(prune_linear_sharded(key, weight, gram, pattern, 2.0, told), alone)
+
+
+def test_rows_spread_over_devices_exchange_nothing():
+    weight, gram = layer(8, 16)
+    program = jax.jit(prune_linear_sharded).lower(jax.random.key(0), weight, gram).compile().as_text()
+    assert "while" in program and "s32" in program
+    for exchange in ("all-reduce", "all-gather", "all-to-all", "collective-permute"):
+        assert exchange not in program
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_decides_nearly_as_well(dtype):
+    weight, gram = layer(16, 64)
+    gram /= jnp.abs(gram).max()
+    halved, whole = (prune_linear(jax.random.key(0), weight, g, 0.5) for g in (gram.astype(dtype), gram))
+    energies = [energy_of(weight, gram, mask) for mask in (halved, whole)]
+    assert energies[0] < 1.03 * energies[1]
 
 
 def test_zero_temperature_is_greedy_and_stops_where_no_swap_helps():

@@ -63,14 +63,12 @@ class HeatBathMove(NamedTuple):
       grown: flat index of the one kept in its place, maybe the same, int32 `[]`.
       slot: where the first stands in the order, int32 `[]`.
       energy_change: float32 `[]`.
-      fields: those without either, float32 `[rows, inputs]`.
     """
 
     pruned: jax.Array
     grown: jax.Array
     slot: jax.Array
     energy_change: jax.Array
-    fields: jax.Array
 
 
 def linear_rows(weight: jax.Array, gram: jax.Array, swaps: Swaps, inherited: jax.Array | float = 0.0) -> Landscape:
@@ -136,7 +134,7 @@ def heat_bath_rows(
     Returns:
       A `Landscape` as that of `linear_rows`.
     """
-    flat, squares = weight.ravel(), _squares(weight, gram)
+    inputs, flat, squares = weight.shape[1], weight.ravel(), _squares(weight, gram)
     size = group or flat.size
 
     def draw(rng_key):
@@ -145,19 +143,24 @@ def heat_bath_rows(
     def propose(noise, state, temperature):
         slot = (noise[0] % jnp.maximum(state.swaps.num_kept, 1).astype(jnp.uint32)).astype(jnp.int32)
         pruned = state.swaps.order[slot]
-        fields = _moved(state.fields, gram, pruned, -flat[pruned])
-        rises = 2 * flat * fields.ravel() + squares
-        free = ~state.position.ravel().at[pruned].set(False)
-        first = pruned // size * size
-        if group is not None:
-            rises, free = (jax.lax.dynamic_slice(values, (first,), (size,)) for values in (rises, free))
+        first, places = jnp.int32(0), slice(None)
+        if group is None:
+            fields = _moved(state.fields, gram, pruned, -flat[pruned]).ravel()
+        else:  # the fields of one group are enough
+            row, column = divmod(pruned, inputs)
+            first = pruned // size * size
+            places = first + jnp.arange(size)
+            change = flat[pruned] * gram[column, column // size * size + jnp.arange(size)].astype(jnp.float32)
+            fields = state.fields[row, column // size * size + jnp.arange(size)] - change
+        rises = 2 * flat[places] * fields + squares[places]
+        free = ~state.position.ravel()[places] | (jnp.arange(size) == pruned - first)
         rises = jnp.where(free, rises, jnp.inf)
         chosen = _by_boltzmann(rises, temperature, noise[1], noise[2])
         change = rises[chosen] - rises[pruned - first]
         # Its chance, and that of its reverse, hold the Boltzmann weights already.
         log_q_ratio = jnp.where(temperature > 0, change / jnp.where(temperature > 0, temperature, 1.0), 0.0)
         stays = (chosen + first == pruned) | (state.swaps.num_kept == 0)
-        move = HeatBathMove(pruned, chosen + first, slot, change, fields)
+        move = HeatBathMove(pruned, chosen + first, slot, change)
         return move, jnp.where(stays, -jnp.inf, log_q_ratio)
 
     def delta(state, move, data):
@@ -166,7 +169,8 @@ def heat_bath_rows(
 
     def commit(state, move, pending, accepted):
         del pending
-        fields = _moved(move.fields, gram, move.grown, flat[move.grown])
+        fields = _moved(state.fields, gram, move.pruned, -flat[move.pruned])
+        fields = _moved(fields, gram, move.grown, flat[move.grown])
         order = state.swaps.order.at[move.slot].set(jnp.where(accepted, move.grown, move.pruned))
         return RowState(
             _swapped(state.position, move.pruned, move.grown, accepted),
@@ -319,7 +323,7 @@ def _prune_rows(rng_key, weight, gram, inherited, kept, first_row, block, group,
             form = jnp.ones((1, columns), jnp.float32)
             inherited = (weight * inherited).reshape(height, columns, width).sum((0, 2))[None]
         scores = _squares(form, quadratic).reshape(1, columns)
-        steps, unit = _steps(sweeps * columns), jnp.median(scores)
+        steps, unit = whole_steps(sweeps * columns), jnp.median(scores)
         start = patterns.highest(scores, group or columns, kept)
         landscape = heat_bath_rows(form, quadratic, group, inherited)
         return anneal(rng_key, landscape, start, _cooling(unit, steps), steps).best[0]
@@ -340,7 +344,7 @@ def _prune_layer(rng_key, weight, gram, inherited, kept, sweeps, row_batch):
     scores = _squares(weight, gram).reshape(outputs, inputs)
     size = min(outputs, 2)
     pairs = outputs // size
-    steps = _steps(sweeps * inputs * size / ROUNDS)
+    steps = whole_steps(sweeps * inputs * size / ROUNDS)
     cooling = _cooling(jnp.median(scores), steps * ROUNDS)
 
     def one_round(mask, number):
@@ -503,7 +507,7 @@ def check_layer(weight: Any, gram: Any) -> None:
         raise InputError("gram has negative entries on its diagonal: it is no X' X")
 
 
-def _steps(draws: float) -> int:
+def whole_steps(draws: float) -> int:
     """Whole blocks: a part of one would be a second program to compile."""
     return BLOCK_STEPS * max(math.ceil(draws / BLOCK_STEPS), 1)
 

@@ -52,7 +52,7 @@ CONFIG_LABELS = {
     "mlpnet_mnist_nudge": "annealed, weights nudged",
 }
 CONFIGS = list(CONFIG_LABELS)
-COMPARISONS = ("compare_mlpnet", "compare_lenet300")
+COMPARISONS = ("compare_mlpnet", "compare_lenet300", "compare_lenet300_polish")
 # Methods of `sa-jax compare` and the rows of peers.json that they should reproduce.
 PEERS = {
     "random": "random",
@@ -482,6 +482,49 @@ def chains_table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def layers_table(result: dict[str, Any]) -> str:
+    """The README's table of how fast layers are annealed, and what follows for a large model."""
+
+    def row_of(layer: dict[str, Any], gram: str, cores: int) -> dict[str, Any] | None:
+        wanted = layer["outputs"], layer["inputs"], gram, cores
+        found = (
+            row for row in result["rows"] if wanted == (row["outputs"], row["inputs"], row["gram"], row["cores"])
+        )
+        return next(found, None)
+
+    lines = [
+        "| layer | draws/s | proposals/s | of copying | two cores, draws/s | float16, draws/s | its error |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    firsts = [row for row in result["rows"] if (row["gram"], row["cores"]) == ("float32", 1)]
+    for first in firsts:
+        half, both = row_of(first, "float16", 1), row_of(first, "float32", 2)
+        assert half is not None
+        copies = {int(size): rate for size, rate in result["ceilings"]["copy_bytes_per_second"].items()}
+        gram_bytes = 4 * first["inputs"] ** 2
+        copying = copies[min((size for size in copies if size >= gram_bytes), default=max(copies))]
+        lines.append(
+            f"| {first['outputs']}x{first['inputs']} | {first['draws_per_second'] / 1e3:,.0f} k "
+            f"| {first['proposals_per_second'] / 1e6:,.0f} M | {first['gram_bytes_per_second'] / copying:.0%} "
+            f"| {'' if both is None else format(both['draws_per_second'] / 1e3, ',.0f') + ' k'} "
+            f"| {half['draws_per_second'] / 1e3:,.0f} k | {half['layer_error'] / first['layer_error'] - 1:+.2%} |"
+        )
+    flips = [row["flips_per_second"] for row in firsts if row["flips_per_second"]]
+    other = (
+        f" dwave-samplers tried {flips[0] / 1e6:.1f} million flips a second in turns with the first."
+        if flips
+        else ""
+    )
+    ahead, machine = result["forecast"], result["machine"]
+    return "\n".join(lines) + (
+        f"\n\nOne core of {machine['processor']}, jax {machine['versions']['jax']}; medians of "
+        f"{result['rounds']} rounds.{other} On paper, a model of {ahead['weights'] / 1e9:.1f} billion such "
+        f"weights moves {ahead['bytes_per_sweep_float16'] / 1e12:,.0f} TB of float16 Gram matrices per sweep, "
+        f"{ahead['hours_at_memory_bandwidth'] * 60:.1f} minutes at 3.35 TB/s, and holds "
+        f"{ahead['largest_gram_bytes_float16'] / 1e6:,.0f} MB of them at a time."
+    )
+
+
 def readme_with(text: str) -> str:
     """Returns the README's text with every block between `<!-- NAME -->` and `<!-- end -->` written anew."""
     renders = {
@@ -490,12 +533,15 @@ def readme_with(text: str) -> str:
         "speed": speed_line,
         "optimum": optimum_lines,
         "chains": chains_table,
+        "layers": layers_table,
         "bench": bench_table,
         "batching": batching_lines,
     }
     blocks = {name: render(json.loads((RESULTS / f"{name}.json").read_text())) for name, render in renders.items()}
     with (RESULTS / "compare_mlpnet.csv").open() as file:
         blocks["compare_mlpnet"] = compare_table(list(csv.DictReader(file)))
+    blocks["minilm"] = (RESULTS / "minilm.md").read_text().strip()
+    blocks["compare_lenet300_polish"] = (RESULTS / "compare_lenet300_polish.md").read_text().strip()
     blocks["compare_lenet300"] = (RESULTS / "compare_lenet300.md").read_text().strip()
     for name, block in blocks.items():
         before, start, rest = text.partition(f"<!-- {name} -->\n")

@@ -1,0 +1,174 @@
+"""Measures how fast linear layers are annealed, beside a compiled annealer; saves scripts/results/layers.json.
+
+    python scripts/bench_layers.py           # 5 layer sizes, 1 and 2 cores, half precision; 6 minutes
+    pip install dwave-samplers               # optional: its annealer of binary variables takes turns with ours
+
+Synthetic layers from fixed seeds, inputs correlated, half of each row kept. Rows are independent, so of large
+layers some are enough. A draw of the heat bath weighs every place that a branch could move to, each of which is a
+proposal that another annealer would make one by one; so both are counted. dwave-samplers flips single variables,
+without an exact count of ones: its figure is flips tried, of the same rows as a quadratic form.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sa_jax import bench, reconstruction
+
+RESULTS = Path(__file__).resolve().parent / "results"
+# Outputs and inputs of each layer; rows measured; sweeps.
+LAYERS = (
+    (384, 384, 384, 1.0),
+    (1536, 384, 384, 1.0),
+    (384, 1536, 64, 1.0),
+    (4096, 4096, 64, 0.1),
+    (11008, 4096, 64, 0.1),
+)
+DENSITY, ROUNDS, FLIP_SWEEPS = 0.5, 5, 20
+# Linear layers of a transformer of 7 billion weights (LLaMA-7B; Touvron et al. 2023): outputs, inputs, how many.
+LARGE_MODEL = ((4096, 4096, 4 * 32), (11008, 4096, 2 * 32), (4096, 11008, 32))
+# An H100's memory moves so many bytes per second, by its data sheet.
+ACCELERATOR_BYTES_PER_SECOND = 3.35e12
+
+
+def synthesize(rows: int, inputs: int) -> tuple[jax.Array, jax.Array]:
+    """A weight and the Gram matrix of correlated inputs, its largest entry 1."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    mix = jax.random.normal(keys[0], (inputs, inputs)) / inputs**0.5
+    x = jax.random.normal(keys[1], (2 * inputs, inputs)) @ mix
+    gram = x.T @ x
+    return jax.random.normal(keys[2], (rows, inputs)), gram / jnp.abs(gram).max()
+
+
+def flips(weight: np.ndarray, gram: np.ndarray) -> Any:
+    """A function that anneals one row by dwave-samplers; None where that is missing."""
+    try:
+        import dimod
+        from dwave.samplers import SimulatedAnnealingSampler
+    except ImportError:
+        return None
+    # The error of pruning variables that are 1: a quadratic form of the row's weights.
+    form = np.asarray(gram) * np.outer(weight[0], weight[0])
+    model = dimod.BinaryQuadraticModel(form.astype(float), "BINARY")
+    sampler = SimulatedAnnealingSampler()
+
+    def run() -> tuple[float, int]:
+        found = sampler.sample(model, num_reads=8, num_sweeps=FLIP_SWEEPS * 50, seed=0)
+        # Building the problem and sorting its answers is not annealing.
+        return found.info["timing"]["sampling_ns"] / 1e9, 8 * FLIP_SWEEPS * 50 * len(form)
+
+    return run
+
+
+def measure(cores: int) -> list[dict[str, Any]]:
+    """All layers on so many cores, methods taking turns."""
+    jax.config.update("jax_num_cpu_devices", cores)
+    rows = []
+    for outputs, inputs, measured, sweeps in LAYERS:
+        weight, gram = synthesize(measured, inputs)
+        kept = round(DENSITY * inputs)
+        draws = measured * reconstruction.whole_steps(sweeps * inputs)
+
+        def anneal(gram, weight=weight, sweeps=sweeps):
+            start = time.perf_counter()
+            mask = reconstruction.prune_linear_sharded(jax.random.key(0), weight, gram, DENSITY, sweeps)
+            mask.block_until_ready()
+            return time.perf_counter() - start, mask
+
+        grams = {"float32": gram, "float16": gram.astype(jnp.float16)}
+        other = flips(np.asarray(weight), np.asarray(gram)) if (inputs, cores) == (384, 1) else None
+        seconds: dict[str, list[float]] = {name: [] for name in grams}
+        flipped = []
+        masks = {name: anneal(gram)[1] for name, gram in grams.items()}  # compiles
+        for _ in range(ROUNDS):
+            for name, values in grams.items():
+                seconds[name].append(anneal(values)[0])
+            if other:
+                taken, tried = other()
+                flipped.append(tried / taken)
+        errors = {
+            name: float(reconstruction.layer_error(weight, gram, jnp.where(mask, weight, 0)))
+            for name, mask in masks.items()
+        }
+        for name, taken in seconds.items():
+            rate = draws / statistics.median(taken)
+            row = {
+                "outputs": outputs,
+                "inputs": inputs,
+                "rows_measured": measured,
+                "cores": cores,
+                "gram": name,
+                "draws_per_second": rate,
+                "proposals_per_second": rate * (inputs - kept + 1),
+                "least": draws / max(taken),
+                "most": draws / min(taken),
+                "gram_bytes_per_second": rate * 2 * inputs * values_bytes(name),
+                "layer_error": errors[name],
+                "same_choices": float((masks[name] == masks["float32"]).mean()),
+                "flips_per_second": statistics.median(flipped) if flipped and name == "float32" else None,
+            }
+            rows.append(row)
+            print(
+                f"{outputs}x{inputs} {name} {cores} cores: {rate:,.0f} draws, "
+                f"{row['proposals_per_second'] / 1e6:,.0f} million proposals a second",
+                file=sys.stderr,
+            )
+    return rows
+
+
+def values_bytes(name: str) -> int:
+    """Of one entry of a Gram matrix."""
+    return jnp.dtype(name).itemsize
+
+
+def forecast() -> dict[str, float]:
+    """What one sweep of a whole large model moves, and how long that takes an accelerator's memory at least."""
+    draws = sum(outputs * inputs * count for outputs, inputs, count in LARGE_MODEL)
+    moved = sum(outputs * inputs * count * 2 * inputs * 2 for outputs, inputs, count in LARGE_MODEL)
+    largest = max(inputs for _, inputs, _ in LARGE_MODEL)
+    return {
+        "weights": draws,
+        "bytes_per_sweep_float16": moved,
+        "hours_at_memory_bandwidth": moved / ACCELERATOR_BYTES_PER_SECOND / 3600,
+        "largest_gram_bytes_float16": 2 * largest**2,
+    }
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cores", type=int, help="measure on so many cores alone, and print the rows as JSON")
+    cores = parser.parse_args().cores
+    if cores:
+        print(json.dumps(measure(cores)))
+        return
+    available = sorted(os.sched_getaffinity(0))
+    rows = []
+    for cores in (1, 2)[: len(available)]:
+        command = [
+            "taskset",
+            "-c",
+            ",".join(map(str, available[:cores])),
+            sys.executable,
+            __file__,
+            f"--cores={cores}",
+        ]
+        environment = os.environ | dict.fromkeys(("NPROC", "OMP_NUM_THREADS"), str(cores))
+        rows += json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment).stdout)
+    result = {"density": DENSITY, "rounds": ROUNDS, "rows": rows, "forecast": forecast()}
+    result |= {"ceilings": bench.measure_ceilings(), "machine": bench.machine()}
+    (RESULTS / "layers.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -294,17 +294,20 @@ def prune_linear_sharded(
     # Rows of zeros, so that every device has as many.
     filling = ((0, -outputs % (height * len(devices))), (0, 0))
     weight, inherited = (jnp.pad(values, filling) for values in (weight, inherited))
-    rows_each = len(weight) // height // len(devices)
     mesh = jax.make_mesh((len(devices),), ("rows",), axis_types=(AxisType.Auto,), devices=devices)
+    return _prune_sharded(rng_key, weight, gram, inherited, mesh, pattern, sweeps)[:outputs]
+
+
+@partial(jax.jit, static_argnames=("mesh", "pattern", "sweeps"))
+def _prune_sharded(rng_key, weight, gram, inherited, mesh, pattern, sweeps):
     mine, everyones = PartitionSpec("rows"), PartitionSpec()
 
-    @jax.jit
-    @partial(jax.shard_map, mesh=mesh, in_specs=(everyones, mine, everyones, mine), out_specs=mine)
     def prune_mine(rng_key, weight, gram, inherited):
-        first = jax.lax.axis_index("rows") * rows_each
+        first = jax.lax.axis_index("rows") * (len(weight) // pattern.block[0])
         return prune_linear(rng_key, weight, gram, pattern, sweeps, inherited=inherited, first_row=first)
 
-    return prune_mine(rng_key, weight, gram, inherited)[:outputs]
+    specs = (everyones, mine, everyones, mine)
+    return jax.shard_map(prune_mine, mesh=mesh, in_specs=specs, out_specs=mine)(rng_key, weight, gram, inherited)
 
 
 @partial(jax.jit, static_argnames=("block", "group", "sweeps", "batch"))

@@ -10,8 +10,9 @@ import re
 import shlex
 import signal
 import sys
+import threading
 import tokenize
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
@@ -38,10 +39,13 @@ MACROS = (
     "NUM_STEPS",
     "NUM_CHAINS",
     "NUM_SAMPLES",
+    "CHECKPOINT_SECONDS",
 )
 
 SETTINGS = tuple(field.name for field in dataclasses.fields(RunConfig))
 
+# Of a run that the same command goes on with: EX_TEMPFAIL of sysexits.h.
+RESUMABLE = 75
 COMPARE_MACROS = ("METHODS", "DENSITIES", "SEEDS")
 COMPARE_SETTINGS = tuple(field.name for field in dataclasses.fields(CompareConfig))
 
@@ -99,11 +103,18 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read the output has gone, as in `... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except runner.Stopped as stopped:
+        print(f"sa-jax: {stopped}; the same command goes on from there", file=sys.stderr)
+        return RESUMABLE
     except KeyboardInterrupt:
         kept = " but the cases measured before" if getattr(arguments, "out", None) else ""
         if arguments.command in ("compare", "layers"):
             print("sa-jax: interrupted; the same command goes on where it stopped", file=sys.stderr)
             return 130
+        saved = getattr(arguments, "workdir", None) and (arguments.workdir / runner.CHECKPOINTS).is_dir()
+        if arguments.command == "run" and saved:
+            print("sa-jax: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+            return RESUMABLE
         print(f"sa-jax: interrupted; nothing was written{kept}", file=sys.stderr)
         return 130
 
@@ -141,9 +152,35 @@ def run_command(arguments: argparse.Namespace) -> int:
         def tell(message: str) -> None:
             print(f"sa-jax: {message}", file=sys.stderr)
 
-        result = runner.run(config, arguments.workdir, operative, arguments.overwrite, show, tell)
+        with stopping(config.checkpoint_seconds > 0, tell) as stop:
+            result = runner.run(config, arguments.workdir, operative, arguments.overwrite, show, tell, stop)
     print(summary(result, arguments.workdir))
     return 0
+
+
+@contextlib.contextmanager
+def stopping(possible: bool, tell: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
+    """Turns a first SIGINT or SIGTERM into a wish to stop, told by what it yields; a second one stops at once."""
+    wished = []
+
+    def wish(number: int, frame: Any) -> None:
+        wished.append(number)
+        for name, handler in before.items():
+            signal.signal(name, handler)
+        tell("stopping after this chunk; once more to stop at once")
+
+    def stop_at_once(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = {}
+    if possible and threading.current_thread() is threading.main_thread():
+        before = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: stop_at_once}
+        earlier = {number: signal.signal(number, wish) for number in before}
+    try:
+        yield lambda: bool(wished)
+    finally:
+        for number in before:
+            signal.signal(number, earlier[number])
 
 
 def compare_command(arguments: argparse.Namespace) -> int:
@@ -193,6 +230,7 @@ def layers_command(arguments: argparse.Namespace) -> int:
     if arguments.workdir is None:
         raise InputError("--workdir=DIR is missing: where the results go")
     sys.path.insert(0, os.getcwd())  # where a user's own `forward` lies
+    use_all_cores(available_cores())
     console = Console(stderr=True)
     columns = (TextColumn("{task.completed}/{task.total} layers"), BarColumn(), TimeRemainingColumn(compact=True))
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
@@ -241,7 +279,7 @@ def available_cores() -> int:
 
 
 def use_all_cores(num_chains: int) -> None:
-    """Makes one host device per core, so that chains share out over the cores, and no more threads than those."""
+    """Makes one host device per core, so that chains or rows share out over them, and as many threads."""
     cores = available_cores()
     # XLA's CPU client takes its number of threads from here. With more than its program can use, one chain of many
     # samples takes twice as long.

@@ -193,7 +193,7 @@ def cell_run(config: CompareConfig, cell: Cell) -> RunConfig:
 
 def digest(config: CompareConfig, cell: Cell) -> str:
     """What a cell's figures depend on, hashed: a cell whose digest has changed is measured anew."""
-    run = asdict(cell_run(config, cell))
+    run = _annealing(cell_run(config, cell))
     depends: dict[str, Any] = {"format": FORMAT, "network": {name: run[name] for name in _OF_NETWORK}}
     depends["versions"] = [importlib.metadata.version(name) for name in ("sa_jax", "jax")]
     depends["files"] = [_content(source) for source in (cell.dataset, cell.weights)]
@@ -204,8 +204,13 @@ def digest(config: CompareConfig, cell: Cell) -> str:
     elif cell.method != DENSE:
         depends["effort"] = config.effort._asdict() | {"num_evaluations": config.num_evaluations}
         if baselines.METHODS[cell.method].minimises_energy:  # annealing's
-            depends["run"] = asdict(cell_run(config, cell._replace(method=config.searched_like)))
+            depends["run"] = _annealing(cell_run(config, cell._replace(method=config.searched_like)))
     return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
+
+
+def _annealing(run: RunConfig) -> dict[str, Any]:
+    """The settings of a run that its mask depends on."""
+    return {name: value for name, value in asdict(run).items() if name not in ("tolerance", "checkpoint_seconds")}
 
 
 def _content(source: str) -> str | None:

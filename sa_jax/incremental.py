@@ -44,6 +44,13 @@ BRANCHES_PER_NOTE = 4096
 DENSE_SHARE = 0.25
 
 
+# Fields of states that a refresh makes anew from the position and the lists, or that hold copies.
+RECOMPUTED = frozenset(
+    ("outputs", "scratch", "notes", "num_notes", "grow_upto", "prune_weights", "kept_grow", "kept_prune")
+    + ("mean", "spread", "passes")
+)
+
+
 class Neighbours(NamedTuple):
     """The kept branches that enter each unit of a layer.
 

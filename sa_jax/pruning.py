@@ -302,6 +302,14 @@ def make_landscape(problem: Problem, options: Options) -> Landscape:
     return masked_mlp(problem.network, swaps, energy, options.activation, moves)
 
 
+def refresh_steps(network: Network, options: Options) -> int:
+    """Proposals between two full evaluations of the landscape of `make_landscape`."""
+    nothing = jnp.zeros(())
+    saliency = jnp.zeros(network.total)
+    problem = Problem(network, (), saliency > 0, saliency, nothing, nothing, nothing)
+    return make_landscape(problem, options).refresh_steps
+
+
 def make_energy(problem: Problem, options: Options) -> Energy:
     """The energy of the logits that a problem's landscape minimises."""
     if options.energy == "kl_to_teacher":

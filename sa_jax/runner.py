@@ -1,13 +1,16 @@
 """The host's part of a run: data and weights in, jitted chunks of steps over sharded chains, results out."""
 
+import contextlib
 import csv
 import dataclasses
+import hashlib
 import io
 import itertools
 import json
 import math
+import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,10 +21,11 @@ import numpy as np
 import psutil
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from sa_jax import data, masks, models, pruning, workdirs
+from sa_jax import checkpoint, data, masks, models, pruning, workdirs
 from sa_jax.anneal import BLOCK_STEPS, init
 from sa_jax.anneal import run as run_steps
 from sa_jax.baselines import DEFAULT_EFFORT, Effort, Task
+from sa_jax.checkpoint import Checkpoints, Saved
 from sa_jax.energies import Energy, cross_entropy
 from sa_jax.evaluation import SECONDS, Annealed, Probe, Search, accuracy, evaluate, network_with
 from sa_jax.models import Network
@@ -34,11 +38,38 @@ from sa_jax.types import AnnealState, InputError
 # A run is cut into about this many chunks, each an entry of the trace, of at least so many steps.
 CHUNKS = 200
 LEAST_CHUNK_STEPS = 1_000
+# In a run's folder, until it is done.
+CHECKPOINTS = "checkpoints"
+TRACED: tuple[str, ...] = ("step", "temperature", "energy", "best_energy", "acceptance")
 # A search for the density stops where so many times fewer branches fail, and tries no fewer than these.
 FINENESS = 1.1
 FEWEST_BRANCHES = 8
 # Flat indices are int32, and the integer weights of a saliency swap must leave room for each branch.
 MOST_BRANCHES = 2**27
+
+
+class Saving(NamedTuple):
+    """Where and when a run is saved.
+
+    Attributes:
+      folder: of the checkpoints.
+      every: seconds between them; 0 for none.
+      settings: all that a result depends on.
+      stop: whether the run is to be saved and end.
+    """
+
+    folder: Path
+    every: float
+    settings: dict[str, Any]
+    stop: Callable[[], bool]
+
+
+class Stopped(Exception):
+    """A run was saved, on request, before its last step."""
+
+    def __init__(self, step: int, num_steps: int, annealed: Annealed):
+        super().__init__(f"stopped after {step:,} of {num_steps:,} steps")
+        self.annealed = annealed
 
 
 class Progress(NamedTuple):
@@ -65,6 +96,7 @@ def run(
     overwrite: bool = False,
     on_progress: Callable[[Progress], None] = lambda progress: None,
     on_message: Callable[[str], None] = lambda message: None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
     """Anneals as configured and writes the results to `workdir`.
 
@@ -75,13 +107,17 @@ def run(
       operative_config: text of `operative.gin`.
       overwrite: whether to replace an earlier run's results.
       on_progress: called after each chunk.
-      on_message: called with what a user should know before the run begins, such as the memory it needs.
+      on_message: called with what a user should know, such as the memory that the run needs.
+      stop: asked after each chunk; where it says True the run is saved and ends. So is a run that is killed, every
+        `config.checkpoint_seconds`: the same settings and workdir then go on from the newest checkpoint, to the
+        result of a run that was never stopped, bit for bit on the same platform.
 
     Returns:
       What `result.json` holds.
 
     Raises:
       InputError: bad data, weights or settings, or a workdir that cannot be used; nothing is written.
+      Stopped: as `stop` said; the run is saved, with partial_report.html and partial_masks.npz.
     """
     workdirs.check(workdir, overwrite)
     dataset = data.load(config.dataset, config.input_mean, config.input_std)
@@ -89,16 +125,21 @@ def run(
     for split in (dataset.train, dataset.validation, dataset.test):
         pruning.check_samples(network, split.inputs, split.labels)
     made = workdirs.make(workdir)
+    folder = workdir / CHECKPOINTS
+    if overwrite:
+        shutil.rmtree(folder, ignore_errors=True)
     try:
         anneal = anneal_to_target if config.density is None else anneal_density
-        annealed, search = anneal(config, dataset, network, on_progress, on_message)
+        saving = Saving(folder, config.checkpoint_seconds, _settings(config, dataset, network), stop)
+        try:
+            annealed, search = anneal(config, dataset, network, on_progress, on_message, saving=saving)
+        except Stopped as stopped:
+            _write_partial(config, dataset, network, names, stopped.annealed, workdir)
+            raise
         found = network_with(network, annealed.weights)
         result = evaluate(config, dataset, network, found, annealed, search)
 
-        def by_kernel(flat: Any) -> dict[str, np.ndarray]:
-            parts = masks.unflatten(flat, network.shapes)
-            return {f"{name}/kernel": np.asarray(part) for name, part in zip(names, parts, strict=True)}
-
+        by_kernel = partial(_by_kernel, names, network)
         arrays = {
             "masks.npz": by_kernel(annealed.mask),
             "weights.npz": models.weight_arrays(names, found),
@@ -118,7 +159,41 @@ def run(
     except BaseException:
         workdirs.unmake(made)
         raise
+    shutil.rmtree(folder, ignore_errors=True)
     return result
+
+
+def _by_kernel(names: Sequence[str], network: Network, flat: Any) -> dict[str, np.ndarray]:
+    parts = masks.unflatten(flat, network.shapes)
+    return {f"{name}/kernel": np.asarray(part) for name, part in zip(names, parts, strict=True)}
+
+
+def _write_partial(config, dataset, network, names, annealed: Annealed, workdir: Path) -> None:
+    """Writes what a stopped run has found so far."""
+    found = network_with(network, annealed.weights)
+    config = dataclasses.replace(config, density=int(annealed.mask.sum()) / network.total, target_accuracy=None)
+    kernels = _by_kernel(names, network, annealed.mask)
+    page = render_report(
+        evaluate(config, dataset, network, found, annealed, None), annealed.trace, kernels, dataset.image_shape
+    )
+    workdirs.write_file(workdir / "partial_masks.npz", npz_bytes(kernels))
+    workdirs.write_file(workdir / "partial_report.html", page)
+
+
+def _settings(config: RunConfig, dataset: data.Dataset, network: Network) -> dict[str, Any]:
+    """All that a run's result depends on, for its checkpoints."""
+    settings = dataclasses.asdict(config)
+    del settings["checkpoint_seconds"]
+    settings = {name: value if _is_plain(value) else repr(value) for name, value in settings.items()}
+    digest = hashlib.sha256()
+    for array in (*dataset.train, *jax.tree.leaves(network)):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    settings |= {"data and weights": digest.hexdigest()[:16], "platform": jax.local_devices()[0].platform}
+    return settings | {"jax": jax.__version__, "key implementation": str(jax.random.key_impl(jax.random.key(0)))}
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, bool | int | float | str | list | tuple)
 
 
 def anneal_density(
@@ -128,10 +203,12 @@ def anneal_density(
     on_progress: Callable[[Progress], None] = lambda progress: None,
     on_message: Callable[[str], None] = lambda message: None,
     effort: Effort = DEFAULT_EFFORT,
+    saving: Saving | None = None,
 ) -> tuple[Annealed, None]:
     """Anneals at the density given, on as many training samples as are wanted for it.
 
-    Where a method of `baselines.METHODS` finds the initial mask it may spend `effort`.
+    Where a method of `baselines.METHODS` finds the initial mask it may spend `effort`. Checkpoints are made, and
+    gone on from, where `saving` says so.
     """
     cpu_start = time.process_time()
     kept = masks.num_kept(config.density, network.total)
@@ -146,8 +223,9 @@ def anneal_density(
         energy = scaled_cross_entropy(config, network, x, y, kept) if minimises else None
         task = Task(key, network, x, y, kept, config.activation, energy, effort)
         mask = config.first_method.find(task).mask
-    annealed = anneal_chains(config, network, *samples, kept, on_progress, on_message, mask)
-    return annealed._replace(cpu_seconds=time.process_time() - cpu_start), None
+    before_chains = time.process_time() - cpu_start
+    annealed = anneal_chains(config, network, *samples, kept, on_progress, on_message, mask, saving)
+    return annealed._replace(cpu_seconds=annealed.cpu_seconds + before_chains), None
 
 
 def scaled_cross_entropy(config: RunConfig, network: Network, x: jax.Array, y: jax.Array, kept: int) -> Energy:
@@ -164,6 +242,7 @@ def anneal_to_target(
     network: Network,
     on_progress: Callable[[Progress], None],
     on_message: Callable[[str], None],
+    saving: Saving | None = None,
 ) -> tuple[Annealed, Search]:
     """Anneals at one density after the other for the sparsest that reaches the target on the validation split.
 
@@ -186,6 +265,7 @@ def anneal_to_target(
             network,
             lambda progress: on_progress(progress._replace(probe=number, density=density)),
             (lambda message: None) if tried else on_message,
+            saving=saving,
         )
         reached = on_validation(network_with(network, annealed.weights), annealed.mask)
         probe = Probe(density, kept, reached, *(getattr(annealed, name) for name in SECONDS))
@@ -243,6 +323,7 @@ def anneal_chains(
     on_progress: Callable[[Progress], None],
     on_message: Callable[[str], None] = lambda message: None,
     mask: jax.Array | None = None,
+    saving: Saving | None = None,
 ) -> Annealed:
     """Anneals `config.num_chains` chains, spread over the local devices, in chunks.
 
@@ -268,8 +349,10 @@ def anneal_chains(
     start = jax.jit(_start, static_argnums=(1, 2), out_shardings=over_chains)
     start = start.lower(problem, config.options, chains)
     states = _shapes(start.out_info, over_chains)
+    essence = jax.jit(checkpoint.essence)
     batch_size = min(config.chain_batch or default_chain_batch(devices[0].platform, per_device), per_device)
-    chunk = chunk_steps(num_steps)
+    refresh_steps = pruning.refresh_steps(network, config.options)
+    chunk = chunk_steps(num_steps, refresh_steps)
     prepare, start = prepare.compile(), start.compile()
     compiled = {
         steps: _compile_chunk(problem, keys, states, config.options, num_steps, steps, mesh, batch_size)
@@ -302,71 +385,112 @@ def anneal_chains(
     compile_seconds = time.perf_counter() - wall_start
 
     entries, previous = [], np.zeros(config.num_chains, np.int64)
-    wall_start = time.perf_counter()
-    for first_step in range(0, num_steps, chunk):
-        steps = min(chunk, num_steps - first_step)
-        states = compiled[steps](problem, keys, states, jnp.int32(first_step))
-        energy, best_energy, accepted = (
-            np.asarray(field)[: config.num_chains]
-            for field in (states.walk.energy, states.best_energy, states.num_accepted)
+    before, first = {"anneal": 0.0, "cpu": 0.0}, 0
+
+    def annealed_so_far() -> Annealed:
+        step, temperature, *per_chain = (np.array(column) for column in zip(*entries, strict=True))
+        trace = {"step": step, "temperature": temperature}
+        trace |= dict(zip(("energy", "best_energy", "acceptance"), (c.T for c in per_chain), strict=True))
+        best_energy = np.asarray(states.best_energy)[: config.num_chains]
+        best_masks, best_weights = states.best if config.options.nudge_share else (states.best, None)
+        weights = None if best_weights is None else np.asarray(best_weights[int(best_energy.argmin())])
+        return Annealed(
+            np.asarray(best_masks)[: config.num_chains],
+            weights,
+            problem,
+            start_energy,
+            best_energy,
+            previous,
+            num_samples,
+            num_steps,
+            trace,
+            memory,
+            batch_size,
+            compile_seconds,
+            before["anneal"] + time.perf_counter() - wall_start,
+            before["cpu"] + time.process_time() - cpu_start,
         )
-        done = first_step + steps
-        temperature = float(schedule(problem, done - 1))
-        acceptance = (accepted - previous) / steps
-        previous = accepted
-        entries.append((done, temperature, energy, best_energy, acceptance))
-        leader = int(best_energy.argmin())
-        rate = done / (time.perf_counter() - wall_start)
-        on_progress(
-            Progress(
-                done,
-                num_steps,
-                temperature,
-                float(energy[leader]),
-                float(best_energy[leader]),
-                float(acceptance[leader]),
-                rate,
+
+    with contextlib.ExitStack() as stack:
+        checkpoints, last_saved = None, time.monotonic()
+        if saving is not None:
+            settings = saving.settings | {"kept": kept, "chains vmapped together": batch_size}
+            checkpoints = stack.enter_context(Checkpoints(saving.folder / str(kept), settings, on_message))
+            if saved := checkpoints.newest():
+                first, before = saved.step, saved.seconds
+                restore = jax.jit(checkpoint.restored, out_shardings=over_chains, donate_argnums=0)
+                # Chains beyond those that count fill the devices.
+                everyone = np.minimum(np.arange(chains), config.num_chains - 1)
+                states = restore(states, {name: array[everyone] for name, array in saved.chains.items()})
+                previous = saved.chains["num_accepted"]
+                entries = list(zip(*(saved.trace[name] for name in TRACED), strict=True))
+                on_message(f"going on from step {first:,} of {num_steps:,}")
+        wall_start = time.perf_counter()
+        for first_step in range(first, num_steps, chunk):
+            steps = min(chunk, num_steps - first_step)
+            states = compiled[steps](problem, keys, states, jnp.int32(first_step))
+            energy, best_energy, accepted = (
+                np.asarray(field)[: config.num_chains]
+                for field in (states.walk.energy, states.best_energy, states.num_accepted)
             )
-        )
-    anneal_seconds = time.perf_counter() - wall_start
-    step, temperature, *per_chain = (np.array(column) for column in zip(*entries, strict=True))
-    trace = {"step": step, "temperature": temperature}
-    trace |= dict(zip(("energy", "best_energy", "acceptance"), (c.T for c in per_chain), strict=True))
-    best_energy = np.asarray(states.best_energy)[: config.num_chains]
-    best_masks, best_weights = states.best if config.options.nudge_share else (states.best, None)
-    weights = None if best_weights is None else np.asarray(best_weights[int(best_energy.argmin())])
-    cpu_seconds = time.process_time() - cpu_start
-    return Annealed(
-        np.asarray(best_masks)[: config.num_chains],
-        weights,
-        problem,
-        start_energy,
-        best_energy,
-        previous,
-        num_samples,
-        num_steps,
-        trace,
-        memory,
-        batch_size,
-        compile_seconds,
-        anneal_seconds,
-        cpu_seconds,
-    )
+            done = first_step + steps
+            temperature = float(schedule(problem, done - 1))
+            acceptance = (accepted - previous) / steps
+            previous = accepted
+            entries.append((done, temperature, energy, best_energy, acceptance))
+            leader = int(best_energy.argmin())
+            on_progress(
+                Progress(
+                    done,
+                    num_steps,
+                    temperature,
+                    float(energy[leader]),
+                    float(best_energy[leader]),
+                    float(acceptance[leader]),
+                    (done - first) / (time.perf_counter() - wall_start),
+                )
+            )
+            # Where a refresh follows the chains need not be saved whole.
+            at_refresh = done % refresh_steps == 0 or done == num_steps
+            if saving is None or checkpoints is None or not saving.every or not at_refresh:
+                continue
+            stopped, is_last = saving.stop(), done == num_steps
+            due = time.monotonic() - last_saved >= saving.every
+            if stopped or due or (is_last and config.density is None):
+                so_far = annealed_so_far()
+                kept_chains = {
+                    name: np.asarray(array)[: config.num_chains] for name, array in essence(states).items()
+                }
+                columns = (np.array(column) for column in zip(*entries, strict=True))
+                trace = dict(zip(TRACED, columns, strict=True))
+                seconds = {"anneal": so_far.anneal_seconds, "cpu": so_far.cpu_seconds}
+                checkpoints.save(Saved(done, kept_chains, trace, seconds))
+                last_saved = time.monotonic()
+                if stopped and not is_last:
+                    checkpoints.wait()
+                    raise Stopped(done, num_steps, so_far)
+    return annealed_so_far()
 
 
-def chunk_steps(num_steps: int) -> int:
-    """How many steps to run at once: whole blocks, if possible a divisor of `num_steps`.
+def chunk_steps(num_steps: int, refresh_steps: int) -> int:
+    """How many steps to run at once: whole blocks.
 
-    >>> chunk_steps(300_000), chunk_steps(1_000_000), chunk_steps(250)
-    (1500, 5000, 300)
+    If possible a divisor of `num_steps`, and a divisor or multiple of `refresh_steps`, where chains can be saved;
+    the latter is more important.
+
+    >>> chunk_steps(300_000, 1_000), chunk_steps(1_000_000, 10_000), chunk_steps(250, 10_000)
+    (2000, 5000, 300)
     """
-    blocks = -(-num_steps // BLOCK_STEPS)
+    blocks, refresh = -(-num_steps // BLOCK_STEPS), refresh_steps // BLOCK_STEPS
     least = max(LEAST_CHUNK_STEPS // BLOCK_STEPS, blocks // CHUNKS)
-    if num_steps % BLOCK_STEPS == 0:
-        for candidate in range(least, min(2 * least, blocks) + 1):
-            if blocks % candidate == 0:
-                return candidate * BLOCK_STEPS
-    return min(least, blocks) * BLOCK_STEPS
+    candidates = range(least, min(2 * least, blocks) + 1)
+
+    def fits(candidate):
+        in_step = candidate % refresh == 0 or refresh % candidate == 0
+        return in_step, num_steps % BLOCK_STEPS == 0 and blocks % candidate == 0
+
+    chosen = max(candidates, key=lambda candidate: (*fits(candidate), -candidate), default=blocks)
+    return min(chosen, blocks) * BLOCK_STEPS
 
 
 def default_chain_batch(platform: str, chains: int) -> int:

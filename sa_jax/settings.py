@@ -17,7 +17,7 @@ MOST_STEPS = 2**31 - BLOCK_STEPS
 
 @dataclass(frozen=True)
 class RunConfig:
-    """All settings of a run. The first eleven are the macros that open every config.
+    """All settings of a run. The first twelve are the macros that open every config.
 
     Attributes:
       dataset: 'digits', 'mnist', 'fashion_mnist' or the path of an .npz.
@@ -32,6 +32,7 @@ class RunConfig:
       num_chains: independent chains; the one of lowest energy is the result.
       num_samples: training samples in the energy; as many as there are, if fewer. None chooses them by the number
         of branches that stay, see `pruning.samples_for`.
+      checkpoint_seconds: between two checkpoints, from which a run that was killed goes on; 0 makes none.
       chain_batch: chains of a device that are vmapped together: 1 runs one after the other, and None chooses, 1
         on a CPU and all elsewhere.
       budget: proposals times samples, of each chain; what `num_steps` is None for. Unused where that is given.
@@ -65,6 +66,7 @@ class RunConfig:
     num_steps: int | None = None
     num_chains: int = 2
     num_samples: int | None = None
+    checkpoint_seconds: float = 60.0
     chain_batch: int | None = None
     budget: int = 500_000_000
     use_bias: bool = True
@@ -94,6 +96,9 @@ class RunConfig:
             if not _is_whole(value) or value < 1:
                 otherwise = ", or None to choose it" if chosen else ""
                 raise InputError(f"{name.upper()} must be a whole number of at least 1{otherwise}, not {value!r}")
+        every = self.checkpoint_seconds
+        if not _is_number(every) or not 0 <= every < np.inf:
+            raise InputError(f"CHECKPOINT_SECONDS must be a number of at least 0, not {every!r}")
         if self.chain_batch is not None and (not _is_whole(self.chain_batch) or self.chain_batch < 1):
             raise InputError(
                 f"chain_batch must be a whole number of at least 1, or None to choose it, not {self.chain_batch!r}"

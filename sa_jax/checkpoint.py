@@ -1,0 +1,193 @@
+"""Save and restore a run's chains with Orbax: what cannot be computed again, and no more.
+
+A state is saved where a landscape is about to be refreshed, so that all which a refresh makes anew can be left
+out: a few bytes for each kept branch, whatever the number of samples. A chain that goes on from there is bit for
+bit the chain that was never stopped.
+"""
+
+import functools
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sa_jax.incremental import RECOMPUTED
+from sa_jax.moves import InformedState, SaliencyState
+from sa_jax.types import AnnealState, InputError
+
+KEPT_CHECKPOINTS = 3
+
+
+class Saved(NamedTuple):
+    """A run between two steps.
+
+    Attributes:
+      step: proposals that each chain has made.
+      chains: what `essence` gave, NumPy arrays by name.
+      trace: what was recorded until then, NumPy arrays by name.
+      seconds: what it took until then, by kind.
+    """
+
+    step: int
+    chains: dict[str, np.ndarray]
+    trace: dict[str, np.ndarray]
+    seconds: dict[str, float]
+
+
+def essence(states: AnnealState) -> dict[str, jax.Array]:
+    """What chains cannot compute again, by name; masks packed into bits, eight to a byte. Pure.
+
+    Args:
+      states: of the landscape `masked_mlp`, leading axis `[chains]`, before a refresh or after the last step.
+    """
+    arrays = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(states):
+        names = _names(path)
+        if RECOMPUTED & set(names):
+            continue
+        lists = _parent(states, names)
+        if names[-1] == "order" and isinstance(lists, SaliencyState | InformedState):
+            # What follows the kept branches there is never read; zeros pack to nothing.
+            leaf = jnp.where(jnp.arange(leaf.shape[-1]) < lists.num_kept[..., None], leaf, 0)
+        arrays[".".join(names)] = jnp.packbits(leaf, axis=-1) if leaf.dtype == bool else leaf
+    return arrays
+
+
+def restored(states: AnnealState, arrays: Mapping[str, Any]) -> AnnealState:
+    """Chains that go on as those did of which `essence` gave the arrays, once they are refreshed. Pure.
+
+    Args:
+      states: of the same landscape and as many chains, at any step.
+      arrays: as `essence` gave them.
+    """
+
+    def chosen(path, leaf):
+        names = _names(path)
+        if names[-1] == "num_notes":  # more than there is room for: the best is copied whole
+            return jnp.full_like(leaf, jnp.iinfo(leaf.dtype).max)
+        array = arrays.get(".".join(names))
+        if array is None:
+            return leaf
+        if leaf.dtype == bool:
+            return jnp.unpackbits(jnp.asarray(array), axis=-1, count=leaf.shape[-1]).astype(bool)
+        return jnp.asarray(array, leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(chosen, states)
+
+
+class Checkpoints:
+    """The checkpoints of one run in a folder of their own, newest last; use as a context.
+
+    Args:
+      folder: made if missing.
+      settings: all that a result depends on, JSON values by name; a checkpoint of others is refused.
+      tell: called with what a user should know.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any], tell: Callable[[str], None]):
+        self._folder, self._tell = folder.absolute(), tell
+        self._settings = json.loads(json.dumps(settings))
+
+    @functools.cached_property
+    def _orbax(self) -> Any:
+        import orbax.checkpoint  # takes a second, and a short run never needs it
+
+        return orbax.checkpoint
+
+    @functools.cached_property
+    def _manager(self) -> Any:
+        options = self._orbax.CheckpointManagerOptions(max_to_keep=KEPT_CHECKPOINTS, cleanup_tmp_directories=True)
+        return self._orbax.CheckpointManager(self._folder, options=options)
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        if "_manager" not in vars(self):
+            return
+        try:
+            self._manager.close()
+        except Exception as error:  # of the disk: what was written before stays
+            self._tell(f"the last checkpoint could not be written: {_first_line(error)}")
+
+    def newest(self) -> Saved | None:
+        """The newest whole checkpoint; damaged ones are told of and removed. None where there is none.
+
+        Raises:
+          InputError: it is of other settings.
+        """
+        if not self._folder.is_dir():
+            return None
+        ocp = self._orbax
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            parts = ocp.args.Composite(state=ocp.args.StandardRestore(), about=ocp.args.JsonRestore())
+            try:
+                found = self._manager.restore(step, args=parts)
+                state, about = found["state"], found["about"]
+                saved = Saved(step, state["chains"], state["trace"], about["seconds"])
+                if about["digest"] != _digest(saved):
+                    raise ValueError("its content has changed")
+            except Exception as error:
+                self._tell(f"the checkpoint at step {step:,} is damaged ({_first_line(error)}) and left out")
+                shutil.rmtree(self._folder / str(step), ignore_errors=True)
+                self._manager.reload()
+                continue
+            for name in [*self._settings, *about["settings"]]:
+                before, now = (some.get(name) for some in (about["settings"], self._settings))
+                if before != now:
+                    workdir = self._folder.parent.parent
+                    raise InputError(
+                        f"{workdir} holds an unfinished run with {name} = {before!r}, not {now!r}: name another "
+                        "workdir, or add --overwrite to begin anew"
+                    )
+            return saved
+        return None
+
+    def save(self, saved: Saved) -> bool:
+        """Begins to write a checkpoint, which goes on while the chains do; returns whether it could begin."""
+        ocp = self._orbax
+        about = {"settings": self._settings, "seconds": saved.seconds, "digest": _digest(saved)}
+        state = {"chains": saved.chains, "trace": saved.trace}
+        parts = ocp.args.Composite(state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about))
+        try:
+            self._manager.save(saved.step, args=parts)
+        except Exception as error:  # a full disk, an unwritable folder, now or while the one before was written
+            self._tell(f"no checkpoint at step {saved.step:,}: {_first_line(error)}; the run goes on")
+            return False
+        return True
+
+    def wait(self) -> None:
+        """Returns once all is written that `save` began to write."""
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            self._tell(f"the last checkpoint could not be written: {_first_line(error)}")
+
+
+def _digest(saved: Saved) -> str:
+    digest = hashlib.sha256(str(saved.step).encode())
+    for name, array in sorted((saved.chains | {f"trace {name}": a for name, a in saved.trace.items()}).items()):
+        array = np.ascontiguousarray(array)
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def _names(path) -> list[str]:
+    return [str(getattr(key, "name", getattr(key, "idx", key))) for key in path]
+
+
+def _parent(states, names):
+    for name in names[:-1]:
+        states = states[int(name)] if name.isdecimal() else getattr(states, name)
+    return states
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -87,6 +87,7 @@ def outside(name):
 def test_optax_and_gin_stay_in_their_rooms():
     assert [name for name in ORDER if "optax" in outside(name)] == ["pretrain", "baselines"]
     assert [name for name in ORDER if "gin" in outside(name)] == ["cli"]
+    assert [name for name in ORDER if "orbax" in outside(name)] == ["checkpoint"]
     assert not [name for name in ORDER if {"pickle", "shelve", "joblib"} & set(outside(name))]
 
 

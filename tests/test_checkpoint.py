@@ -1,0 +1,191 @@
+"""Runs that are stopped, killed or damaged go on, and end as those that were not."""
+
+import contextlib
+import dataclasses
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sa_jax import checkpoint, data, runner
+from sa_jax.settings import RunConfig
+from tests.conftest import refusal
+
+SMALL = RunConfig(
+    hidden=(12, 8), weights="random", density=0.2, num_steps=3_000, num_samples=60, num_chains=3, move="informed"
+)
+SECONDS = {"steps_per_second", "proposals_per_second", "compile_seconds", "anneal_seconds", "cpu_seconds", "worth"}
+
+
+def stop_after(chunks):
+    """Asks to stop once so many chunks are done, and again each time after."""
+    asked = []
+    return lambda: asked.append(1) or len(asked) >= chunks
+
+
+def run(config, workdir, chunks=10**9, messages=None, overwrite=False):
+    tell = (lambda message: None) if messages is None else messages.append
+    return runner.run(config, workdir, "", overwrite, lambda progress: None, tell, stop_after(chunks))
+
+
+def stop(config, workdir, chunks=1):
+    with pytest.raises(runner.Stopped):
+        run(config, workdir, chunks)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("undisturbed")
+    run(SMALL, workdir)
+    return workdir
+
+
+def assert_same(one, other):
+    results = [json.loads((workdir / "result.json").read_text()) for workdir in (one, other)]
+    for name in results[0].keys() - SECONDS:
+        assert results[0][name] == results[1][name], name
+    assert (one / "trace.csv").read_text() == (other / "trace.csv").read_text()
+    for name in ("masks.npz", "weights.npz"):
+        with np.load(one / name) as first, np.load(other / name) as second:
+            for array in first:
+                np.testing.assert_array_equal(first[array], second[array])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"hidden": (10, 8, 6, 6), "move": "saliency", "num_steps": 30_000},
+        {"move": "uniform", "num_steps": 30_000, "schedule": "cosine"},
+        {"nudge_share": 0.5, "num_steps": 4_000},
+    ],
+    ids=["saliency, deep", "uniform", "nudged"],
+)
+def test_chains_that_are_stopped_end_as_those_that_are_not(changes, tmp_path):
+    config = dataclasses.replace(SMALL, **changes)
+    dataset = data.load(config.dataset)
+    _, network = runner.load_network(config, dataset)
+
+    def anneal(folder, chunks):
+        saving = runner.Saving(tmp_path / folder, 60.0, {}, stop_after(chunks))
+        return runner.anneal_density(config, dataset, network, saving=saving)[0]
+
+    whole = anneal("undisturbed", 10**9)
+    for _ in range(2):
+        with pytest.raises(runner.Stopped):
+            anneal("stopped", 1)
+    ended = anneal("stopped", 10**9)
+    for name in ("masks", "weights", "best_energy", "num_accepted"):
+        np.testing.assert_array_equal(getattr(whole, name), getattr(ended, name))
+    for name, values in whole.trace.items():
+        np.testing.assert_array_equal(values, ended.trace[name])
+
+
+def test_a_run_that_is_stopped_ends_as_one_that_is_not(undisturbed, tmp_path):
+    stop(SMALL, tmp_path)
+    assert not (tmp_path / "result.json").exists()
+    assert (tmp_path / "partial_report.html").stat().st_size > 10_000
+    with np.load(tmp_path / "partial_masks.npz") as partial:
+        assert sum(partial[name].sum() for name in partial) > 0
+    messages = []
+    run(SMALL, tmp_path, messages=messages)
+    assert any(message.startswith("going on from step ") for message in messages)
+    assert_same(undisturbed, tmp_path)
+    assert not (tmp_path / "checkpoints").exists()
+    assert not (tmp_path / "partial_report.html").exists()
+
+
+def test_a_search_for_the_density_goes_on_with_the_probe_it_was_at(tmp_path):
+    config = dataclasses.replace(SMALL, density=None, target_accuracy=0.3, num_steps=2_000, hidden=(12,))
+    run(config, tmp_path / "undisturbed")
+    stop(config, tmp_path / "stopped", chunks=4)
+    assert len(list((tmp_path / "stopped/checkpoints").iterdir())) > 1
+    run(config, tmp_path / "stopped")
+    one, other = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("undisturbed", "stopped"))
+    assert one["kept"] == other["kept"] and one["test_accuracy"] == other["test_accuracy"]
+
+
+def test_other_settings_are_refused_with_the_difference_named(tmp_path):
+    stop(SMALL, tmp_path)
+    with refusal("unfinished run with seed = 0, not 1", "--overwrite"):
+        run(dataclasses.replace(SMALL, seed=1), tmp_path)
+    run(dataclasses.replace(SMALL, seed=1), tmp_path, overwrite=True)
+    assert json.loads((tmp_path / "result.json").read_text())["seed"] == 1
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(undisturbed, tmp_path):
+    workdir = tmp_path / "damaged"
+    stop(dataclasses.replace(SMALL, checkpoint_seconds=1e-6), workdir, chunks=2)
+    (folder,) = (workdir / "checkpoints").iterdir()
+    steps = sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
+    assert len(steps) == 2
+    for path in (folder / str(steps[-1])).rglob("*"):
+        if path.is_file() and path.stat().st_size > 100:
+            path.write_bytes(path.read_bytes()[:-50] + bytes(50))
+    messages = []
+    run(SMALL, workdir, messages=messages)
+    assert any(f"step {steps[1]:,} is damaged" in message for message in messages)
+    assert any(f"going on from step {steps[0]:,}" in message for message in messages)
+    assert_same(undisturbed, workdir)
+
+
+def test_a_full_disk_costs_checkpoints_and_nothing_else(undisturbed, tmp_path, monkeypatch):
+    class Full:
+        def all_steps(self):
+            return []
+
+        def save(self, *args, **kwargs):
+            raise OSError(28, "No space left on device")
+
+        def wait_until_finished(self):
+            pass
+
+        close = wait_until_finished
+
+    monkeypatch.setattr(checkpoint.Checkpoints, "_manager", Full())
+    messages = []
+    run(dataclasses.replace(SMALL, checkpoint_seconds=1e-6), tmp_path / "full", messages=messages)
+    assert any("No space left on device; the run goes on" in message for message in messages)
+    assert_same(undisturbed, tmp_path / "full")
+
+
+def test_none_are_made_where_they_are_turned_off(tmp_path):
+    run(dataclasses.replace(SMALL, checkpoint_seconds=0.0), tmp_path, chunks=1)
+    assert (tmp_path / "result.json").exists()
+
+
+def command(workdir, *bindings):
+    words = ["run", "--gin_file=configs/digits.gin", f"--workdir={workdir}", "--gin_bindings=WEIGHTS='random'"]
+    words += ["--gin_bindings=NUM_STEPS=150_000", "--gin_bindings=NUM_SAMPLES=200", *bindings]
+    words += ["--gin_bindings=CHECKPOINT_SECONDS=0.2"]
+    program = "import sys; from sa_jax.cli import main; sys.exit(main())"
+    return subprocess.Popen([sys.executable, "-c", program, *words], stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_checkpoint(process, workdir):
+    while process.poll() is None:
+        with contextlib.suppress(OSError):
+            if any(path.name.isdecimal() for path in Path(workdir, "checkpoints").glob("*/*")):
+                return
+        time.sleep(0.02)
+
+
+def test_killed_and_terminated_processes_go_on(tmp_path):
+    with command(tmp_path / "undisturbed") as process:
+        assert process.wait() == 0, process.stderr.read()
+    workdir = tmp_path / "killed"
+    with command(workdir) as process:
+        wait_for_checkpoint(process, workdir)
+        process.kill()
+    with command(workdir) as process:
+        assert any("going on from step" in line for line in iter(process.stderr.readline, ""))
+        process.terminate()
+        said = process.stderr.read()
+        assert process.wait() == 75, said
+    assert "the same command goes on from there" in said and (workdir / "partial_report.html").exists()
+    with command(workdir) as process:
+        assert process.wait() == 0, process.stderr.read()
+    assert_same(tmp_path / "undisturbed", workdir)

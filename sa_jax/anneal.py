@@ -21,7 +21,7 @@ BLOCK_STEPS = 100
 def init(landscape: Landscape, position: PyTree, data: tuple = ()) -> AnnealState:
     """Evaluates the initial position and returns the state of a chain that has made no step."""
     walk = landscape.init(position, data)
-    return AnnealState(walk, walk.position, walk.energy, jnp.zeros((), jnp.int32))
+    return AnnealState(walk, walk.position, walk.energy, jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
 
 
 def accept(
@@ -61,15 +61,18 @@ def step(
     def settle(_, state):
         energy_change, pending = landscape.delta(state.walk, move, data)
         accepted = accept(energy_change, log_q_ratio, temperature, log_u)
-        return _settle(landscape, state, move, pending, accepted)
+        return _settle(landscape, state, move, pending, accepted, ~jnp.isfinite(energy_change))
 
     # A loop of one pass or none, which updates its carry in place where a branch would copy it.
     return jax.lax.fori_loop(0, most((log_q_ratio > -jnp.inf).astype(jnp.int32)), settle, state)
 
 
-def _settle(landscape, state, move, pending, accepted):
+def _settle(landscape, state, move, pending, accepted, not_finite):
     state = _with_best(landscape, state, landscape.commit(state.walk, move, pending, accepted))
-    return state._replace(num_accepted=state.num_accepted + accepted.astype(jnp.int32))
+    return state._replace(
+        num_accepted=state.num_accepted + accepted.astype(jnp.int32),
+        num_not_finite=state.num_not_finite + not_finite.astype(jnp.int32),
+    )
 
 
 def _with_best(landscape, state, walk):
@@ -80,7 +83,7 @@ def _with_best(landscape, state, walk):
     else:
         best, walk = landscape.remember(state.best, walk, improved)
     best_energy = jnp.where(improved, walk.energy, state.best_energy)
-    return AnnealState(walk, best, best_energy, state.num_accepted)
+    return state._replace(walk=walk, best=best, best_energy=best_energy)
 
 
 def speculate(
@@ -128,7 +131,9 @@ def speculate(
         first = jnp.where(accepted.any(), accepted.argmax(), together - 1).astype(jnp.int32)
         move, pending = jax.tree.map(lambda leaf: leaf[first], (moves, pendings))
         # Until then the records are those of before, which the rejected ones leave.
-        new = _settle(landscape, state, move, pending, accepted[first])
+        made = (jnp.arange(together) <= first) & (ahead < num_steps) & (log_q_ratios > -jnp.inf)
+        not_finite = (made & ~jnp.isfinite(changes)).sum()
+        new = _settle(landscape, state, move, pending, accepted[first], not_finite)
         records = jax.tree.map(
             lambda kept, before, after: jnp.where(
                 steps < done, kept, jnp.where(steps < done + first, before, after)
@@ -276,7 +281,13 @@ def anneal(
         rng_key, landscape, init(landscape, position, data), schedule, 0, num_steps, data, trace_every, together
     )
     return AnnealResult(
-        state.best, state.best_energy, state.walk.position, state.walk.energy, state.num_accepted, trace
+        state.best,
+        state.best_energy,
+        state.walk.position,
+        state.walk.energy,
+        state.num_accepted,
+        trace,
+        state.num_not_finite,
     )
 
 

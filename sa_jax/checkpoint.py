@@ -31,13 +31,13 @@ class Saved(NamedTuple):
       step: proposals that each chain has made.
       chains: what `essence` gave, NumPy arrays by name.
       trace: what was recorded until then, NumPy arrays by name.
-      seconds: what it took until then, by kind.
+      figures: numbers that go on from there, such as the seconds it took, by name.
     """
 
     step: int
     chains: dict[str, np.ndarray]
     trace: dict[str, np.ndarray]
-    seconds: dict[str, float]
+    figures: dict[str, float]
 
 
 def essence(states: AnnealState) -> dict[str, jax.Array]:
@@ -130,7 +130,7 @@ class Checkpoints:
             try:
                 found = self._manager.restore(step, args=parts)
                 state, about = found["state"], found["about"]
-                saved = Saved(step, state["chains"], state["trace"], about["seconds"])
+                saved = Saved(step, state["chains"], state["trace"], about["figures"])
                 if about["digest"] != _digest(saved):
                     raise ValueError("its content has changed")
             except Exception as error:
@@ -152,7 +152,7 @@ class Checkpoints:
     def save(self, saved: Saved) -> bool:
         """Begins to write a checkpoint, which goes on while the chains do; returns whether it could begin."""
         ocp = self._orbax
-        about = {"settings": self._settings, "seconds": saved.seconds, "digest": _digest(saved)}
+        about = {"settings": self._settings, "figures": saved.figures, "digest": _digest(saved)}
         state = {"chains": saved.chains, "trace": saved.trace}
         parts = ocp.args.Composite(state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about))
         try:

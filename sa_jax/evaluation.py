@@ -44,6 +44,8 @@ class Annealed(NamedTuple):
       start_energy: of the initial mask.
       best_energy: of each chain, float32 `[chains]`.
       num_accepted: of each chain, int32 `[chains]`.
+      num_not_finite: proposals of each chain whose energy was NaN or infinite, int32 `[chains]`.
+      max_drift: greatest difference met between a chain's energy and its full evaluation; NaN where none was made.
       num_samples: in the energy.
       num_steps: proposals of each chain.
       trace: arrays by name; `step` and `temperature` `[entries]`, `energy`, `best_energy` and `acceptance`
@@ -61,6 +63,8 @@ class Annealed(NamedTuple):
     start_energy: float
     best_energy: np.ndarray
     num_accepted: np.ndarray
+    num_not_finite: np.ndarray
+    max_drift: float
     num_samples: int
     num_steps: int
     trace: dict[str, np.ndarray]
@@ -256,6 +260,8 @@ def evaluate(
         "start_energy": annealed.start_energy,
         "best_energy": float(annealed.best_energy.min()),
         "best_energy_per_chain": [float(energy) for energy in annealed.best_energy],
+        "not_finite_proposals": int(annealed.num_not_finite.sum()),
+        "max_energy_drift": None if np.isnan(annealed.max_drift) else annealed.max_drift,
         "best_energy_spread": float(np.ptp(annealed.best_energy)),
         "mask_overlap": _overlap(annealed) if config.num_chains > 1 else None,
         "test_accuracy": on_test(mask, found),

@@ -38,6 +38,8 @@ from sa_jax.types import AnnealState, InputError
 # A run is cut into about this many chunks, each an entry of the trace, of at least so many steps.
 CHUNKS = 200
 LEAST_CHUNK_STEPS = 1_000
+# How often the energy is compared with its full evaluation, and how far it may be off, of 1 or of itself.
+DRIFTS_MEASURED, MOST_DRIFT = 5, 1e-3
 # In a run's folder, until it is done.
 CHECKPOINTS = "checkpoints"
 TRACED: tuple[str, ...] = ("step", "temperature", "energy", "best_energy", "acceptance")
@@ -384,7 +386,8 @@ def anneal_chains(
     schedule(problem, 0)
     compile_seconds = time.perf_counter() - wall_start
 
-    entries, previous = [], np.zeros(config.num_chains, np.int64)
+    full_energy = jax.jit(lambda p, positions: _full_energies(p, config.options, positions))
+    entries, previous, drifts = [], np.zeros(config.num_chains, np.int64), [math.nan]
     before, first = {"anneal": 0.0, "cpu": 0.0}, 0
 
     def annealed_so_far() -> Annealed:
@@ -401,6 +404,8 @@ def anneal_chains(
             start_energy,
             best_energy,
             previous,
+            np.asarray(states.num_not_finite)[: config.num_chains],
+            float(np.nanmax(drifts)) if len(drifts) > 1 else math.nan,
             num_samples,
             num_steps,
             trace,
@@ -417,7 +422,8 @@ def anneal_chains(
             settings = saving.settings | {"kept": kept, "chains vmapped together": batch_size}
             checkpoints = stack.enter_context(Checkpoints(saving.folder / str(kept), settings, on_message))
             if saved := checkpoints.newest():
-                first, before = saved.step, saved.seconds
+                first, before = saved.step, saved.figures
+                drifts += [before["drift"]] if "drift" in before else []
                 restore = jax.jit(checkpoint.restored, out_shardings=over_chains, donate_argnums=0)
                 # Chains beyond those that count fill the devices.
                 everyone = np.minimum(np.arange(chains), config.num_chains - 1)
@@ -450,8 +456,16 @@ def anneal_chains(
                     (done - first) / (time.perf_counter() - wall_start),
                 )
             )
-            # Where a refresh follows the chains need not be saved whole.
+            # Where a refresh follows the chains need not be saved whole, and their drift is at its greatest.
             at_refresh = done % refresh_steps == 0 or done == num_steps
+            if at_refresh and done * DRIFTS_MEASURED // num_steps > first_step * DRIFTS_MEASURED // num_steps:
+                energies = np.asarray(full_energy(problem, states.walk.position))[: config.num_chains]
+                drifts.append(float(np.abs(energies - energy).max()))
+                if drifts[-1] > MOST_DRIFT * max(1.0, float(np.abs(energies).max())):
+                    raise InputError(
+                        f"after {done:,} steps the energy is {drifts[-1]:.2g} off its full evaluation: not to be "
+                        "trusted; lower run.logit_scale or the weights, and please report this network"
+                    )
             if saving is None or checkpoints is None or not saving.every or not at_refresh:
                 continue
             stopped, is_last = saving.stop(), done == num_steps
@@ -463,8 +477,9 @@ def anneal_chains(
                 }
                 columns = (np.array(column) for column in zip(*entries, strict=True))
                 trace = dict(zip(TRACED, columns, strict=True))
-                seconds = {"anneal": so_far.anneal_seconds, "cpu": so_far.cpu_seconds}
-                checkpoints.save(Saved(done, kept_chains, trace, seconds))
+                figures = {"anneal": so_far.anneal_seconds, "cpu": so_far.cpu_seconds}
+                figures |= {"drift": so_far.max_drift} if len(drifts) > 1 else {}
+                checkpoints.save(Saved(done, kept_chains, trace, figures))
                 last_saved = time.monotonic()
                 if stopped and not is_last:
                     checkpoints.wait()
@@ -539,6 +554,11 @@ def _start(problem: Problem, options: pruning.Options, chains: int) -> AnnealSta
     landscape = pruning.make_landscape(problem, options)
     state = init(landscape, pruning.start_position(problem, options), problem.data)
     return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (chains, *leaf.shape)), state)
+
+
+def _full_energies(problem: Problem, options: pruning.Options, positions: Any) -> jax.Array:
+    landscape = pruning.make_landscape(problem, options)
+    return jax.lax.map(lambda position: landscape.init(position, problem.data).energy, positions)
 
 
 def _compile_chunk(problem, keys, states, options, num_steps, steps, mesh, batch_size):

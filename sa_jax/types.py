@@ -61,12 +61,15 @@ class AnnealState(NamedTuple):
       best: the position of the lowest energy so far.
       best_energy: its energy, float32 `[]`.
       num_accepted: accepted proposals so far, int32 `[]`.
+      num_not_finite: proposals so far whose energy was NaN or infinite; rejected, but for a fall from infinity;
+        int32 `[]`.
     """
 
     walk: Any
     best: PyTree
     best_energy: jax.Array
     num_accepted: jax.Array
+    num_not_finite: jax.Array
 
 
 class Trace(NamedTuple):
@@ -97,6 +100,7 @@ class AnnealResult(NamedTuple):
       final_energy: its energy, float32 `[]`.
       num_accepted: accepted proposals, int32 `[]`.
       trace: a `Trace`, or None when it was not asked for.
+      num_not_finite: see `AnnealState`, int32 `[]`.
     """
 
     best: PyTree
@@ -105,3 +109,4 @@ class AnnealResult(NamedTuple):
     final_energy: jax.Array
     num_accepted: jax.Array
     trace: Trace | None
+    num_not_finite: jax.Array | int = 0

@@ -92,6 +92,9 @@ def test_nan_energies_are_never_entered():
     landscape = from_energy(lambda x: jnp.where(x == 3, jnp.nan, WELLS[x]), ring_move)
     result = jax.jit(lambda k: anneal(k, landscape, jnp.int32(0), 10.0, 500, trace_every=1))(jax.random.key(0))
     assert np.isfinite(result.trace.energy).all() and int(result.num_accepted) > 100
+    assert 0 < int(result.num_not_finite) <= 500 - int(result.num_accepted)
+    together = jax.jit(lambda k: anneal(k, landscape, jnp.int32(0), 10.0, 500, together=3))(jax.random.key(0))
+    assert together.num_not_finite == result.num_not_finite
 
 
 def test_result_keeps_best_and_final_apart(rng_key):

@@ -18,6 +18,7 @@ from tests.conftest import refusal
 SMALL = RunConfig(
     hidden=(12, 8), weights="random", density=0.2, num_steps=3_000, num_samples=60, num_chains=3, move="informed"
 )
+# What a run that was stopped may say differently.
 SECONDS = {"steps_per_second", "proposals_per_second", "compile_seconds", "anneal_seconds", "cpu_seconds", "worth"}
 
 

@@ -135,7 +135,8 @@ class Checkpoints:
                     raise ValueError("its content has changed")
             except Exception as error:
                 self._tell(f"the checkpoint at step {step:,} is damaged ({_first_line(error)}) and left out")
-                shutil.rmtree(self._folder / str(step), ignore_errors=True)
+                if jax.process_index() == 0:
+                    shutil.rmtree(self._folder / str(step), ignore_errors=True)
                 self._manager.reload()
                 continue
             for name in [*self._settings, *about["settings"]]:

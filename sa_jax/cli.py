@@ -86,6 +86,9 @@ def main(argv: list[str] | None = None) -> int:
         )
         command.add_argument("--workdir", type=Path, metavar="DIR", help="where the results go; made if missing")
         command.add_argument("--dry_run", action="store_true", help="print the resolved settings and stop")
+    run.add_argument("--coordinator", metavar="HOST:PORT", help="of several processes: where the first listens")
+    run.add_argument("--num_processes", type=int, metavar="N", help="how many they are")
+    run.add_argument("--process_id", type=int, metavar="I", help="which one this is, from 0")
     run.add_argument("--overwrite", action="store_true", help="replace the results of an earlier run")
     comparing.add_argument("--jobs", type=int, metavar="N", help="processes, one core each; all cores")
     measuring = commands.add_parser("bench", help="measure proposals per second against two other forms")
@@ -128,7 +131,9 @@ def run_command(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.workdir is None:
         raise InputError("--workdir=DIR is missing: where the results go")
-    use_all_cores(config.num_chains)
+    several = join_processes(arguments)
+    if not several:
+        use_all_cores(config.num_chains)
     console = Console(stderr=True)
     columns = (
         TextColumn("{task.fields[steps]}"),
@@ -153,9 +158,48 @@ def run_command(arguments: argparse.Namespace) -> int:
             print(f"sa-jax: {message}", file=sys.stderr)
 
         with stopping(config.checkpoint_seconds > 0, tell) as stop:
-            result = runner.run(config, arguments.workdir, operative, arguments.overwrite, show, tell, stop)
-    print(summary(result, arguments.workdir))
+            try:
+                result = runner.run(config, arguments.workdir, operative, arguments.overwrite, show, tell, stop)
+            except (ValueError, RuntimeError) as error:
+                if not several or isinstance(error, InputError):
+                    raise
+                said = str(error).partition("\n")[0]
+                tell(f"another process of this run has ended ({said}); start all again, as many as you like")
+                sys.stderr.flush()
+                os._exit(RESUMABLE)  # JAX would wait for the others
+    if not several or jax.process_index() == 0:
+        print(summary(result, arguments.workdir))
     return 0
+
+
+def join_processes(arguments: argparse.Namespace) -> bool:
+    """Makes this one of several processes, as the arguments say or as JAX finds out by itself on a cluster.
+
+    Returns:
+      Whether there are several.
+
+    Raises:
+      InputError: arguments that do not go together, or processes that do not meet.
+    """
+    given = {name: getattr(arguments, name) for name in ("coordinator", "num_processes", "process_id")}
+    if all(value is None for value in given.values()):
+        on_cluster = "SLURM_JOB_ID" in os.environ and int(os.environ.get("SLURM_NTASKS", "1")) > 1
+        if on_cluster or len(os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1:
+            jax.distributed.initialize()
+            return True
+        return False
+    if missing := [f"--{name}" for name, value in given.items() if value is None]:
+        raise InputError(f"{missing[0]} is missing: --coordinator, --num_processes and --process_id go together")
+    if not 0 <= given["process_id"] < given["num_processes"]:
+        raise InputError(f"--process_id must be from 0 to {given['num_processes'] - 1}, not {given['process_id']}")
+    if not re.fullmatch(r"\S+:\d+", given["coordinator"]):
+        raise InputError(f"--coordinator must be HOST:PORT, such as 10.0.0.1:1234, not {given['coordinator']!r}")
+    try:
+        jax.distributed.initialize(*given.values())
+    except RuntimeError as error:
+        said = str(error).partition("\n")[0]
+        raise InputError(f"the processes did not meet at {given['coordinator']}: {said}") from None
+    return True
 
 
 @contextlib.contextmanager

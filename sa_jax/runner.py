@@ -115,7 +115,7 @@ def run(
         result of a run that was never stopped, bit for bit on the same platform.
 
     Returns:
-      What `result.json` holds.
+      What `result.json` holds; nothing in processes but the first, where there are several.
 
     Raises:
       InputError: bad data, weights or settings, or a workdir that cannot be used; nothing is written.
@@ -128,7 +128,7 @@ def run(
         pruning.check_samples(network, split.inputs, split.labels)
     made = workdirs.make(workdir)
     folder = workdir / CHECKPOINTS
-    if overwrite:
+    if overwrite and jax.process_index() == 0:
         shutil.rmtree(folder, ignore_errors=True)
     try:
         anneal = anneal_to_target if config.density is None else anneal_density
@@ -136,8 +136,11 @@ def run(
         try:
             annealed, search = anneal(config, dataset, network, on_progress, on_message, saving=saving)
         except Stopped as stopped:
-            _write_partial(config, dataset, network, names, stopped.annealed, workdir)
+            if jax.process_index() == 0:
+                _write_partial(config, dataset, network, names, stopped.annealed, workdir)
             raise
+        if jax.process_index() > 0:
+            return {}
         found = network_with(network, annealed.weights)
         result = evaluate(config, dataset, network, found, annealed, search)
 
@@ -327,20 +330,22 @@ def anneal_chains(
     mask: jax.Array | None = None,
     saving: Saving | None = None,
 ) -> Annealed:
-    """Anneals `config.num_chains` chains, spread over the local devices, in chunks.
+    """Anneals `config.num_chains` chains, spread over the devices of all processes, in chunks.
 
     Chain `i` draws from `fold_in(key, i)` alone: how many chains there are, and the cutting into chunks,
     change no bit of it. All begin with `mask`, flat, bool `[total]`, or where that is None as the options say.
     """
     cpu_start, wall_start = time.process_time(), time.perf_counter()
     num_samples, num_steps = config.sizes(kept, len(y))
-    devices = jax.local_devices()[: config.num_chains]
+    # Every process needs a part, if only of chains that fill the devices.
+    devices = jax.devices() if jax.process_count() > 1 else jax.devices()[: config.num_chains]
     mesh = jax.make_mesh((len(devices),), ("chains",), axis_types=(AxisType.Auto,), devices=devices)
     everywhere, over_chains = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("chains",)))
     per_device = -(-config.num_chains // len(devices))
     chains = per_device * len(devices)
     setup_key, chains_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 1))
-    keys = jax.device_put(jax.vmap(partial(jax.random.fold_in, chains_key))(jnp.arange(chains)), over_chains)
+    fold_in = jax.vmap(partial(jax.random.fold_in, chains_key))
+    keys = jax.jit(lambda: fold_in(jnp.arange(chains)), out_shardings=over_chains)()
 
     # All is compiled from shapes, so that a run which does not fit is refused before it takes that memory.
     samples = x.astype(np.float32), y.astype(np.int32)
@@ -361,10 +366,10 @@ def anneal_chains(
         for steps in {min(chunk, num_steps), num_steps % chunk} - {0}
     }
     on_cpu = devices[0].platform == "cpu"
-    copies = len(devices) if on_cpu else 1  # host devices share one memory, and each holds its own copy
+    copies = len(mesh.local_devices) if on_cpu else 1  # host devices share one memory, and each holds its own copy
     chunks = (start, *compiled.values())
     memory = max(program_bytes(prepare), *(copies * program_bytes(program) for program in chunks))
-    free = free_memory(devices[0])
+    free = free_memory(jax.local_devices()[0])
     needed, left = (f"{size / 1e6:,.1f} MB" for size in (memory, free or 0))
     if memory:
         on_message(f"needs {needed} of memory" + ("" if free is None else f"; {left} are free"))
@@ -377,9 +382,10 @@ def anneal_chains(
     for name in ("logit_scale", "temperature_start", "temperature_end"):
         if not np.isfinite(getattr(problem, name)):
             raise InputError(f"the weights and inputs give no finite {name}: are the weights far too large?")
-    problem = jax.device_put(problem, everywhere)
+    problem_here = jax.tree.map(np.asarray, problem)
+    problem = jax.device_put(problem_here, everywhere)
     states = start(problem)
-    start_energy = float(states.best_energy[0])
+    start_energy = float(_on_host(states.best_energy)[0])
     if not np.isfinite(start_energy):
         raise InputError("the initial mask has no finite energy: are the weights far too large?")
     schedule = jax.jit(lambda p, step: pruning.make_schedule(p, config.options, num_steps)(step))
@@ -394,17 +400,19 @@ def anneal_chains(
         step, temperature, *per_chain = (np.array(column) for column in zip(*entries, strict=True))
         trace = {"step": step, "temperature": temperature}
         trace |= dict(zip(("energy", "best_energy", "acceptance"), (c.T for c in per_chain), strict=True))
-        best_energy = np.asarray(states.best_energy)[: config.num_chains]
-        best_masks, best_weights = states.best if config.options.nudge_share else (states.best, None)
-        weights = None if best_weights is None else np.asarray(best_weights[int(best_energy.argmin())])
+        best_energy, best = (
+            jax.tree.map(lambda leaf: _on_host(leaf)[: config.num_chains], field)
+            for field in (states.best_energy, states.best)
+        )
+        best_masks, best_weights = best if config.options.nudge_share else (best, None)
         return Annealed(
-            np.asarray(best_masks)[: config.num_chains],
-            weights,
-            problem,
+            best_masks,
+            None if best_weights is None else best_weights[best_energy.argmin()],
+            problem_here,
             start_energy,
             best_energy,
             previous,
-            np.asarray(states.num_not_finite)[: config.num_chains],
+            _on_host(states.num_not_finite)[: config.num_chains],
             float(np.nanmax(drifts)) if len(drifts) > 1 else math.nan,
             num_samples,
             num_steps,
@@ -434,9 +442,9 @@ def anneal_chains(
         wall_start = time.perf_counter()
         for first_step in range(first, num_steps, chunk):
             steps = min(chunk, num_steps - first_step)
-            states = compiled[steps](problem, keys, states, jnp.int32(first_step))
+            states = compiled[steps](problem, keys, states, np.int32(first_step))
             energy, best_energy, accepted = (
-                np.asarray(field)[: config.num_chains]
+                _on_host(field)[: config.num_chains]
                 for field in (states.walk.energy, states.best_energy, states.num_accepted)
             )
             done = first_step + steps
@@ -459,7 +467,7 @@ def anneal_chains(
             # Where a refresh follows the chains need not be saved whole, and their drift is at its greatest.
             at_refresh = done % refresh_steps == 0 or done == num_steps
             if at_refresh and done * DRIFTS_MEASURED // num_steps > first_step * DRIFTS_MEASURED // num_steps:
-                energies = np.asarray(full_energy(problem, states.walk.position))[: config.num_chains]
+                energies = _on_host(full_energy(problem, states.walk.position))[: config.num_chains]
                 drifts.append(float(np.abs(energies - energy).max()))
                 if drifts[-1] > MOST_DRIFT * max(1.0, float(np.abs(energies).max())):
                     raise InputError(
@@ -468,12 +476,12 @@ def anneal_chains(
                     )
             if saving is None or checkpoints is None or not saving.every or not at_refresh:
                 continue
-            stopped, is_last = saving.stop(), done == num_steps
-            due = time.monotonic() - last_saved >= saving.every
+            is_last = done == num_steps
+            stopped, due = _agreed(saving.stop(), time.monotonic() - last_saved >= saving.every)
             if stopped or due or (is_last and config.density is None):
                 so_far = annealed_so_far()
                 kept_chains = {
-                    name: np.asarray(array)[: config.num_chains] for name, array in essence(states).items()
+                    name: _on_host(array)[: config.num_chains] for name, array in essence(states).items()
                 }
                 columns = (np.array(column) for column in zip(*entries, strict=True))
                 trace = dict(zip(TRACED, columns, strict=True))
@@ -556,6 +564,25 @@ def _start(problem: Problem, options: pruning.Options, chains: int) -> AnnealSta
     return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (chains, *leaf.shape)), state)
 
 
+def _on_host(array: jax.Array) -> np.ndarray:
+    """The whole of an array that may be spread over the devices of several processes, in each of them."""
+    if jax.process_count() > 1 and not array.is_fully_replicated:
+        from jax.experimental import multihost_utils
+
+        return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+    return np.asarray(array)
+
+
+def _agreed(stopped: bool, due: bool) -> tuple[bool, bool]:
+    """What all processes do: stop where one was asked to, save when the first thinks it is time."""
+    if jax.process_count() == 1:
+        return stopped, due
+    from jax.experimental import multihost_utils
+
+    wishes = multihost_utils.process_allgather(np.array([stopped, due]))
+    return bool(wishes[:, 0].any()), bool(wishes[0, 1])
+
+
 def _full_energies(problem: Problem, options: pruning.Options, positions: Any) -> jax.Array:
     landscape = pruning.make_landscape(problem, options)
     return jax.lax.map(lambda position: landscape.init(position, problem.data).energy, positions)
@@ -582,7 +609,7 @@ def _compile_chunk(problem, keys, states, options, num_steps, steps, mesh, batch
         check_vma=False,
     )
     jitted = jax.jit(sharded, donate_argnums=2)
-    return jitted.lower(problem, keys, states, jnp.int32(0)).compile()
+    return jitted.lower(problem, keys, states, np.int32(0)).compile()
 
 
 def load_network(config: RunConfig, dataset: data.Dataset) -> tuple[list[str], Network]:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import socket
 import subprocess
 import sys
 import time
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sa_jax import checkpoint, data, runner
+from sa_jax import checkpoint, cli, data, runner
 from sa_jax.settings import RunConfig
 from tests.conftest import refusal
 
@@ -45,9 +46,9 @@ def undisturbed(tmp_path_factory):
     return workdir
 
 
-def assert_same(one, other):
+def assert_same(one, other, but=()):
     results = [json.loads((workdir / "result.json").read_text()) for workdir in (one, other)]
-    for name in results[0].keys() - SECONDS:
+    for name in results[0].keys() - SECONDS - set(but):
         assert results[0][name] == results[1][name], name
     assert (one / "trace.csv").read_text() == (other / "trace.csv").read_text()
     for name in ("masks.npz", "weights.npz"):
@@ -160,8 +161,8 @@ def test_none_are_made_where_they_are_turned_off(tmp_path):
 
 def command(workdir, *bindings):
     words = ["run", "--gin_file=configs/digits.gin", f"--workdir={workdir}", "--gin_bindings=WEIGHTS='random'"]
-    words += ["--gin_bindings=NUM_STEPS=150_000", "--gin_bindings=NUM_SAMPLES=200", *bindings]
-    words += ["--gin_bindings=CHECKPOINT_SECONDS=0.2"]
+    words += ["--gin_bindings=NUM_STEPS=150_000", "--gin_bindings=NUM_SAMPLES=200"]
+    words += ["--gin_bindings=CHECKPOINT_SECONDS=0.2", *bindings]
     program = "import sys; from sa_jax.cli import main; sys.exit(main())"
     return subprocess.Popen([sys.executable, "-c", program, *words], stderr=subprocess.PIPE, text=True)
 
@@ -190,3 +191,46 @@ def test_killed_and_terminated_processes_go_on(tmp_path):
     with command(workdir) as process:
         assert process.wait() == 0, process.stderr.read()
     assert_same(tmp_path / "undisturbed", workdir)
+
+
+def commands(workdir, processes, *bindings):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = [f"--coordinator=127.0.0.1:{free.getsockname()[1]}", f"--num_processes={processes}"]
+    return [command(workdir, *bindings, *place, f"--process_id={i}") for i in range(processes)]
+
+
+def test_several_processes_find_what_one_does_and_end_when_one_dies(tmp_path):
+    bindings = ["--gin_bindings=NUM_CHAINS=3"]
+    with command(tmp_path / "one", *bindings) as process:
+        assert process.wait() == 0, process.stderr.read()
+    several = tmp_path / "several"
+    first, second = commands(several, 2, *bindings)
+    wait_for_checkpoint(first, several)
+    second.kill()
+    _, said = first.communicate()
+    assert first.returncode == 75 and "another process of this run has ended" in said, said
+    second.communicate()
+    started = commands(several, 2, *bindings)
+    said = [process.communicate()[1] for process in started]
+    assert [process.returncode for process in started] == [0, 0], said
+    assert all("going on from step" in one for one in said)
+    assert_same(tmp_path / "one", several, but=["devices", "memory_bytes"])
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["--coordinator=127.0.0.1:1"], ["--num_processes is missing"]),
+        (["--coordinator=x", "--num_processes=2", "--process_id=0"], ["--coordinator must be HOST:PORT"]),
+        (
+            ["--coordinator=x:1", "--num_processes=2", "--process_id=2"],
+            ["--process_id must be from 0 to 1"],
+        ),
+    ],
+)
+def test_processes_that_cannot_meet_are_refused(words, parts, tmp_path, capsys):
+    code = cli.main(["run", "--gin_file=configs/digits.gin", f"--workdir={tmp_path / 'run'}", *words])
+    assert code == 2 and not (tmp_path / "run").exists()
+    said = capsys.readouterr().err
+    assert all(part in said for part in parts)

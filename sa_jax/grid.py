@@ -4,7 +4,6 @@ import hashlib
 import importlib.metadata
 import itertools
 import json
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -14,7 +13,7 @@ from typing import Any, NamedTuple
 from sa_jax import baselines, data, masks
 from sa_jax.baselines import Effort
 from sa_jax.settings import RunConfig
-from sa_jax.types import InputError
+from sa_jax.types import InputError, is_number
 
 DENSE = "dense"
 # Baselines that evaluate masks, as many as annealing does.
@@ -76,7 +75,7 @@ class CompareConfig:
             if not isinstance(value, dict) or not value:
                 raise InputError(f"compare.{name} must be a dictionary with something in it, not {value!r}")
         for name, moments in self.datasets.items():
-            if not isinstance(moments, list | tuple) or len(moments) != 2 or not all(map(_is_number, moments)):
+            if not isinstance(moments, list | tuple) or len(moments) != 2 or not all(map(is_number, moments)):
                 raise InputError(f"compare.datasets: {name!r} must have [mean, std], not {moments!r}")
         for widths in self.hidden:
             if not isinstance(widths, list | tuple):
@@ -95,7 +94,7 @@ class CompareConfig:
             if method not in known:
                 raise InputError(f"compare.methods: {method!r} is none of {', '.join(known)}")
         baselines.check_effort(self.effort, "compare")
-        if not _is_number(self.tolerance) or not 0 <= self.tolerance < 1:
+        if not is_number(self.tolerance) or not 0 <= self.tolerance < 1:
             raise InputError(f"compare.tolerance must be a share in [0, 1), not {self.tolerance!r}")
         for density in self.densities:
             masks.num_kept(density, 2**62)
@@ -220,7 +219,3 @@ def _content(source: str) -> str | None:
         return path and hashlib.sha256(path.read_bytes()).hexdigest()
     except (InputError, OSError):  # said by whoever reads it
         return None
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

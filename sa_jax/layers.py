@@ -24,7 +24,7 @@ from sa_jax.baselines import layerwise
 from sa_jax.compare import table_csv
 from sa_jax.inputs import Moments
 from sa_jax.npz import npz_bytes, read_npz
-from sa_jax.types import InputError
+from sa_jax.types import InputError, is_number
 
 ALLOCATIONS = ("uniform", "by_error")
 FIELDS = (
@@ -98,8 +98,7 @@ class LayersConfig:
                 raise InputError(f"{name} must be a whole number of at least {least}, not {value!r}")
         for name in ("sweeps", "damping"):
             value = getattr(self, name)
-            is_number = isinstance(value, int | float) and not isinstance(value, bool) and np.isfinite(value)
-            if not is_number or value < 0 or (name == "sweeps" and value == 0):
+            if not is_number(value) or value < 0 or (name == "sweeps" and value == 0):
                 wanted = "above 0" if name == "sweeps" else "of at least 0"
                 raise InputError(f"{name} must be a number {wanted}, not {value!r}")
         for name in ("sequential", "refit"):

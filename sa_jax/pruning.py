@@ -16,7 +16,7 @@ from sa_jax.energies import Energy, cross_entropy, error_rate, kl_to_teacher
 from sa_jax.incremental import Weighted, full_mlp, masked_mlp
 from sa_jax.models import Network
 from sa_jax.moves import Swaps, informed_swap, nudge, saliency_swap, swap_within, uniform_swap
-from sa_jax.types import AnnealResult, InputError, Landscape, PyTree, Schedule
+from sa_jax.types import AnnealResult, InputError, Landscape, PyTree, Schedule, is_number
 
 ENERGIES = ("cross_entropy", "kl_to_teacher", "error_rate")
 MOVES = ("saliency", "informed", "uniform")
@@ -360,8 +360,7 @@ def check_options(options: Options) -> Options:
         zero_fits = name != "logit_scale" and options.schedule != "geometric"
         if value is None:
             continue
-        is_number = isinstance(value, int | float) and not isinstance(value, bool) and np.isfinite(value)
-        if not is_number or not (value > 0 or (value == 0 and zero_fits)):
+        if not is_number(value) or not (value > 0 or (value == 0 and zero_fits)):
             bound = "at least 0" if zero_fits else "above 0"
             raise InputError(f"{name} must be a finite number {bound}, or None to calibrate it, not {value!r}")
     return options

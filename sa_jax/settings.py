@@ -4,12 +4,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
-import numpy as np
-
 from sa_jax import baselines, masks, models, pruning
 from sa_jax.anneal import BLOCK_STEPS
 from sa_jax.pruning import Options
-from sa_jax.types import InputError
+from sa_jax.types import InputError, is_number
 
 # Steps are counted in int32.
 MOST_STEPS = 2**31 - BLOCK_STEPS
@@ -97,7 +95,7 @@ class RunConfig:
                 otherwise = ", or None to choose it" if chosen else ""
                 raise InputError(f"{name.upper()} must be a whole number of at least 1{otherwise}, not {value!r}")
         every = self.checkpoint_seconds
-        if not _is_number(every) or not 0 <= every < np.inf:
+        if not is_number(every) or every < 0:
             raise InputError(f"CHECKPOINT_SECONDS must be a number of at least 0, not {every!r}")
         if self.chain_batch is not None and (not _is_whole(self.chain_batch) or self.chain_batch < 1):
             raise InputError(
@@ -112,7 +110,7 @@ class RunConfig:
             raise InputError(f"HIDDEN must be a list of positive whole numbers such as [300, 100], not {widths!r}")
         for name in ("input_mean", "input_std", "pretrain_learning_rate"):
             value = getattr(self, name)
-            if not _is_number(value) or not np.isfinite(value):
+            if not is_number(value):
                 raise InputError(f"{name.upper()} must be a finite number, not {value!r}")
             if name != "input_mean" and value <= 0:
                 raise InputError(f"{name.upper()} must be above 0, not {value!r}")
@@ -125,14 +123,14 @@ class RunConfig:
         if self.density is not None:
             masks.num_kept(self.density, 2**62)  # the range; how many are kept is known with the network
         target = self.target_accuracy
-        if target is not None and (not _is_number(target) or not 0 < target <= 1):
+        if target is not None and (not is_number(target) or not 0 < target <= 1):
             raise InputError(f"target_accuracy must be a number in (0, 1], or None, not {target!r}")
         if target is not None and self.density is not None:
             raise InputError(
                 f"target_accuracy = {target} and DENSITY = {self.density} exclude each other: set DENSITY = None "
                 "to search for the density, or drop target_accuracy"
             )
-        if not _is_number(self.tolerance) or not 0 <= self.tolerance < 1:
+        if not is_number(self.tolerance) or not 0 <= self.tolerance < 1:
             raise InputError(f"tolerance must be a number from 0 to below 1, not {self.tolerance!r}")
         if self.start not in (allowed := [*pruning.STARTS, *self._found_first()]):
             raise InputError(f"start must be one of {', '.join(allowed)}, not {self.start!r}")
@@ -182,7 +180,3 @@ class RunConfig:
 
 def _is_whole(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> TypeGuard[int | float]:
-    return isinstance(value, int | float) and not isinstance(value, bool)

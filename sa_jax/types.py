@@ -1,7 +1,7 @@
 """The tuples and protocols that every module shares."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeGuard
 
 import jax
 
@@ -13,6 +13,16 @@ Masks = Mapping[str, jax.Array]
 
 class InputError(ValueError):
     """Bad input from a user. Its message is one line that names the fix."""
+
+
+def is_number(value: Any) -> TypeGuard[int | float]:
+    """Whether a setting is a finite number, of a size that a float holds.
+
+    >>> [is_number(value) for value in (1, 0.5, True, "1", float("nan"), 10**400)]
+    [True, True, False, False, False, False]
+    """
+    # Comparisons are exact for whole numbers of any size, and False for NaN.
+    return isinstance(value, int | float) and not isinstance(value, bool) and -1e300 < value < 1e300
 
 
 class Landscape(NamedTuple):

@@ -3,28 +3,41 @@
 python scripts/endure.py kills      # 100 times kill -9 in one run; 15 minutes
 python scripts/endure.py cost       # what checkpoints take of the time and of the disk; 8 minutes
 python scripts/endure.py soak       # half an hour at full load: memory, drift
+python scripts/endure.py fuzz       # 10,000 damaged files and settings: each read, or refused in one line
 """
 
 import argparse
+import dataclasses
 import filecmp
+import gzip
 import json
 import os
 import random
+import shutil
+import signal
 import statistics
+import struct
 import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
+import safetensors.numpy
 
-from sa_jax import bench
+from sa_jax import bench, checkpoint, cli, data, models
+from sa_jax.npz import npz_bytes
+from sa_jax.settings import RunConfig
+from sa_jax.types import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "scripts" / "results" / "endure.json"
 KILLS, ROUNDS = 100, 5
+FUZZED = {"data": 2_500, "weights": 2_500, "gin": 2_500, "settings": 2_300, "checkpoint": 200}
 
 
 def start(workdir: Path, config: str, **macros: Any) -> subprocess.Popen:
@@ -141,13 +154,125 @@ def soak(folder: Path, minutes: float = 30) -> dict[str, Any]:
     }
 
 
+def damaged(content: bytes, draw: random.Random) -> bytes:
+    """A file's content cut, with bytes changed, doubled, left out, or with digits made huge."""
+    changed, kind = bytearray(content), draw.randrange(5)
+    for _ in range(draw.choice((1, 1, 2, 8))):
+        at = draw.choice((draw.randrange(len(changed)), draw.randrange(min(len(changed), 200))))
+        if kind == 0:
+            del changed[max(at, 1) :]
+        elif kind == 1:
+            changed[at] = draw.randrange(256)
+        elif kind == 2:
+            changed[at:at] = changed[at : at + draw.randrange(1, 20)]
+        elif kind == 3:
+            del changed[at : at + draw.randrange(1, 20)]
+            changed = changed or bytearray(b" ")
+        else:
+            digits = [i for i, byte in enumerate(changed[:400]) if chr(byte).isdecimal()] or [at]
+            changed[draw.choice(digits)] = ord("9")
+    return bytes(changed)
+
+
+def fuzz(folder: Path) -> dict[str, Any]:
+    """Damaged inputs of each kind: how many were read and how many refused; all else is raised."""
+    rng = np.random.default_rng(0)
+    np.savez(folder / "data.npz", x=rng.random((40, 6), np.float32), y=rng.integers(0, 3, 40))
+    kernels = {f"layer{i}/kernel": rng.random(s, np.float32) for i, s in enumerate(((6, 4), (4, 3)))}
+    (folder / "weights.npz").write_bytes(npz_bytes(kernels))
+    safetensors.numpy.save_file(kernels, folder / "weights.safetensors")
+    for name, array in (("images", rng.integers(0, 255, (30, 4, 4))), ("labels", rng.integers(0, 9, 30))):
+        header = struct.pack(">HBB", 0, 8, array.ndim) + struct.pack(f">{array.ndim}I", *array.shape)
+        (folder / f"{name}.idx").write_bytes(header + array.astype(np.uint8).tobytes())
+        (folder / f"{name}.idx.gz").write_bytes(gzip.compress(header + array.astype(np.uint8).tobytes()))
+    chains = {"best": np.arange(50, dtype=np.uint8).reshape(2, 25)}
+    saved = checkpoint.Saved(100, chains, {"step": np.arange(3)}, {"cpu": 1.0})
+    with checkpoint.Checkpoints(folder / "run/checkpoints/7", {"seed": 0}, lambda message: None) as checkpoints:
+        checkpoints.save(saved)
+    gin_text = (ROOT / "configs/digits.gin").read_bytes()
+    odd = (
+        None,
+        True,
+        False,
+        -1,
+        0,
+        1,
+        3,
+        1.5,
+        float("nan"),
+        float("inf"),
+        "",
+        "x",
+        [],
+        [0],
+        [8, 4],
+        10**20,
+        {},
+        b"",
+    )
+    fields = [field.name for field in dataclasses.fields(RunConfig)]
+
+    def read(path: Path, content: bytes, by: Any) -> None:
+        path.write_bytes(content)
+        by(path)
+
+    def one(kind: str, draw: random.Random) -> None:
+        if kind == "data":
+            name = draw.choice(("data.npz", "images.idx", "labels.idx.gz"))
+            by = data.read_idx if "idx" in name else lambda path: data.load(str(path))
+            read(folder / f"damaged-{name}", damaged((folder / name).read_bytes(), draw), by)
+        elif kind == "weights":
+            name = draw.choice(("weights.npz", "weights.safetensors"))
+            by = lambda path: models.network_of(models.load_weights(path))  # noqa: E731
+            read(folder / f"damaged-{name}", damaged((folder / name).read_bytes(), draw), by)
+        elif kind == "gin":
+            by = lambda path: cli.load_config(str(path), [], cli.gin_run, cli.MACROS)  # noqa: E731
+            read(folder / "damaged.gin", damaged(gin_text, draw), by)
+        elif kind == "settings":
+            settings: dict[str, Any] = {draw.choice(fields): draw.choice(odd) for _ in range(draw.choice((1, 2)))}
+            RunConfig(**settings)
+        else:
+            shutil.rmtree(folder / "damaged", ignore_errors=True)
+            shutil.copytree(folder / "run", folder / "damaged")
+            paths = [path for path in (folder / "damaged").rglob("*") if path.is_file()]
+            path = draw.choice(sorted(path for path in paths if path.stat().st_size))
+            path.write_bytes(damaged(path.read_bytes(), draw))
+            place = folder / "damaged/checkpoints/7"
+            with checkpoint.Checkpoints(place, {"seed": 0}, lambda message: None) as checkpoints:
+                found = checkpoints.newest()
+            if found is None:
+                raise InputError("left out")
+            np.testing.assert_array_equal(found.chains["best"], chains["best"])
+
+    counts = {}
+    for kind, number in FUZZED.items():
+        refused = 0
+        for case in range(number):
+            signal.alarm(20)  # a hang ends with a trace
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("error")
+                    one(kind, random.Random(f"{kind} {case}"))
+            except InputError as error:
+                assert "\n" not in str(error), error
+                refused += 1
+            except BaseException:
+                print(f"{kind} case {case}", file=sys.stderr)
+                raise
+        signal.alarm(0)
+        counts[kind] = {"read": number - refused, "refused": refused}
+        print(kind, counts[kind], flush=True)
+    return counts
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["kills", "cost", "soak"])
+    parser.add_argument("what", choices=["kills", "cost", "soak", "fuzz"])
     what = parser.parse_args().what
     with tempfile.TemporaryDirectory() as folder:
-        found = {"kills": kills, "cost": cost, "soak": soak}[what](Path(folder)) | {"machine": bench.machine()}
+        measure = {"kills": kills, "cost": cost, "soak": soak, "fuzz": fuzz}[what]
+        found = measure(Path(folder)) | {"machine": bench.machine()}
     before = json.loads(RESULT.read_text()) if RESULT.exists() else {}
     RESULT.write_text(json.dumps(before | {what: found}, indent=1) + "\n")
     print(json.dumps(found, indent=1))

@@ -56,7 +56,7 @@ class Replicas(NamedTuple):
     """All replicas between two blocks of steps; a replica keeps its state and changes its rung.
 
     Attributes:
-      chains: an `AnnealState` with leading axis `[rungs]`.
+      chains: an `AnnealState` with leading axis `[rungs]`, or of those of one device.
       rung: where each replica is, int32 `[rungs]`.
       log_temperatures: of each rung, float32 `[rungs]`.
       tried: exchanges tried between each rung and the next since the ladder was fixed, int32 `[rungs - 1]`.
@@ -86,6 +86,7 @@ def temper(
     data: tuple = (),
     adapt_steps: int = 0,
     chain_batch: int | None = None,
+    axis_name: str | None = None,
 ) -> TemperResult:
     """Replica exchange: one chain at each temperature, and neighbours that exchange their temperatures. Pure.
 
@@ -103,13 +104,15 @@ def temper(
       adapt_steps: of these, so many during which all temperatures but the first move until neighbours exchange
         a share `EXCHANGE_SHARE` of the times; static. Afterwards the ladder is fixed.
       chain_batch: replicas vmapped together, 1 on a CPU; None for all. Static.
+      axis_name: inside `shard_map`, the axis of the mesh over which the replicas are spread, on any number of
+        devices and processes; energies alone are exchanged, once per block. Needs `check_vma=False`. Static.
 
     Returns:
-      A `TemperResult`.
+      A `TemperResult`, on every device the same.
 
     Raises:
-      InputError: fewer than two temperatures, temperatures that do not rise or are not above 0, or more
-        `adapt_steps` than steps.
+      InputError: fewer than two temperatures, temperatures that do not rise, are not above 0, or do not divide
+        over the devices, or more `adapt_steps` than steps.
 
     >>> import jax, jax.numpy as jnp
     >>> from sa_jax import from_energy
@@ -132,11 +135,22 @@ def temper(
         raise InputError(f"adapt_steps must be from 0 to num_steps, {num_steps}, not {adapt_steps}")
     rungs, data = temperatures.size, as_arrays(data)
     chains_key, exchange_key = jax.random.split(rng_key)
-    keys = jax.vmap(partial(jax.random.fold_in, chains_key))(jnp.arange(rungs))
+    devices = 1 if axis_name is None else jax.lax.axis_size(axis_name)
+    if rungs % devices:
+        raise InputError(f"{rungs} temperatures do not divide over {devices} devices")
+    here = jnp.arange(rungs // devices)
+    if axis_name is not None:
+        here += jax.lax.axis_index(axis_name) * here.size
+
+    def everywhere(tree):
+        """All replicas' values, from those of this device."""
+        return tree if axis_name is None else jax.lax.all_gather(tree, axis_name, tiled=True)
+
+    keys = jax.vmap(partial(jax.random.fold_in, chains_key))(here)
     start = init(landscape, position, data)
     none = jnp.zeros(rungs, jnp.int32)
     replicas = Replicas(
-        jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (rungs, *leaf.shape)), start),
+        jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (here.size, *leaf.shape)), start),
         jnp.arange(rungs, dtype=jnp.int32),
         jnp.log(temperatures),
         none[1:],
@@ -153,9 +167,10 @@ def temper(
             key, state, temperature = chain
             return run(key, landscape, state, constant(temperature), number * BLOCK_STEPS, BLOCK_STEPS, data)[0]
 
-        own = jnp.exp(replicas.log_temperatures)[replicas.rung]
+        own = jnp.exp(replicas.log_temperatures)[replicas.rung[here]]
         chains = _map(walk, (keys, replicas.chains, own), chain_batch)
-        replicas = _exchange(jax.random.fold_in(exchange_key, number), replicas._replace(chains=chains), number)
+        replicas, energies = replicas._replace(chains=chains), everywhere(chains.walk.energy)
+        replicas = _exchange(jax.random.fold_in(exchange_key, number), replicas, energies, number)
         # Every other pair is tried in a block, all in two.
         adapts = (number < adapted_blocks) & (number % 2 == 1)
         rate = FIRST_ADAPTATION / (1 + number // 8)
@@ -170,16 +185,18 @@ def temper(
 
     replicas, _ = jax.lax.scan(block, replicas, jnp.arange(-(-num_steps // BLOCK_STEPS), dtype=jnp.int32))
     chains = replicas.chains
-    winner = chains.best_energy.argmin()
+    found = chains.best, chains.best_energy, chains.walk.position, chains.walk.energy, chains.num_accepted
+    best, best_energy, final, final_energy, num_accepted = everywhere(found)
+    winner = best_energy.argmin()
     at = jnp.argsort(replicas.rung)
     return TemperResult(
-        jax.tree.map(lambda leaf: leaf[winner], chains.best),
-        chains.best_energy[winner],
-        jax.tree.map(lambda leaf: leaf[at], chains.walk.position),
-        chains.walk.energy[at],
+        jax.tree.map(lambda leaf: leaf[winner], best),
+        best_energy[winner],
+        jax.tree.map(lambda leaf: leaf[at], final),
+        final_energy[at],
         jnp.exp(replicas.log_temperatures),
         jnp.where(replicas.tried > 0, replicas.exchanged / replicas.tried, jnp.nan),
-        chains.num_accepted,
+        num_accepted,
         replicas.round_trips,
     )
 
@@ -300,10 +317,10 @@ def population_anneal(
     )
 
 
-def _exchange(rng_key: jax.Array, replicas: Replicas, number: jax.Array) -> Replicas:
+def _exchange(rng_key: jax.Array, replicas: Replicas, energies: jax.Array, number: jax.Array) -> Replicas:
     rungs = replicas.rung.size
     at = jnp.argsort(replicas.rung)
-    energy = replicas.chains.walk.energy[at]
+    energy = energies[at]
     inverse = jnp.exp(-replicas.log_temperatures)
     log_ratio = (inverse[:-1] - inverse[1:]) * (energy[:-1] - energy[1:])
     tried = jnp.arange(rungs - 1) % 2 == number % 2

@@ -1,15 +1,24 @@
 """Replica exchange and population annealing sample the Boltzmann distribution, and help."""
 
+import os
+import socket
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
 
 from sa_jax import InputError, anneal, from_energy, geometric, linear
 from sa_jax.schedules import constant
 from sa_jax.tempering import EXCHANGE_SHARE, population_anneal, temper
 
 WELLS = jnp.array([0.3, 0.0, 0.9, 0.5, 1.4, 0.2])
+LADDER = jnp.array([0.25, 0.5, 1.5, 4.0])
 LIMIT = 20.5  # the 99.9 % quantile of chi-square for 5 degrees of freedom
 
 
@@ -40,14 +49,13 @@ ring = from_energy(lambda x: WELLS[x], ring_move)
 @pytest.mark.parametrize("chain_batch", [None, 1])
 def test_every_rung_samples_its_boltzmann_distribution(num_steps, chain_batch):
     """Seen right after exchanges, so that a wrong one shows; of either half of the pairs."""
-    ladder = jnp.array([0.25, 0.5, 1.5, 4.0])
 
     def sample(key):
-        result = temper(key, ring, jnp.int32(0), ladder, num_steps, chain_batch=chain_batch)
+        result = temper(key, ring, jnp.int32(0), LADDER, num_steps, chain_batch=chain_batch)
         return result.final, result.exchange_share
 
     final, shares = jax.jit(jax.vmap(sample))(jax.random.split(jax.random.key(0), 4_000))
-    for rung, temperature in enumerate(ladder.tolist()):
+    for rung, temperature in enumerate(LADDER.tolist()):
         assert chi_square(final[:, rung], temperature) < LIMIT
     assert ((shares.mean(0) > 0.2) & (shares.mean(0) < 0.99)).all()
 
@@ -137,6 +145,68 @@ def test_a_population_outlives_a_schedule_that_ends_at_zero():
     start = jnp.arange(12) % 6
     result = population_anneal(jax.random.key(0), ring, start, linear(1.0, 0.0, 100), 100)
     np.testing.assert_array_equal(result.family, jnp.arange(12))
+
+
+def test_replicas_spread_over_devices_exchange_as_on_one():
+    mesh = jax.make_mesh((2,), ("replicas",), axis_types=(jax.sharding.AxisType.Auto,))
+    ladder, nowhere = jnp.geomspace(0.1, 10.0, 8), jax.sharding.PartitionSpec()
+
+    def spread(key):
+        return temper(key, from_energy(rugged, hop), 0.0, ladder, 3_000, adapt_steps=1_000, axis_name="replicas")
+
+    sharded = jax.jit(jax.shard_map(spread, mesh=mesh, in_specs=nowhere, out_specs=nowhere, check_vma=False))
+    alone = temper(jax.random.key(5), from_energy(rugged, hop), 0.0, ladder, 3_000, adapt_steps=1_000)
+    for one, other in zip(sharded(jax.random.key(5)), alone, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5)
+    assert alone.exchange_share.min() > 0.05
+    with pytest.raises(InputError, match="7 temperatures do not divide over 2 devices"):
+        jax.shard_map(
+            lambda key: temper(key, ring, 0, ladder[:7], 100, axis_name="replicas"),
+            mesh=mesh,
+            in_specs=nowhere,
+            out_specs=nowhere,
+        )(jax.random.key(0))
+
+
+PROCESS = """
+import sys
+import jax
+import numpy as np
+jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
+from tests.test_tempering import sample_spread
+final = sample_spread(2_000)
+if jax.process_index() == 0:
+    np.save(sys.argv[3], final)
+"""
+
+
+def sample_spread(chains):
+    """The last positions of many tempered walks whose replicas are spread over all devices, `[chains, rungs]`."""
+    mesh = jax.make_mesh((2,), ("replicas",), axis_types=(jax.sharding.AxisType.Auto,))
+    nowhere = jax.sharding.PartitionSpec()
+
+    def sample(keys):
+        one = partial(temper, landscape=ring, position=jnp.int32(0), temperatures=LADDER, num_steps=1_000)
+        return jax.vmap(lambda key: one(key, axis_name="replicas").final)(keys)
+
+    spread = jax.shard_map(sample, mesh=mesh, in_specs=nowhere, out_specs=nowhere, check_vma=False)
+    keys = jax.jit(lambda: jax.random.split(jax.random.key(0), chains), out_shardings=NamedSharding(mesh, nowhere))
+    return np.asarray(jax.jit(spread)(keys()))
+
+
+def test_replicas_spread_over_processes_sample_the_boltzmann_distribution(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = f"127.0.0.1:{free.getsockname()[1]}"
+    words = [[sys.executable, "-c", PROCESS, place, str(number), tmp_path / "final.npy"] for number in (0, 1)]
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    processes = [subprocess.Popen(one, env=environment, stderr=subprocess.PIPE, text=True) for one in words]
+    said = [process.communicate()[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    final = np.load(tmp_path / "final.npy")
+    for rung, temperature in enumerate(LADDER.tolist()):
+        assert chi_square(final[:, rung], temperature) < LIMIT
+    np.testing.assert_array_equal(final, sample_spread(2_000))
 
 
 def test_many_chains_fit_inside_shard_map():

@@ -319,23 +319,52 @@ def fewest_branches(passes: Callable[[int], bool], total: int, dense_passes: boo
     return passing if passing < total else None
 
 
-def anneal_chains(
+class Ready(NamedTuple):
+    """Chains before their first step, and the programs that move them.
+
+    Attributes:
+      problem: what is annealed, on the devices.
+      states: an `AnnealState`, leading axis `[chains]`; more chains than are wanted where they fill the devices.
+      keys: one of each chain, `[chains]`.
+      over_chains: how arrays of all chains are spread.
+      compiled: `(problem, keys, states, first step) -> states`, by the number of steps.
+      chunk: steps of all of them but the last.
+      refresh_steps: see `Landscape`.
+      num_samples: in the energy.
+      num_steps: of each chain.
+      chain_batch: chains vmapped together.
+      start_energy: of the initial mask.
+      memory_bytes: see `Annealed`.
+    """
+
+    problem: Problem
+    states: AnnealState
+    keys: jax.Array
+    over_chains: NamedSharding
+    compiled: dict[int, Any]
+    chunk: int
+    refresh_steps: int
+    num_samples: int
+    num_steps: int
+    chain_batch: int
+    start_energy: float
+    memory_bytes: int
+
+
+def make_ready(
     config: RunConfig,
     network: Network,
     x: np.ndarray,
     y: np.ndarray,
     kept: int,
-    on_progress: Callable[[Progress], None],
-    on_message: Callable[[str], None] = lambda message: None,
-    mask: jax.Array | None = None,
-    saving: Saving | None = None,
-) -> Annealed:
-    """Anneals `config.num_chains` chains, spread over the devices of all processes, in chunks.
+    on_message: Callable[[str], None],
+    mask: jax.Array | None,
+) -> Ready:
+    """Compiles what moves the chains of `anneal_chains`, and puts them at their start.
 
-    Chain `i` draws from `fold_in(key, i)` alone: how many chains there are, and the cutting into chunks,
-    change no bit of it. All begin with `mask`, flat, bool `[total]`, or where that is None as the options say.
+    Raises:
+      InputError: the run does not fit into memory, or has no finite energy to begin with.
     """
-    cpu_start, wall_start = time.process_time(), time.perf_counter()
     num_samples, num_steps = config.sizes(kept, len(y))
     # Every process needs a part, if only of chains that fill the devices.
     devices = jax.devices() if jax.process_count() > 1 else jax.devices()[: config.num_chains]
@@ -356,7 +385,6 @@ def anneal_chains(
     start = jax.jit(_start, static_argnums=(1, 2), out_shardings=over_chains)
     start = start.lower(problem, config.options, chains)
     states = _shapes(start.out_info, over_chains)
-    essence = jax.jit(checkpoint.essence)
     batch_size = min(config.chain_batch or default_chain_batch(devices[0].platform, per_device), per_device)
     refresh_steps = pruning.refresh_steps(network, config.options)
     chunk = chunk_steps(num_steps, refresh_steps)
@@ -382,117 +410,153 @@ def anneal_chains(
     for name in ("logit_scale", "temperature_start", "temperature_end"):
         if not np.isfinite(getattr(problem, name)):
             raise InputError(f"the weights and inputs give no finite {name}: are the weights far too large?")
-    problem_here = jax.tree.map(np.asarray, problem)
-    problem = jax.device_put(problem_here, everywhere)
+    problem = jax.device_put(jax.tree.map(np.asarray, problem), everywhere)
     states = start(problem)
     start_energy = float(_on_host(states.best_energy)[0])
     if not np.isfinite(start_energy):
         raise InputError("the initial mask has no finite energy: are the weights far too large?")
+    sizes = num_samples, num_steps, batch_size, start_energy, memory
+    return Ready(problem, states, keys, over_chains, compiled, chunk, refresh_steps, *sizes)
+
+
+class Course(NamedTuple):
+    """What was met on the way, up to a step.
+
+    Attributes:
+      entries: after each chunk the step, the temperature, and `[chains]` energies, lowest energies, acceptances.
+      drifts: differences met between energies and their full evaluations.
+      seconds: 'anneal' and 'cpu', of the run before it was stopped.
+    """
+
+    entries: list[tuple[Any, ...]]
+    drifts: list[float]
+    seconds: dict[str, float]
+
+    @property
+    def trace(self) -> dict[str, np.ndarray]:
+        """The entries as arrays, `[entries]` or `[entries, chains]`."""
+        columns = (np.array(column) for column in zip(*self.entries, strict=True))
+        return dict(zip(TRACED, columns, strict=True))
+
+
+def anneal_chains(
+    config: RunConfig,
+    network: Network,
+    x: np.ndarray,
+    y: np.ndarray,
+    kept: int,
+    on_progress: Callable[[Progress], None],
+    on_message: Callable[[str], None] = lambda message: None,
+    mask: jax.Array | None = None,
+    saving: Saving | None = None,
+) -> Annealed:
+    """Anneals `config.num_chains` chains, spread over the devices of all processes, in chunks.
+
+    Chain `i` draws from `fold_in(key, i)` alone: how many chains there are, and the cutting into chunks,
+    change no bit of it. All begin with `mask`, flat, bool `[total]`, or where that is None as the options say.
+    """
+    cpu_start, wall_start = time.process_time(), time.perf_counter()
+    ready = make_ready(config, network, x, y, kept, on_message, mask)
+    problem, states, num_steps = ready.problem, ready.states, ready.num_steps
     schedule = jax.jit(lambda p, step: pruning.make_schedule(p, config.options, num_steps)(step))
     schedule(problem, 0)
+    full_energies = jax.jit(partial(_full_energies, config.options))
     compile_seconds = time.perf_counter() - wall_start
 
-    full_energy = jax.jit(lambda p, positions: _full_energies(p, config.options, positions))
-    entries, previous, drifts = [], np.zeros(config.num_chains, np.int64), [math.nan]
-    before, first = {"anneal": 0.0, "cpu": 0.0}, 0
+    def of_chains(tree):
+        return jax.tree.map(lambda leaf: _on_host(leaf)[: config.num_chains], tree)
 
     def annealed_so_far() -> Annealed:
-        step, temperature, *per_chain = (np.array(column) for column in zip(*entries, strict=True))
-        trace = {"step": step, "temperature": temperature}
-        trace |= dict(zip(("energy", "best_energy", "acceptance"), (c.T for c in per_chain), strict=True))
-        best_energy, best = (
-            jax.tree.map(lambda leaf: _on_host(leaf)[: config.num_chains], field)
-            for field in (states.best_energy, states.best)
-        )
+        trace = {name: values.T for name, values in course.trace.items()}
+        best, best_energy = of_chains((states.best, states.best_energy))
         best_masks, best_weights = best if config.options.nudge_share else (best, None)
         return Annealed(
             best_masks,
             None if best_weights is None else best_weights[best_energy.argmin()],
-            problem_here,
-            start_energy,
+            jax.tree.map(np.asarray, problem),
+            ready.start_energy,
             best_energy,
             previous,
-            _on_host(states.num_not_finite)[: config.num_chains],
-            float(np.nanmax(drifts)) if len(drifts) > 1 else math.nan,
-            num_samples,
+            of_chains(states.num_not_finite),
+            max(course.drifts, default=math.nan),
+            ready.num_samples,
             num_steps,
             trace,
-            memory,
-            batch_size,
+            ready.memory_bytes,
+            ready.chain_batch,
             compile_seconds,
-            before["anneal"] + time.perf_counter() - wall_start,
-            before["cpu"] + time.process_time() - cpu_start,
+            course.seconds["anneal"] + time.perf_counter() - wall_start,
+            course.seconds["cpu"] + time.process_time() - cpu_start,
         )
 
     with contextlib.ExitStack() as stack:
-        checkpoints, last_saved = None, time.monotonic()
+        course, previous = Course([], [], {"anneal": 0.0, "cpu": 0.0}), np.zeros(config.num_chains, np.int64)
+        checkpoints, first, last_saved = None, 0, time.monotonic()
         if saving is not None:
-            settings = saving.settings | {"kept": kept, "chains vmapped together": batch_size}
+            settings = saving.settings | {"kept": kept, "chains vmapped together": ready.chain_batch}
             checkpoints = stack.enter_context(Checkpoints(saving.folder / str(kept), settings, on_message))
             if saved := checkpoints.newest():
-                first, before = saved.step, saved.figures
-                drifts += [before["drift"]] if "drift" in before else []
-                restore = jax.jit(checkpoint.restored, out_shardings=over_chains, donate_argnums=0)
-                # Chains beyond those that count fill the devices.
-                everyone = np.minimum(np.arange(chains), config.num_chains - 1)
-                states = restore(states, {name: array[everyone] for name, array in saved.chains.items()})
-                previous = saved.chains["num_accepted"]
-                entries = list(zip(*(saved.trace[name] for name in TRACED), strict=True))
-                on_message(f"going on from step {first:,} of {num_steps:,}")
+                on_message(f"going on from step {saved.step:,} of {num_steps:,}")
+                states, course = _gone_on(ready, saved)
+                first, previous = saved.step, saved.chains["num_accepted"]
         wall_start = time.perf_counter()
-        for first_step in range(first, num_steps, chunk):
-            steps = min(chunk, num_steps - first_step)
-            states = compiled[steps](problem, keys, states, np.int32(first_step))
-            energy, best_energy, accepted = (
-                _on_host(field)[: config.num_chains]
-                for field in (states.walk.energy, states.best_energy, states.num_accepted)
-            )
+        for first_step in range(first, num_steps, ready.chunk):
+            steps = min(ready.chunk, num_steps - first_step)
+            states = ready.compiled[steps](problem, ready.keys, states, np.int32(first_step))
+            walked = states.walk.energy, states.best_energy, states.num_accepted
+            energy, best_energy, accepted = of_chains(walked)
             done = first_step + steps
             temperature = float(schedule(problem, done - 1))
             acceptance = (accepted - previous) / steps
             previous = accepted
-            entries.append((done, temperature, energy, best_energy, acceptance))
+            course.entries.append((done, temperature, energy, best_energy, acceptance))
             leader = int(best_energy.argmin())
-            on_progress(
-                Progress(
-                    done,
-                    num_steps,
-                    temperature,
-                    float(energy[leader]),
-                    float(best_energy[leader]),
-                    float(acceptance[leader]),
-                    (done - first) / (time.perf_counter() - wall_start),
-                )
-            )
+            now, lowest, share = (float(values[leader]) for values in (energy, best_energy, acceptance))
+            rate = (done - first) / (time.perf_counter() - wall_start)
+            on_progress(Progress(done, num_steps, temperature, now, lowest, share, rate))
             # Where a refresh follows the chains need not be saved whole, and their drift is at its greatest.
-            at_refresh = done % refresh_steps == 0 or done == num_steps
+            at_refresh = done % ready.refresh_steps == 0 or done == num_steps
             if at_refresh and done * DRIFTS_MEASURED // num_steps > first_step * DRIFTS_MEASURED // num_steps:
-                energies = _on_host(full_energy(problem, states.walk.position))[: config.num_chains]
-                drifts.append(float(np.abs(energies - energy).max()))
-                if drifts[-1] > MOST_DRIFT * max(1.0, float(np.abs(energies).max())):
-                    raise InputError(
-                        f"after {done:,} steps the energy is {drifts[-1]:.2g} off its full evaluation: not to be "
-                        "trusted; lower run.logit_scale or the weights, and please report this network"
-                    )
+                whole = of_chains(full_energies(problem, states.walk.position))
+                course.drifts.append(_checked_drift(done, energy, whole))
             if saving is None or checkpoints is None or not saving.every or not at_refresh:
                 continue
             is_last = done == num_steps
             stopped, due = _agreed(saving.stop(), time.monotonic() - last_saved >= saving.every)
             if stopped or due or (is_last and config.density is None):
                 so_far = annealed_so_far()
-                kept_chains = {
-                    name: _on_host(array)[: config.num_chains] for name, array in essence(states).items()
-                }
-                columns = (np.array(column) for column in zip(*entries, strict=True))
-                trace = dict(zip(TRACED, columns, strict=True))
-                figures = {"anneal": so_far.anneal_seconds, "cpu": so_far.cpu_seconds}
-                figures |= {"drift": so_far.max_drift} if len(drifts) > 1 else {}
-                checkpoints.save(Saved(done, kept_chains, trace, figures))
+                numbers = {"anneal": so_far.anneal_seconds, "cpu": so_far.cpu_seconds}
+                numbers |= {"drift": so_far.max_drift} if course.drifts else {}
+                essence = of_chains(jax.jit(checkpoint.essence)(states))
+                checkpoints.save(Saved(done, essence, course.trace, numbers))
                 last_saved = time.monotonic()
                 if stopped and not is_last:
                     checkpoints.wait()
                     raise Stopped(done, num_steps, so_far)
     return annealed_so_far()
+
+
+def _gone_on(ready: Ready, saved: Saved) -> tuple[AnnealState, Course]:
+    """The chains of a checkpoint, and what they had met."""
+    restore = jax.jit(checkpoint.restored, out_shardings=ready.over_chains, donate_argnums=0)
+    wanted = len(saved.chains["num_accepted"])
+    # Chains beyond those that count fill the devices.
+    everyone = np.minimum(np.arange(len(ready.keys)), wanted - 1)
+    states = restore(ready.states, {name: array[everyone] for name, array in saved.chains.items()})
+    entries = list(zip(*(saved.trace[name] for name in TRACED), strict=True))
+    return states, Course(
+        entries, [saved.figures[name] for name in ("drift",) if name in saved.figures], saved.figures
+    )
+
+
+def _checked_drift(step: int, energies: np.ndarray, whole: np.ndarray) -> float:
+    drift = float(np.abs(whole - energies).max())
+    if drift > MOST_DRIFT * max(1.0, float(np.abs(whole).max())):
+        raise InputError(
+            f"after {step:,} steps the energy is {drift:.2g} off its full evaluation: not to be trusted; lower "
+            "run.logit_scale or the weights, and please report this network"
+        )
+    return drift
 
 
 def chunk_steps(num_steps: int, refresh_steps: int) -> int:
@@ -583,7 +647,7 @@ def _agreed(stopped: bool, due: bool) -> tuple[bool, bool]:
     return bool(wishes[:, 0].any()), bool(wishes[0, 1])
 
 
-def _full_energies(problem: Problem, options: pruning.Options, positions: Any) -> jax.Array:
+def _full_energies(options: pruning.Options, problem: Problem, positions: Any) -> jax.Array:
     landscape = pruning.make_landscape(problem, options)
     return jax.lax.map(lambda position: landscape.init(position, problem.data).energy, positions)
 

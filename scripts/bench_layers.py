@@ -53,8 +53,8 @@ def synthesize(rows: int, inputs: int) -> tuple[jax.Array, jax.Array]:
 def flips(weight: np.ndarray, gram: np.ndarray) -> Any:
     """A function that anneals one row by dwave-samplers; None where that is missing."""
     try:
-        import dimod
-        from dwave.samplers import SimulatedAnnealingSampler
+        import dimod  # pyright: ignore[reportMissingImports]
+        from dwave.samplers import SimulatedAnnealingSampler  # pyright: ignore[reportMissingImports]
     except ImportError:
         return None
     # The error of pruning variables that are 1: a quadratic form of the row's weights.

@@ -14,7 +14,7 @@ COLAB = Path(__file__).resolve().parents[1] / "colab"
 def main() -> None:
     """The command line."""
     import jupytext
-    import nbclient
+    import nbclient  # pyright: ignore[reportMissingImports]
 
     for source in sorted(COLAB.glob(f"{''.join(sys.argv[1:2])}*.py")):
         notebook = jupytext.read(source)

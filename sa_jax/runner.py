@@ -58,12 +58,14 @@ class Saving(NamedTuple):
       every: seconds between them; 0 for none.
       settings: all that a result depends on.
       stop: whether the run is to be saved and end.
+      probes: whether these chains are one of several probes of a search, each saved after its last step too.
     """
 
     folder: Path
     every: float
     settings: dict[str, Any]
     stop: Callable[[], bool]
+    probes: bool = False
 
 
 class Stopped(Exception):
@@ -270,7 +272,7 @@ def anneal_to_target(
             network,
             lambda progress: on_progress(progress._replace(probe=number, density=density)),
             (lambda message: None) if tried else on_message,
-            saving=saving,
+            saving=None if saving is None else saving._replace(probes=True),
         )
         reached = on_validation(network_with(network, annealed.weights), annealed.mask)
         probe = Probe(density, kept, reached, *(getattr(annealed, name) for name in SECONDS))
@@ -521,16 +523,16 @@ def anneal_chains(
                 course.drifts.append(_checked_drift(done, energy, whole))
             if saving is None or checkpoints is None or not saving.every or not at_refresh:
                 continue
-            is_last = done == num_steps
+            ends = done == num_steps and not saving.probes
             stopped, due = _agreed(saving.stop(), time.monotonic() - last_saved >= saving.every)
-            if stopped or due or (is_last and config.density is None):
+            if (stopped or due or done == num_steps) and not ends:
                 so_far = annealed_so_far()
                 numbers = {"anneal": so_far.anneal_seconds, "cpu": so_far.cpu_seconds}
                 numbers |= {"drift": so_far.max_drift} if course.drifts else {}
                 essence = of_chains(jax.jit(checkpoint.essence)(states))
                 checkpoints.save(Saved(done, essence, course.trace, numbers))
                 last_saved = time.monotonic()
-                if stopped and not is_last:
+                if stopped:
                     checkpoints.wait()
                     raise Stopped(done, num_steps, so_far)
     return annealed_so_far()

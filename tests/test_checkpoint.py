@@ -60,7 +60,7 @@ def assert_same(one, other, but=()):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"hidden": (10, 8, 6, 6), "move": "saliency", "num_steps": 30_000},
+        {"hidden": (8, 6, 6), "move": "saliency", "num_steps": 30_000},
         {"move": "uniform", "num_steps": 30_000, "schedule": "cosine"},
         {"nudge_share": 0.5, "num_steps": 4_000},
     ],
@@ -101,13 +101,14 @@ def test_a_run_that_is_stopped_ends_as_one_that_is_not(undisturbed, tmp_path):
 
 
 def test_a_search_for_the_density_goes_on_with_the_probe_it_was_at(tmp_path):
-    config = dataclasses.replace(SMALL, density=None, target_accuracy=0.3, num_steps=2_000, hidden=(12,))
-    run(config, tmp_path / "undisturbed")
-    stop(config, tmp_path / "stopped", chunks=4)
-    assert len(list((tmp_path / "stopped/checkpoints").iterdir())) > 1
-    run(config, tmp_path / "stopped")
-    one, other = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("undisturbed", "stopped"))
-    assert one["kept"] == other["kept"] and one["test_accuracy"] == other["test_accuracy"]
+    config = dataclasses.replace(SMALL, density=None, target_accuracy=0.99, num_steps=1_000, hidden=(2,))
+    stop(config, tmp_path, chunks=2)
+    done = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    messages = []
+    run(config, tmp_path, messages=messages)
+    assert any("going on from step 1,000 of 1,000" in message for message in messages)
+    probes = json.loads((tmp_path / "result.json").read_text())["probes"]
+    assert done < {str(probe["kept"]) for probe in probes}
 
 
 def test_other_settings_are_refused_with_the_difference_named(tmp_path):
@@ -162,7 +163,7 @@ def test_none_are_made_where_they_are_turned_off(tmp_path):
 def command(workdir, *bindings):
     words = ["run", "--gin_file=configs/digits.gin", f"--workdir={workdir}", "--gin_bindings=WEIGHTS='random'"]
     words += ["--gin_bindings=NUM_STEPS=150_000", "--gin_bindings=NUM_SAMPLES=200"]
-    words += ["--gin_bindings=CHECKPOINT_SECONDS=0.2", *bindings]
+    words += ["--gin_bindings=CHECKPOINT_SECONDS=0.2", "--gin_bindings=NUM_CHAINS=3", *bindings]
     program = "import sys; from sa_jax.cli import main; sys.exit(main())"
     return subprocess.Popen([sys.executable, "-c", program, *words], stderr=subprocess.PIPE, text=True)
 
@@ -175,9 +176,15 @@ def wait_for_checkpoint(process, workdir):
         time.sleep(0.02)
 
 
-def test_killed_and_terminated_processes_go_on(tmp_path):
-    with command(tmp_path / "undisturbed") as process:
+@pytest.fixture(scope="module")
+def undisturbed_process(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("undisturbed_process") / "run"
+    with command(workdir) as process:
         assert process.wait() == 0, process.stderr.read()
+    return workdir
+
+
+def test_killed_and_terminated_processes_go_on(undisturbed_process, tmp_path):
     workdir = tmp_path / "killed"
     with command(workdir) as process:
         wait_for_checkpoint(process, workdir)
@@ -190,7 +197,7 @@ def test_killed_and_terminated_processes_go_on(tmp_path):
     assert "the same command goes on from there" in said and (workdir / "partial_report.html").exists()
     with command(workdir) as process:
         assert process.wait() == 0, process.stderr.read()
-    assert_same(tmp_path / "undisturbed", workdir)
+    assert_same(undisturbed_process, workdir)
 
 
 def commands(workdir, processes, *bindings):
@@ -200,22 +207,19 @@ def commands(workdir, processes, *bindings):
     return [command(workdir, *bindings, *place, f"--process_id={i}") for i in range(processes)]
 
 
-def test_several_processes_find_what_one_does_and_end_when_one_dies(tmp_path):
-    bindings = ["--gin_bindings=NUM_CHAINS=3"]
-    with command(tmp_path / "one", *bindings) as process:
-        assert process.wait() == 0, process.stderr.read()
+def test_several_processes_find_what_one_does_and_end_when_one_dies(undisturbed_process, tmp_path):
     several = tmp_path / "several"
-    first, second = commands(several, 2, *bindings)
+    first, second = commands(several, 2)
     wait_for_checkpoint(first, several)
     second.kill()
     _, said = first.communicate()
     assert first.returncode == 75 and "another process of this run has ended" in said, said
     second.communicate()
-    started = commands(several, 2, *bindings)
+    started = commands(several, 2)
     said = [process.communicate()[1] for process in started]
     assert [process.returncode for process in started] == [0, 0], said
     assert all("going on from step" in one for one in said)
-    assert_same(tmp_path / "one", several, but=["devices", "memory_bytes"])
+    assert_same(undisturbed_process, several, but=["devices", "memory_bytes"])
 
 
 @pytest.mark.parametrize(

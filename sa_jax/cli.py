@@ -21,7 +21,7 @@ import jax
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from sa_jax import bench, compare, layers, pruning, runner
+from sa_jax import bench, compare, export, layers, pruning, runner
 from sa_jax.grid import CompareConfig
 from sa_jax.layers import LayersConfig
 from sa_jax.settings import RunConfig
@@ -91,6 +91,11 @@ def main(argv: list[str] | None = None) -> int:
     run.add_argument("--process_id", type=int, metavar="I", help="which one this is, from 0")
     run.add_argument("--overwrite", action="store_true", help="replace the results of an earlier run")
     comparing.add_argument("--jobs", type=int, metavar="N", help="processes, one core each; all cores")
+    exporting = commands.add_parser("export", help="write a run's network for devices and other frameworks")
+    exporting.add_argument("rundir", type=Path, metavar="WORKDIR", help="of the run")
+    exporting.add_argument("--format", required=True, metavar="FORMAT", help=", ".join(export.FORMATS))
+    exporting.add_argument("--out", type=Path, required=True, metavar="PATH", help="a file; for c a folder")
+    exporting.add_argument("--overwrite", action="store_true", help="replace what is there")
     measuring = commands.add_parser("bench", help="measure proposals per second against two other forms")
     measuring.add_argument("--quick", action="store_true", help="a few cases, in 3 minutes")
     measuring.add_argument(
@@ -99,6 +104,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         functions = {"run": run_command, "compare": compare_command, "layers": layers_command}
+        functions["export"] = export_command
         return (functions | {"bench": bench_command})[arguments.command](arguments)
     except InputError as error:
         print(f"sa-jax: {error}", file=sys.stderr)
@@ -298,6 +304,13 @@ def layers_command(arguments: argparse.Namespace) -> int:
     kept, total = (sum(row[name] for row in rows) for name in ("kept", "total"))
     print(f"{kept:,} of {total:,} weights kept ({kept / total:.1%}) in {len(rows)} layers")
     print(f"  see {arguments.workdir / 'report.html'}; the model: {arguments.workdir / 'pruned.safetensors'}")
+    return 0
+
+
+def export_command(arguments: argparse.Namespace) -> int:
+    """`sa-jax export`."""
+    for path in export.export(arguments.rundir, arguments.format, arguments.out, arguments.overwrite):
+        print(f"{path}: {path.stat().st_size:,} bytes")
     return 0
 
 

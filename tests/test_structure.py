@@ -45,6 +45,7 @@ ORDER = [
     "grid",
     "compare",
     "layers",
+    "export",
     "cli",
 ]
 

@@ -1,0 +1,83 @@
+"""A pruned network without what computes nothing: fewer units, the same outputs."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from sa_jax import masks
+from sa_jax.models import ACTIVATIONS, Network, check_activation
+from sa_jax.types import InputError
+
+
+class Cleaned(NamedTuple):
+    """A pruned network whose hidden units all have a kept input and a kept output.
+
+    Attributes:
+      kernels: float32 `[inputs, outputs]` each, 0 where pruned.
+      masks: bool `[inputs, outputs]` each; inputs of the first and outputs of the last are all there, kept or not.
+      biases: float32 `[outputs]` each.
+      activation: between layers, of `models.ACTIVATIONS`.
+    """
+
+    kernels: tuple[np.ndarray, ...]
+    masks: tuple[np.ndarray, ...]
+    biases: tuple[np.ndarray, ...]
+    activation: str
+
+
+def clean(network: Network, mask: np.ndarray, activation: str = "relu") -> Cleaned:
+    """Removes hidden units without kept inputs or without kept outputs, over and over, and shrinks the layers.
+
+    A unit without inputs gives the same for every sample: its activation of its bias, which goes, by the weights
+    that leave it, into the biases of the next layer. Outputs are what they were, up to the order of sums.
+
+    Args:
+      network: the weights.
+      mask: flat, bool `[total]`.
+      activation: of `models.ACTIVATIONS`.
+
+    Raises:
+      InputError: a mask that does not fit, weights that are not finite, or an unknown activation.
+
+    >>> network = Network((np.ones((2, 2), np.float32), np.ones((2, 1), np.float32)), (None, None))
+    >>> [kernel.shape for kernel in clean(network, np.array([1, 0, 1, 0, 1, 1], bool)).kernels]
+    [(2, 1), (1, 1)]
+    """
+    check_activation(activation)
+    if np.shape(mask) != (network.total,):
+        raise InputError(f"the mask must have the shape [{network.total}], not {list(np.shape(mask))}")
+    kept = [np.asarray(part, bool) for part in masks.unflatten(jnp.asarray(mask), network.shapes)]
+    kernels = [np.where(m, np.asarray(w, np.float32), 0) for m, w in zip(kept, network.kernels, strict=True)]
+    # In float64, so that what is folded in is rounded once.
+    biases = [
+        np.zeros(kernel.shape[1]) if bias is None else np.asarray(bias, np.float64)
+        for kernel, bias in zip(kernels, network.biases, strict=True)
+    ]
+    if not all(np.isfinite(array).all() for array in (*kernels, *biases)):
+        raise InputError("the network's weights hold NaN or infinite values")
+    changed = True
+    while changed:
+        changed = False
+        for layer in range(len(kernels) - 1):
+            fed, feeding = kept[layer].any(0), kept[layer + 1].any(1)
+            stays = fed & feeding
+            if stays.all():
+                continue
+            changed = True
+            constant = np.asarray(ACTIVATIONS[activation](jnp.asarray(biases[layer], jnp.float32)), np.float64)
+            biases[layer + 1] = biases[layer + 1] + (constant * ~fed) @ kernels[layer + 1].astype(np.float64)
+            kernels[layer], kept[layer] = kernels[layer][:, stays], kept[layer][:, stays]
+            kernels[layer + 1], kept[layer + 1] = kernels[layer + 1][stays], kept[layer + 1][stays]
+            biases[layer] = biases[layer][stays]
+    rounded = tuple(bias.astype(np.float32) for bias in biases)
+    return Cleaned(tuple(kernels), tuple(kept), rounded, activation)
+
+
+def predict(cleaned: Cleaned, x: np.ndarray) -> np.ndarray:
+    """The network's logits, float32 `[samples, classes]`, of inputs, float `[samples, features]`."""
+    values = jnp.asarray(x, jnp.float32)
+    for layer, (kernel, bias) in enumerate(zip(cleaned.kernels, cleaned.biases, strict=True)):
+        values = ACTIVATIONS[cleaned.activation](values) if layer else values
+        values = jnp.dot(values, kernel, precision="highest") + bias
+    return np.asarray(values)

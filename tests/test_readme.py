@@ -37,6 +37,10 @@ def test_commands_exist():
     for program, *arguments in map(shlex.split, lines):
         if program == "make":
             assert re.search(rf"^{arguments[0]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        elif [program, *arguments][:2] == ["sa-jax", "export"]:  # of a run: see test_export
+            assert {word.split("=")[0] for word in arguments[2:]} == {"--format", "--out"}
+        elif program == "cc":  # likewise
+            assert "-std=c99" in arguments
         elif program == "sa-jax":
             assert cli.main([*arguments, "--dry_run"]) == 0
         elif program == "python":

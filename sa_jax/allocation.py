@@ -38,8 +38,9 @@ def allocate(
       InputError: a density outside (0, 1], a span below 0, or a layer without a Gram matrix that fits.
 
     >>> weights = {"even": jnp.ones((4, 20)), "uneven": jnp.ones((4, 20)).at[:, 2:].set(0.01)}
-    >>> allocate(weights, dict.fromkeys(weights, jnp.eye(20)), 0.5)
-    {'even': 0.6, 'uneven': 0.4}
+    >>> found = allocate(weights, dict.fromkeys(weights, jnp.eye(20)), 0.5)
+    >>> found["even"] > 0.55, found["uneven"] < 0.45
+    (True, True)
     """
     if not 0 < density <= 1:
         raise InputError(f"density must be a number in (0, 1], not {density}")

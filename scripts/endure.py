@@ -1,6 +1,6 @@
 """Tries what a long run must survive, and saves the figures in scripts/results/endure.json.
 
-python scripts/endure.py kills      # 100 times kill -9 in one run; 15 minutes
+python scripts/endure.py kills      # 100 times kill -9 in one run; 25 minutes
 python scripts/endure.py cost       # what checkpoints take of the time and of the disk; 8 minutes
 python scripts/endure.py soak       # half an hour at full load: memory, drift
 python scripts/endure.py fuzz       # 10,000 damaged files and settings: each read, or refused in one line
@@ -64,8 +64,6 @@ def finish(process: subprocess.Popen) -> str:
 def kills(folder: Path) -> dict[str, Any]:
     """Kills one run again and again, and compares its end with that of a run left alone."""
     settings = {"WEIGHTS": "random", "NUM_STEPS": 4_000_000, "NUM_SAMPLES": 300, "CHECKPOINT_SECONDS": 0.5}
-    os.environ |= {"JAX_COMPILATION_CACHE_DIR": str(folder / "compiled")}
-    os.environ |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     finish(start(folder / "alone", "digits", **settings))
     draw, workdir, resumed, lost, damaged = random.Random(0), folder / "killed", 0, [], 0
     for number in range(KILLS):

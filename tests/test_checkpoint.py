@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -165,7 +166,10 @@ def command(workdir, *bindings):
     words += ["--gin_bindings=NUM_STEPS=150_000", "--gin_bindings=NUM_SAMPLES=200"]
     words += ["--gin_bindings=CHECKPOINT_SECONDS=0.2", "--gin_bindings=NUM_CHAINS=3", *bindings]
     program = "import sys; from sa_jax.cli import main; sys.exit(main())"
-    return subprocess.Popen([sys.executable, "-c", program, *words], stderr=subprocess.PIPE, text=True)
+    # A process that is killed may leave half a program in a cache that others read.
+    environment = {name: os.environ[name] for name in os.environ if name != "JAX_COMPILATION_CACHE_DIR"}
+    words = [sys.executable, "-c", program, *words]
+    return subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=environment)
 
 
 def wait_for_checkpoint(process, workdir):

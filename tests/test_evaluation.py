@@ -161,7 +161,7 @@ def pretended(monkeypatch):
     )
     densities = []
 
-    def anneal(config, dataset, network, on_progress, on_message):
+    def anneal(config, dataset, network, on_progress, on_message, saving):
         on_message("needs memory")
         on_progress(runner.Progress(1, 1, 0.1, 1.0, 1.0, 0.5, 10.0))
         densities.append(config.density)

@@ -61,9 +61,14 @@ def finish(process: subprocess.Popen) -> str:
     return said
 
 
+def made(workdir: Path) -> list[Path]:
+    """The checkpoints of a run that are whole."""
+    return [path for path in workdir.glob("checkpoints/*/[0-9]*") if path.name.isdecimal()]
+
+
 def kills(folder: Path) -> dict[str, Any]:
     """Kills one run again and again, and compares its end with that of a run left alone."""
-    settings = {"WEIGHTS": "random", "NUM_STEPS": 4_000_000, "NUM_SAMPLES": 300, "CHECKPOINT_SECONDS": 0.5}
+    settings = {"WEIGHTS": "random", "NUM_STEPS": 2_500_000, "NUM_SAMPLES": 300, "CHECKPOINT_SECONDS": 0.5}
     finish(start(folder / "alone", "digits", **settings))
     draw, workdir, resumed, lost, damaged = random.Random(0), folder / "killed", 0, [], 0
     for number in range(KILLS):
@@ -74,13 +79,14 @@ def kills(folder: Path) -> dict[str, Any]:
             damaged += "is damaged" in line
             if "going on from step" in line or (number == 0 and "memory" in line):
                 break
+        while not made(workdir) and process.poll() is None:
+            time.sleep(0.05)
         time.sleep(draw.uniform(0.1, 1.5))
         if process.poll() is not None:
             raise SystemExit(f"endure: the run ended before it was killed {KILLS} times")
         process.kill()
         process.wait()
-        newest = [path.stat().st_mtime for path in workdir.glob("checkpoints/*/[0-9]*") if path.name.isdecimal()]
-        lost.append(time.time() - max(newest))
+        lost.append(time.time() - max(path.stat().st_mtime for path in made(workdir)))
         print(f"kill {number + 1}: {lost[-1]:.2f} s after the newest checkpoint", flush=True)
     said = finish(start(workdir, "digits", **settings))
     resumed += "going on from step" in said
@@ -108,14 +114,13 @@ def cost(folder: Path) -> dict[str, Any]:
     slower = statistics.median(rates[3]) / statistics.median(rates[0]) - 1
     macros = {"DENSITY": 0.05, "NUM_CHAINS": 64, "NUM_SAMPLES": 100, "NUM_STEPS": 100_000, "CHECKPOINT_SECONDS": 1}
     process, workdir = start(folder / "large", "lenet300_mnist", WEIGHTS="random", **macros), folder / "large"
-    while not (steps := [p for p in workdir.glob("checkpoints/*/[0-9]*") if p.name.isdecimal()]):
+    while not made(workdir):
         if process.poll() is not None:
             raise SystemExit(f"endure: no checkpoint was made: {process.communicate()[1]}")
         time.sleep(0.1)
     process.terminate()
     process.communicate()
-    steps = [p for p in workdir.glob("checkpoints/*/[0-9]*") if p.name.isdecimal()]
-    size = max(sum(f.stat().st_size for f in step.rglob("*") if f.is_file()) for step in steps)
+    size = max(sum(f.stat().st_size for f in step.rglob("*") if f.is_file()) for step in made(workdir))
     return {
         "seconds_without": rates[0],
         "seconds_with_one_every_3_s": rates[3],

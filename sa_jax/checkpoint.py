@@ -20,6 +20,7 @@ import numpy as np
 from sa_jax.incremental import RECOMPUTED
 from sa_jax.moves import InformedState, SaliencyState
 from sa_jax.types import AnnealState, InputError
+from sa_jax.workdirs import write_file
 
 KEPT_CHECKPOINTS = 3
 
@@ -81,18 +82,47 @@ def restored(states: AnnealState, arrays: Mapping[str, Any]) -> AnnealState:
     return jax.tree_util.tree_map_with_path(chosen, states)
 
 
+def check_settings(folder: Path, settings: Mapping[str, Any], anew: bool) -> None:
+    """Looks whose checkpoints a folder holds, and says so to those that come later.
+
+    Args:
+      folder: of the checkpoints of a whole run.
+      settings: all that a result depends on, JSON values by name.
+      anew: whether those of other settings are removed.
+
+    Raises:
+      InputError: they are of other settings.
+    """
+    path, now = folder / "settings.json", json.loads(json.dumps(settings))
+    try:
+        before = json.loads(path.read_text()) if path.is_file() else now
+    except (OSError, ValueError):
+        before = {}
+    for name in [*now, *before]:
+        if before.get(name) != now.get(name):
+            if not anew:
+                raise InputError(
+                    f"{folder.parent} holds an unfinished run with {name} = {before.get(name)!r}, not "
+                    f"{now.get(name)!r}: name another workdir, or add --overwrite to begin anew"
+                )
+            if jax.process_index() == 0:
+                shutil.rmtree(folder, ignore_errors=True)
+            break
+    if jax.process_index() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_file(path, json.dumps(now, indent=1))
+
+
 class Checkpoints:
-    """The checkpoints of one run in a folder of their own, newest last; use as a context.
+    """The checkpoints of one run's chains in a folder of their own, newest last; use as a context.
 
     Args:
       folder: made if missing.
-      settings: all that a result depends on, JSON values by name; a checkpoint of others is refused.
       tell: called with what a user should know.
     """
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any], tell: Callable[[str], None]):
+    def __init__(self, folder: Path, tell: Callable[[str], None]):
         self._folder, self._tell = folder.absolute(), tell
-        self._settings = json.loads(json.dumps(settings))
 
     @functools.cached_property
     def _orbax(self) -> Any:
@@ -117,11 +147,7 @@ class Checkpoints:
             self._tell(f"the last checkpoint could not be written: {_first_line(error)}")
 
     def newest(self) -> Saved | None:
-        """The newest whole checkpoint; damaged ones are told of and removed. None where there is none.
-
-        Raises:
-          InputError: it is of other settings.
-        """
+        """The newest whole checkpoint; damaged ones are told of and put aside. None where there is none."""
         if not self._folder.is_dir():
             return None
         ocp = self._orbax
@@ -136,24 +162,22 @@ class Checkpoints:
             except Exception as error:
                 self._tell(f"the checkpoint at step {step:,} is damaged ({_first_line(error)}) and left out")
                 if jax.process_index() == 0:
-                    shutil.rmtree(self._folder / str(step), ignore_errors=True)
+                    aside = self._folder.parent / f"damaged-{self._folder.name}-{step}"
+                    shutil.rmtree(aside, ignore_errors=True)
+                    shutil.move(self._folder / str(step), aside)
+                if jax.process_count() > 1:
+                    from jax.experimental import multihost_utils
+
+                    multihost_utils.sync_global_devices(f"put aside {step}")
                 self._manager.reload()
                 continue
-            for name in [*self._settings, *about["settings"]]:
-                before, now = (some.get(name) for some in (about["settings"], self._settings))
-                if before != now:
-                    workdir = self._folder.parent.parent
-                    raise InputError(
-                        f"{workdir} holds an unfinished run with {name} = {before!r}, not {now!r}: name another "
-                        "workdir, or add --overwrite to begin anew"
-                    )
             return saved
         return None
 
     def save(self, saved: Saved) -> bool:
         """Begins to write a checkpoint, which goes on while the chains do; returns whether it could begin."""
         ocp = self._orbax
-        about = {"settings": self._settings, "figures": saved.figures, "digest": _digest(saved)}
+        about = {"figures": saved.figures, "digest": _digest(saved)}
         state = {"chains": saved.chains, "trace": saved.trace}
         parts = ocp.args.Composite(state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about))
         try:
@@ -172,7 +196,7 @@ class Checkpoints:
 
 
 def _digest(saved: Saved) -> str:
-    digest = hashlib.sha256(str(saved.step).encode())
+    digest = hashlib.sha256(json.dumps([saved.step, saved.figures], sort_keys=True).encode())
     for name, array in sorted((saved.chains | {f"trace {name}": a for name, a in saved.trace.items()}).items()):
         array = np.ascontiguousarray(array)
         digest.update(f"{name} {array.dtype} {array.shape}".encode())

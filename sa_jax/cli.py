@@ -46,6 +46,8 @@ SETTINGS = tuple(field.name for field in dataclasses.fields(RunConfig))
 
 # Of a run that the same command goes on with: EX_TEMPFAIL of sysexits.h.
 RESUMABLE = 75
+# What JAX says where another process is gone.
+LOST_PEER = re.compile("gloo|connection|coordination|heartbeat|barrier|peer|preempt|unavailable", re.IGNORECASE)
 COMPARE_MACROS = ("METHODS", "DENSITIES", "SEEDS")
 COMPARE_SETTINGS = tuple(field.name for field in dataclasses.fields(CompareConfig))
 
@@ -167,7 +169,7 @@ def run_command(arguments: argparse.Namespace) -> int:
             try:
                 result = runner.run(config, arguments.workdir, operative, arguments.overwrite, show, tell, stop)
             except (ValueError, RuntimeError) as error:
-                if not several or isinstance(error, InputError):
+                if not several or isinstance(error, InputError) or not LOST_PEER.search(str(error)):
                     raise
                 said = str(error).partition("\n")[0]
                 tell(f"another process of this run has ended ({said}); start all again, as many as you like")
@@ -189,22 +191,22 @@ def join_processes(arguments: argparse.Namespace) -> bool:
     """
     given = {name: getattr(arguments, name) for name in ("coordinator", "num_processes", "process_id")}
     if all(value is None for value in given.values()):
-        on_cluster = "SLURM_JOB_ID" in os.environ and int(os.environ.get("SLURM_NTASKS", "1")) > 1
-        if on_cluster or len(os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1:
-            jax.distributed.initialize()
-            return True
-        return False
-    if missing := [f"--{name}" for name, value in given.items() if value is None]:
+        # Of a step that srun started: what a batch script or a shell runs by itself is one process.
+        under_srun = "SLURM_STEP_NODELIST" in os.environ and os.environ.get("SLURM_STEP_NUM_TASKS", "1") != "1"
+        if not under_srun and len(os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")) < 2:
+            return False
+    elif missing := [f"--{name}" for name, value in given.items() if value is None]:
         raise InputError(f"{missing[0]} is missing: --coordinator, --num_processes and --process_id go together")
-    if not 0 <= given["process_id"] < given["num_processes"]:
+    elif not 0 <= given["process_id"] < given["num_processes"]:
         raise InputError(f"--process_id must be from 0 to {given['num_processes'] - 1}, not {given['process_id']}")
-    if not re.fullmatch(r"\S+:\d+", given["coordinator"]):
+    elif not re.fullmatch(r"\S+:\d+", given["coordinator"]):
         raise InputError(f"--coordinator must be HOST:PORT, such as 10.0.0.1:1234, not {given['coordinator']!r}")
     try:
         jax.distributed.initialize(*given.values())
-    except RuntimeError as error:
+    except (ValueError, RuntimeError) as error:
+        where = given["coordinator"] or "the place that the cluster names"
         said = str(error).partition("\n")[0]
-        raise InputError(f"the processes did not meet at {given['coordinator']}: {said}") from None
+        raise InputError(f"the processes did not meet at {where}: {said}") from None
     return True
 
 

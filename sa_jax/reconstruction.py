@@ -22,7 +22,7 @@ from sa_jax.anneal import BLOCK_STEPS, anneal
 from sa_jax.moves import Swaps
 from sa_jax.patterns import Pattern
 from sa_jax.schedules import geometric
-from sa_jax.types import InputError, Landscape
+from sa_jax.types import InputError, Landscape, is_number
 
 # Temperatures in units of a row's median `w^2 H_jj`, the error that pruning one branch alone makes.
 TEMPERATURE_START, TEMPERATURE_END = 0.3, 0.001
@@ -232,7 +232,7 @@ def prune_linear(
     """
     pattern = patterns.parse(pattern)
     check_layer(weight, gram)
-    if isinstance(sweeps, bool) or not isinstance(sweeps, int | float) or not sweeps > 0:
+    if not is_number(sweeps) or not sweeps > 0:
         raise InputError(f"sweeps must be a number above 0, not {sweeps!r}")
     shape = weight.shape[0], weight.shape[1]
     rows, columns = pattern.units(shape)
@@ -240,8 +240,8 @@ def prune_linear(
     gram = gram if gram.dtype in (jnp.float16, jnp.bfloat16) else gram.astype(jnp.float32)
     if inherited is None:
         inherited = jnp.zeros_like(weight)
-    elif np.shape(inherited) != shape:
-        raise InputError(f"inherited must be {list(shape)} like the weight, not {list(np.shape(inherited))}")
+    else:
+        _check_inherited(weight, inherited)
     if columns == 1:  # whole rows
         energies = jnp.einsum("oi,oi->o", weight, weight @ gram.astype(jnp.float32) - 2 * inherited)
         return patterns.of_weights(pattern, patterns.best(pattern, energies[:, None]), shape)
@@ -290,7 +290,10 @@ def prune_linear_sharded(
     pattern.units((weight.shape[0], weight.shape[1]))
     outputs = weight.shape[0]
     weight = jnp.asarray(weight, jnp.float32)
-    inherited = jnp.zeros_like(weight) if inherited is None else inherited
+    if inherited is None:
+        inherited = jnp.zeros_like(weight)
+    else:
+        _check_inherited(weight, inherited)
     # Rows of zeros, so that every device has as many.
     filling = ((0, -outputs % (height * len(devices))), (0, 0))
     weight, inherited = (jnp.pad(values, filling) for values in (weight, inherited))
@@ -508,6 +511,14 @@ def check_layer(weight: Any, gram: Any) -> None:
         raise InputError("gram must be symmetric: it is X' X of the layer's inputs X")
     if (np.diag(gram) < 0).any():
         raise InputError("gram has negative entries on its diagonal: it is no X' X")
+
+
+def _check_inherited(weight: Any, inherited: Any) -> None:
+    if np.shape(inherited) != np.shape(weight):
+        shapes = list(np.shape(weight)), list(np.shape(inherited))
+        raise InputError(f"inherited must be {shapes[0]} like the weight, not {shapes[1]}")
+    if not isinstance(inherited, Tracer) and not np.isfinite(np.asarray(inherited)).all():
+        raise InputError("inherited has entries that are not finite")
 
 
 def whole_steps(draws: float) -> int:

@@ -56,14 +56,12 @@ class Saving(NamedTuple):
     Attributes:
       folder: of the checkpoints.
       every: seconds between them; 0 for none.
-      settings: all that a result depends on.
       stop: whether the run is to be saved and end.
       probes: whether these chains are one of several probes of a search, each saved after its last step too.
     """
 
     folder: Path
     every: float
-    settings: dict[str, Any]
     stop: Callable[[], bool]
     probes: bool = False
 
@@ -130,11 +128,12 @@ def run(
         pruning.check_samples(network, split.inputs, split.labels)
     made = workdirs.make(workdir)
     folder = workdir / CHECKPOINTS
-    if overwrite and jax.process_index() == 0:
-        shutil.rmtree(folder, ignore_errors=True)
     try:
+        settings = _settings(config, dataset, network)
+        if config.checkpoint_seconds:
+            checkpoint.check_settings(folder, settings, anew=overwrite)
         anneal = anneal_to_target if config.density is None else anneal_density
-        saving = Saving(folder, config.checkpoint_seconds, _settings(config, dataset, network), stop)
+        saving = Saving(folder, config.checkpoint_seconds, stop)
         try:
             annealed, search = anneal(config, dataset, network, on_progress, on_message, saving=saving)
         except Stopped as stopped:
@@ -164,6 +163,8 @@ def run(
         }
         workdirs.write(workdir, files)
     except BaseException:
+        if not any(folder.glob("*/[0-9]*")):  # no checkpoint was made
+            shutil.rmtree(folder, ignore_errors=True)
         workdirs.unmake(made)
         raise
     shutil.rmtree(folder, ignore_errors=True)
@@ -191,16 +192,13 @@ def _settings(config: RunConfig, dataset: data.Dataset, network: Network) -> dic
     """All that a run's result depends on, for its checkpoints."""
     settings = dataclasses.asdict(config)
     del settings["checkpoint_seconds"]
-    settings = {name: value if _is_plain(value) else repr(value) for name, value in settings.items()}
+    if callable(config.schedule):
+        settings["schedule"] = getattr(config.schedule, "__qualname__", type(config.schedule).__qualname__)
     digest = hashlib.sha256()
     for array in (*dataset.train, *jax.tree.leaves(network)):
         digest.update(np.ascontiguousarray(array).tobytes())
     settings |= {"data and weights": digest.hexdigest()[:16], "platform": jax.local_devices()[0].platform}
     return settings | {"jax": jax.__version__, "key implementation": str(jax.random.key_impl(jax.random.key(0)))}
-
-
-def _is_plain(value: Any) -> bool:
-    return value is None or isinstance(value, bool | int | float | str | list | tuple)
 
 
 def anneal_density(
@@ -495,8 +493,7 @@ def anneal_chains(
         course, previous = Course([], [], {"anneal": 0.0, "cpu": 0.0}), np.zeros(config.num_chains, np.int64)
         checkpoints, first, last_saved = None, 0, time.monotonic()
         if saving is not None:
-            settings = saving.settings | {"kept": kept, "chains vmapped together": ready.chain_batch}
-            checkpoints = stack.enter_context(Checkpoints(saving.folder / str(kept), settings, on_message))
+            checkpoints = stack.enter_context(Checkpoints(saving.folder / str(kept), on_message))
             if saved := checkpoints.newest():
                 on_message(f"going on from step {saved.step:,} of {num_steps:,}")
                 states, course = _gone_on(ready, saved)
@@ -572,7 +569,9 @@ def chunk_steps(num_steps: int, refresh_steps: int) -> int:
     """
     blocks, refresh = -(-num_steps // BLOCK_STEPS), refresh_steps // BLOCK_STEPS
     least = max(LEAST_CHUNK_STEPS // BLOCK_STEPS, blocks // CHUNKS)
-    candidates = range(least, min(2 * least, blocks) + 1)
+    candidates = [*range(least, min(2 * least, blocks) + 1)]
+    # Always one where chains can be saved at every refresh, if with more entries in the trace.
+    candidates.append(max(size for size in range(1, 2 * least + 1) if refresh % size == 0))
 
     def fits(candidate):
         in_step = candidate % refresh == 0 or refresh % candidate == 0

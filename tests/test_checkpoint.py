@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -73,7 +74,7 @@ def test_chains_that_are_stopped_end_as_those_that_are_not(changes, tmp_path):
     _, network = runner.load_network(config, dataset)
 
     def anneal(folder, chunks):
-        saving = runner.Saving(tmp_path / folder, 60.0, {}, stop_after(chunks))
+        saving = runner.Saving(tmp_path / folder, 60.0, stop_after(chunks))
         return runner.anneal_density(config, dataset, network, saving=saving)[0]
 
     whole = anneal("undisturbed", 10**9)
@@ -104,7 +105,7 @@ def test_a_run_that_is_stopped_ends_as_one_that_is_not(undisturbed, tmp_path):
 def test_a_search_for_the_density_goes_on_with_the_probe_it_was_at(tmp_path):
     config = dataclasses.replace(SMALL, density=None, target_accuracy=0.99, num_steps=1_000, hidden=(2,))
     stop(config, tmp_path, chunks=2)
-    done = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    done = {path.name for path in (tmp_path / "checkpoints").iterdir() if path.is_dir()}
     messages = []
     run(config, tmp_path, messages=messages)
     assert any("going on from step 1,000 of 1,000" in message for message in messages)
@@ -116,14 +117,26 @@ def test_other_settings_are_refused_with_the_difference_named(tmp_path):
     stop(SMALL, tmp_path)
     with refusal("unfinished run with seed = 0, not 1", "--overwrite"):
         run(dataclasses.replace(SMALL, seed=1), tmp_path)
+    with refusal("unfinished run with density = 0.2, not 0.3"):
+        run(dataclasses.replace(SMALL, density=0.3), tmp_path)
     run(dataclasses.replace(SMALL, seed=1), tmp_path, overwrite=True)
     assert json.loads((tmp_path / "result.json").read_text())["seed"] == 1
+
+
+def test_a_run_that_overwrites_another_goes_on_too(undisturbed, tmp_path):
+    shutil.copytree(undisturbed, tmp_path / "run")
+    with pytest.raises(runner.Stopped):
+        run(SMALL, tmp_path / "run", 1, overwrite=True)
+    messages = []
+    run(SMALL, tmp_path / "run", messages=messages, overwrite=True)
+    assert any(message.startswith("going on from step ") for message in messages)
+    assert_same(undisturbed, tmp_path / "run")
 
 
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(undisturbed, tmp_path):
     workdir = tmp_path / "damaged"
     stop(dataclasses.replace(SMALL, checkpoint_seconds=1e-6), workdir, chunks=2)
-    (folder,) = (workdir / "checkpoints").iterdir()
+    (folder,) = (path for path in (workdir / "checkpoints").iterdir() if path.is_dir())
     steps = sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
     assert len(steps) == 2
     for path in (folder / str(steps[-1])).rglob("*"):
@@ -163,7 +176,7 @@ def test_none_are_made_where_they_are_turned_off(tmp_path):
 
 def command(workdir, *bindings):
     words = ["run", "--gin_file=configs/digits.gin", f"--workdir={workdir}", "--gin_bindings=WEIGHTS='random'"]
-    words += ["--gin_bindings=NUM_STEPS=150_000", "--gin_bindings=NUM_SAMPLES=200"]
+    words += ["--gin_bindings=NUM_STEPS=120_000", "--gin_bindings=NUM_SAMPLES=200"]
     words += ["--gin_bindings=CHECKPOINT_SECONDS=0.2", "--gin_bindings=NUM_CHAINS=3", *bindings]
     program = "import sys; from sa_jax.cli import main; sys.exit(main())"
     # A process that is killed may leave half a program in a cache that others read.
@@ -188,6 +201,7 @@ def undisturbed_process(tmp_path_factory):
     return workdir
 
 
+@pytest.mark.timeout(400)
 def test_killed_and_terminated_processes_go_on(undisturbed_process, tmp_path):
     workdir = tmp_path / "killed"
     with command(workdir) as process:
@@ -211,6 +225,7 @@ def commands(workdir, processes, *bindings):
     return [command(workdir, *bindings, *place, f"--process_id={i}") for i in range(processes)]
 
 
+@pytest.mark.timeout(400)
 def test_several_processes_find_what_one_does_and_end_when_one_dies(undisturbed_process, tmp_path):
     several = tmp_path / "several"
     first, second = commands(several, 2)

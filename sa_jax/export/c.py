@@ -205,6 +205,7 @@ int main(void) {{
         float logits[NETWORK_OUTPUTS], largest = 1e-30f, off = 0.0f;
         network_predict(inputs + sample * NETWORK_INPUTS, logits);
         for (int o = 0; o < NETWORK_OUTPUTS; o++) {{
+            if (!isfinite(logits[o])) return 1;
             largest = fmaxf(largest, fabsf(wanted[o]));
             off = fmaxf(off, fabsf(logits[o] - wanted[o]));
         }}

@@ -193,17 +193,18 @@ def wait_for_checkpoint(process, workdir):
         time.sleep(0.02)
 
 
-@pytest.fixture(scope="module")
-def undisturbed_process(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("undisturbed_process") / "run"
-    with command(workdir) as process:
-        assert process.wait() == 0, process.stderr.read()
-    return workdir
+def commands(workdir, processes, *bindings):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = [f"--coordinator=127.0.0.1:{free.getsockname()[1]}", f"--num_processes={processes}"]
+    return [command(workdir, *bindings, *place, f"--process_id={i}") for i in range(processes)]
 
 
 @pytest.mark.timeout(400)
-def test_killed_and_terminated_processes_go_on(undisturbed_process, tmp_path):
-    workdir = tmp_path / "killed"
+def test_processes_that_are_killed_or_stopped_go_on_be_they_one_or_two(tmp_path):
+    with command(tmp_path / "undisturbed") as process:
+        assert process.wait() == 0, process.stderr.read()
+    workdir = tmp_path / "disturbed"
     with command(workdir) as process:
         wait_for_checkpoint(process, workdir)
         process.kill()
@@ -213,32 +214,17 @@ def test_killed_and_terminated_processes_go_on(undisturbed_process, tmp_path):
         said = process.stderr.read()
         assert process.wait() == 75, said
     assert "the same command goes on from there" in said and (workdir / "partial_report.html").exists()
-    with command(workdir) as process:
-        assert process.wait() == 0, process.stderr.read()
-    assert_same(undisturbed_process, workdir)
-
-
-def commands(workdir, processes, *bindings):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        place = [f"--coordinator=127.0.0.1:{free.getsockname()[1]}", f"--num_processes={processes}"]
-    return [command(workdir, *bindings, *place, f"--process_id={i}") for i in range(processes)]
-
-
-@pytest.mark.timeout(400)
-def test_several_processes_find_what_one_does_and_end_when_one_dies(undisturbed_process, tmp_path):
-    several = tmp_path / "several"
-    first, second = commands(several, 2)
-    wait_for_checkpoint(first, several)
+    first, second = commands(workdir, 2)
+    assert any("going on from step" in line for line in iter(first.stderr.readline, ""))
     second.kill()
     _, said = first.communicate()
     assert first.returncode == 75 and "another process of this run has ended" in said, said
     second.communicate()
-    started = commands(several, 2)
+    started = commands(workdir, 2)
     said = [process.communicate()[1] for process in started]
     assert [process.returncode for process in started] == [0, 0], said
     assert all("going on from step" in one for one in said)
-    assert_same(undisturbed_process, several, but=["devices", "memory_bytes"])
+    assert_same(tmp_path / "undisturbed", workdir, but=["devices", "memory_bytes"])
 
 
 @pytest.mark.parametrize(

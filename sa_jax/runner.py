@@ -575,9 +575,9 @@ def chunk_steps(num_steps: int, refresh_steps: int) -> int:
 
     def fits(candidate):
         in_step = candidate % refresh == 0 or refresh % candidate == 0
-        return in_step, num_steps % BLOCK_STEPS == 0 and blocks % candidate == 0
+        return in_step, candidate >= least, num_steps % BLOCK_STEPS == 0 and blocks % candidate == 0
 
-    chosen = max(candidates, key=lambda candidate: (*fits(candidate), -candidate), default=blocks)
+    chosen = max(candidates, key=lambda candidate: (*fits(candidate), -candidate))
     return min(chosen, blocks) * BLOCK_STEPS
 
 

@@ -187,12 +187,14 @@ class Checkpoints:
             return False
         return True
 
-    def wait(self) -> None:
-        """Returns once all is written that `save` began to write."""
+    def wait(self) -> bool:
+        """Returns once all is written that `save` began to write, and whether it could be."""
         try:
             self._manager.wait_until_finished()
         except Exception as error:
             self._tell(f"the last checkpoint could not be written: {_first_line(error)}")
+            return False
+        return True
 
 
 def _digest(saved: Saved) -> str:

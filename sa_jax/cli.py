@@ -221,12 +221,9 @@ def stopping(possible: bool, tell: Callable[[str], None]) -> Iterator[Callable[[
             signal.signal(name, handler)
         tell("stopping after this chunk; once more to stop at once")
 
-    def stop_at_once(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
     before = {}
     if possible and threading.current_thread() is threading.main_thread():
-        before = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: stop_at_once}
+        before = dict.fromkeys((signal.SIGINT, signal.SIGTERM), signal.default_int_handler)
         earlier = {number: signal.signal(number, wish) for number in before}
     try:
         yield lambda: bool(wished)

@@ -151,14 +151,17 @@ def uniform_swap() -> Swaps:
         num_pruned = state.order.size - state.num_kept
         kept_slot = _below(noise[0], state.num_kept)
         pruned_slot = state.num_kept + _below(noise[1], num_pruned)
-        pruned_slot = jnp.where((num_pruned > 0) & (state.num_kept > 0), pruned_slot, kept_slot)
-        # Read once: XLA would read the list again after the commit, and copy it whole for that, every step.
-        slots = jnp.stack([kept_slot, pruned_slot])
-        branches = jax.lax.optimization_barrier(jnp.stack([state.order[kept_slot], state.order[pruned_slot]]))
-        swap = Swap(branches[0], branches[1], slots)
-        return swap, jnp.where(swap.pruned == swap.grown, -jnp.inf, jnp.float32(0))
+        return _swap_of_slots(state, kept_slot, pruned_slot, num_pruned)
 
     return Swaps(init, draw, propose, _commit_slots)
+
+
+def _swap_of_slots(state, kept_slot, pruned_slot, num_pruned):
+    pruned_slot = jnp.where((num_pruned > 0) & (state.num_kept > 0), pruned_slot, kept_slot)
+    # Read once: XLA would read the list again after the commit, and copy it whole for that, every step.
+    branches = jax.lax.optimization_barrier(jnp.stack([state.order[kept_slot], state.order[pruned_slot]]))
+    swap = Swap(branches[0], branches[1], jnp.stack([kept_slot, pruned_slot]))
+    return swap, jnp.where(swap.pruned == swap.grown, -jnp.inf, jnp.float32(0))
 
 
 def swap_within(sets: np.ndarray) -> Swaps:
@@ -189,12 +192,7 @@ def swap_within(sets: np.ndarray) -> Swaps:
         its_set = set_of_slot[kept_slot]
         num_pruned = size[its_set] - state.kept_in_set[its_set]
         pruned_slot = first[its_set] + state.kept_in_set[its_set] + _below(noise[1], num_pruned)
-        pruned_slot = jnp.where((num_pruned > 0) & (state.num_kept > 0), pruned_slot, kept_slot)
-        slots = jnp.stack([kept_slot, pruned_slot])
-        # For the reason given in `uniform_swap`.
-        branches = jax.lax.optimization_barrier(jnp.stack([state.order[kept_slot], state.order[pruned_slot]]))
-        swap = Swap(branches[0], branches[1], slots)
-        return swap, jnp.where(swap.pruned == swap.grown, -jnp.inf, jnp.float32(0))
+        return _swap_of_slots(state, kept_slot, pruned_slot, num_pruned)
 
     return Swaps(init, draw, propose, _commit_slots)
 
@@ -325,7 +323,7 @@ def informed_swap() -> Swaps:
     def propose(noise, state, mask):
         slots = _below(noise[0], state.num_kept)
         greatest = levels(mask.size)
-        # For the reason given in `uniform_swap`.
+        # For the reason given in `_swap_of_slots`.
         branches = jax.lax.optimization_barrier(state.order[slots])
         passes = (noise[1] % greatest).astype(jnp.int32) < state.prune_weights[branches]
         slot, pruned = slots[passes.argmax()], branches[passes.argmax()]
@@ -407,7 +405,7 @@ def nudge(swaps: Swaps, scale: jax.Array, share: float = 0.5) -> Swaps:
         noise, nudges, bits, amount = noise
         swap, log_q_ratio = swaps.propose(noise, state.swaps, mask)
         slots = _below(bits[0], state.swaps.num_kept)
-        # For the reason given in `uniform_swap`.
+        # For the reason given in `_swap_of_slots`.
         branches = jax.lax.optimization_barrier(state.swaps.order[slots])
         # Which branch is taken hangs on the mask alone, which a nudge leaves: nothing of it enters the ratio.
         first = (bits[1] / jnp.float32(2**32) < state.passes[branches]).argmax()

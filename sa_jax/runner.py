@@ -130,7 +130,7 @@ def run(
     folder = workdir / CHECKPOINTS
     try:
         settings = _settings(config, dataset, network)
-        if config.checkpoint_seconds:
+        if config.checkpoint_seconds or folder.is_dir():
             checkpoint.check_settings(folder, settings, anew=overwrite)
         anneal = anneal_to_target if config.density is None else anneal_density
         saving = Saving(folder, config.checkpoint_seconds, stop)
@@ -527,10 +527,9 @@ def anneal_chains(
                 numbers = {"anneal": so_far.anneal_seconds, "cpu": so_far.cpu_seconds}
                 numbers |= {"drift": so_far.max_drift} if course.drifts else {}
                 essence = of_chains(jax.jit(checkpoint.essence)(states))
-                checkpoints.save(Saved(done, essence, course.trace, numbers))
+                begun = checkpoints.save(Saved(done, essence, course.trace, numbers))
                 last_saved = time.monotonic()
-                if stopped:
-                    checkpoints.wait()
+                if stopped and begun and checkpoints.wait():
                     raise Stopped(done, num_steps, so_far)
     return annealed_so_far()
 

@@ -34,7 +34,9 @@ LAYERS = (
     (4096, 4096, 64, 0.1),
     (11008, 4096, 64, 0.1),
 )
-DENSITY, ROUNDS, FLIP_SWEEPS = 0.5, 5, 20
+DENSITY, ROUNDS = 0.5, 5
+# Of dwave-samplers, per measurement.
+FLIP_READS, FLIP_SWEEPS = 8, 1_000
 # Linear layers of a transformer of 7 billion weights (LLaMA-7B; Touvron et al. 2023): outputs, inputs, how many.
 LARGE_MODEL = ((4096, 4096, 4 * 32), (11008, 4096, 2 * 32), (4096, 11008, 32))
 # An H100's memory moves so many bytes per second, by its data sheet.
@@ -63,9 +65,9 @@ def flips(weight: np.ndarray, gram: np.ndarray) -> Any:
     sampler = SimulatedAnnealingSampler()
 
     def run() -> tuple[float, int]:
-        found = sampler.sample(model, num_reads=8, num_sweeps=FLIP_SWEEPS * 50, seed=0)
+        found = sampler.sample(model, num_reads=FLIP_READS, num_sweeps=FLIP_SWEEPS, seed=0)
         # Building the problem and sorting its answers is not annealing.
-        return found.info["timing"]["sampling_ns"] / 1e9, 8 * FLIP_SWEEPS * 50 * len(form)
+        return found.info["timing"]["sampling_ns"] / 1e9, FLIP_READS * FLIP_SWEEPS * len(form)
 
     return run
 
@@ -112,7 +114,7 @@ def measure(cores: int) -> list[dict[str, Any]]:
                 "proposals_per_second": rate * (inputs - kept + 1),
                 "least": draws / max(taken),
                 "most": draws / min(taken),
-                "gram_bytes_per_second": rate * 2 * inputs * values_bytes(name),
+                "gram_bytes_per_second": rate * 2 * inputs * jnp.dtype(name).itemsize,
                 "layer_error": errors[name],
                 "same_choices": float((masks[name] == masks["float32"]).mean()),
                 "flips_per_second": statistics.median(flipped) if flipped and name == "float32" else None,
@@ -124,11 +126,6 @@ def measure(cores: int) -> list[dict[str, Any]]:
                 file=sys.stderr,
             )
     return rows
-
-
-def values_bytes(name: str) -> int:
-    """Of one entry of a Gram matrix."""
-    return jnp.dtype(name).itemsize
 
 
 def forecast() -> dict[str, float]:

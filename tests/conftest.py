@@ -24,6 +24,13 @@ def compile_each_program_once(tmp_path_factory):
         os.environ[name.upper()] = str(value)  # for processes that a test starts
 
 
+@pytest.fixture(autouse=True, scope="module")
+def forget_programs():
+    """Each compiled program takes a few memory maps, of which a process may have 65,530 on Linux."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def rng_key():
     return jax.random.key(0)

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -23,8 +22,8 @@ FORMATS: dict[str, Callable[[Cleaned], Mapping[str, bytes]]] = {
 }
 
 
-def read_run(workdir: Path) -> tuple[Cleaned, dict[str, Any]]:
-    """The cleaned network of a finished run, and its result.
+def read_run(workdir: Path) -> Cleaned:
+    """The cleaned network of a finished run.
 
     Raises:
       InputError: no run's folder, an unfinished one, or one whose files do not belong together.
@@ -35,8 +34,7 @@ def read_run(workdir: Path) -> tuple[Cleaned, dict[str, Any]]:
         what = "holds an unfinished run: finish it first" if unfinished else "holds no finished run"
         raise InputError(f"{workdir} {what}; it has no result.json")
     try:
-        result = json.loads(path.read_text())
-        activation = result["activation"]
+        activation = json.loads(path.read_text())["activation"]
     except (OSError, ValueError, KeyError, TypeError):
         raise InputError(f"{path} is no result of sa-jax run") from None
     models.check_activation(activation)
@@ -46,7 +44,7 @@ def read_run(workdir: Path) -> tuple[Cleaned, dict[str, Any]]:
     if {name: array.shape for name, array in found.items()} != wanted:
         raise InputError(f"{workdir}: masks.npz and weights.npz do not belong together")
     mask = np.concatenate([np.ravel(found[name]).astype(bool) for name in wanted])
-    return clean(network, mask, activation), result
+    return clean(network, mask, activation)
 
 
 def export(workdir: Path, form: str, out: Path, overwrite: bool = False) -> list[Path]:
@@ -67,8 +65,7 @@ def export(workdir: Path, form: str, out: Path, overwrite: bool = False) -> list
     """
     if form not in FORMATS:
         raise InputError(f"format must be one of {', '.join(FORMATS)}, not {form!r}")
-    cleaned, _ = read_run(workdir)
-    made = FORMATS[form](cleaned)
+    made = FORMATS[form](read_run(workdir))
     paths = {out if len(made) == 1 else out / name: content for name, content in made.items()}
     for path in paths:
         if path.exists() and not overwrite:

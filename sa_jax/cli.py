@@ -97,6 +97,9 @@ def main(argv: list[str] | None = None) -> int:
     exporting.add_argument("rundir", type=Path, metavar="WORKDIR", help="of the run")
     exporting.add_argument("--format", required=True, metavar="FORMAT", help=", ".join(export.FORMATS))
     exporting.add_argument("--out", type=Path, required=True, metavar="PATH", help="a file; for c a folder")
+    few = exporting.add_mutually_exclusive_group()
+    few.add_argument("--bits", type=int, default=32, metavar="N", help="of each kept weight: 1, 2, 3, 4, 8 or 32")
+    few.add_argument("--max_bytes", type=int, metavar="N", help="the bits of each layer are chosen to fit")
     exporting.add_argument("--overwrite", action="store_true", help="replace what is there")
     measuring = commands.add_parser("bench", help="measure proposals per second against two other forms")
     measuring.add_argument("--quick", action="store_true", help="a few cases, in 3 minutes")
@@ -308,7 +311,8 @@ def layers_command(arguments: argparse.Namespace) -> int:
 
 def export_command(arguments: argparse.Namespace) -> int:
     """`sa-jax export`."""
-    for path in export.export(arguments.rundir, arguments.format, arguments.out, arguments.overwrite):
+    bits, most = arguments.bits, arguments.max_bytes
+    for path in export.export(arguments.rundir, arguments.format, arguments.out, arguments.overwrite, bits, most):
         print(f"{path}: {path.stat().st_size:,} bytes")
     return 0
 

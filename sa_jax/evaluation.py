@@ -248,6 +248,9 @@ def evaluate(
     runs = [annealed] if search is None else search.probes
     result = {
         "dataset": dataset.name,
+        "data": config.dataset,
+        "input_mean": config.input_mean,
+        "input_std": config.input_std,
         "sizes": network.sizes,
         "activation": config.activation,
         "weights": config.weights,

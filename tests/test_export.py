@@ -1,18 +1,23 @@
 """Exports: the same outputs with less, and files that compile, load and say the same."""
 
+import contextlib
 import itertools
 import shutil
+import struct
 import subprocess
+import zlib
 
 import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from sa_jax import cli, export, models, runner
-from sa_jax.export import c
+from sa_jax import cli, data, export, models, runner
+from sa_jax.energies import cross_entropy
+from sa_jax.export import c, files, packed, quantization
 from sa_jax.models import Network
 from sa_jax.settings import RunConfig
+from sa_jax.types import InputError
 from tests.conftest import refusal
 
 WARNINGS = ["-Wall", "-Wextra", "-Werror", "-std=c99", "-pedantic"]
@@ -51,11 +56,11 @@ def test_cleaning_leaves_the_outputs_and_no_dead_unit(density, activation, biase
     assert cleaned.kernels[0].shape[0] == 20 and cleaned.kernels[-1].shape[1] == 3
 
 
-def built(cleaned, folder, *flags):
+def built(network, folder, *flags, forms=c.FORMS):
     """The program of the self-test, compiled."""
     if shutil.which("cc") is None:
         pytest.skip("there is no C compiler")
-    for name, content in c.files(cleaned).items():
+    for name, content in c.files(network, forms).items():
         (folder / name).write_bytes(content)
     sources = [str(folder / name) for name in ("network.c", "test.c")]
     command = ["cc", "-O1", *WARNINGS, *flags, *sources, "-lm", "-o", str(folder / "test")]
@@ -79,18 +84,30 @@ def test_c_compiles_without_a_warning_and_gives_the_same(sizes, density, activat
     mask = np.random.default_rng(3).random(network.total) < density
     cleaned = export.clean(network, mask, activation)
     if form:
-        assert c.smallest(cleaned.kernels[0], cleaned.masks[0]).form == form
+        assert c.smallest(export.quantize(cleaned, 32).layers[0]).form == form
     done = subprocess.run([built(cleaned, tmp_path, *SANITIZERS)], capture_output=True, text=True)
     assert done.returncode == 0 and "8 samples" in done.stdout, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("form", c.FORMS)
-def test_every_form_gives_the_same(form, tmp_path, monkeypatch):
-    monkeypatch.setattr(c, "smallest", lambda kernel, mask: c.stored(kernel, mask, form))
-    network = network_of((700, 9, 5, 2))
-    mask = np.random.default_rng(4).random(network.total) < 0.02
+@pytest.mark.parametrize("form", c.FUNCTIONS)
+def test_every_form_gives_the_same_with_any_number_of_bits(form, tmp_path, monkeypatch):
+    """One layer for each number of bits; of 40 rows, so that there are several groups."""
+    network = network_of((700, *[40] * 11, 3))
+    random = np.random.default_rng(4)
+    density = 1.0 if form == "dense" else 0.08
+    mask = np.concatenate(
+        [random.random(n * m) < max(density, 0.8 * (number % 2)) for number, (n, m) in enumerate(network.shapes)]
+    )
+    bits = [width for width in (1, 2, 3, 4, 8, 32) for _ in range(2)]
+    quantized = export.quantize(export.clean(network, mask), bits)
+    # What has no such form is stored as bits.
+    fits = [layer.bits for layer in quantized.layers if c.stored(layer, form) is not None]
+    assert len(set(fits)) >= 5
+    monkeypatch.setattr(c, "smallest", lambda layer, forms: c.stored(layer, form) or c.stored(layer, "bitmask"))
     done = subprocess.run(
-        [built(export.clean(network, mask), tmp_path, *SANITIZERS)], capture_output=True, text=True
+        [built(quantized, tmp_path, *SANITIZERS)],
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -130,12 +147,52 @@ def test_a_run_is_exported_by_the_command(finished, tmp_path, capsys):
         close(np.asarray(models.forward(loaded, x)), expected)
     assert load_file(tmp_path / "network.safetensors")["layers.0.weight"].shape[1] == 64
     assert cli.main(["export", str(finished), "--format=c", f"--out={tmp_path / 'c'}"]) == 0
-    assert {path.name for path in (tmp_path / "c").iterdir()} == {"network.h", "network.c", "test.c"}
+    written = {path.name for path in (tmp_path / "c").iterdir()}
+    assert written == {"network.h", "network.c", "test.c", "classify.c", "example.pgm"}
     assert "network.c" in capsys.readouterr().out
 
 
+def test_a_program_classifies_an_image_file(finished, tmp_path):
+    if shutil.which("cc") is None:
+        pytest.skip("there is no C compiler")
+    export.export(finished, "c", tmp_path, bits=8)
+    program = tmp_path / "classify"
+    sources = [str(tmp_path / name) for name in ("network.c", "classify.c")]
+    subprocess.run(["cc", "-O1", *WARNINGS, *SANITIZERS, *sources, "-lm", "-o", str(program)], check=True)
+    done = subprocess.run([program, tmp_path / "example.pgm"], capture_output=True, text=True, check=True)
+    image = data.load("digits").test.inputs[:1]
+    np.testing.assert_allclose(
+        np.frombuffer((tmp_path / "example.pgm").read_bytes()[-64:], np.uint8) / 255, image[0], atol=0.003
+    )
+    cleaned, _ = export.read_run(finished)
+    logits = export.predict(export.simulate(export.quantize(cleaned, 8)), image)[0]
+    probability = np.exp(logits.max()) / np.exp(logits).sum()
+    assert done.stdout.startswith(f"class {logits.argmax()}, probability ")
+    assert float(done.stdout.split()[-1]) == pytest.approx(probability, abs=0.02)
+    (tmp_path / "cut.pgm").write_bytes((tmp_path / "example.pgm").read_bytes()[:-1])
+    for name in ("cut.pgm", "network.c", "missing.pgm"):
+        done = subprocess.run([program, tmp_path / name], capture_output=True, text=True)
+        assert done.returncode == 2 and done.stderr.count("\n") == 1
+
+
+def test_bits_are_chosen_for_a_budget(finished, tmp_path):
+    for form in ("packed", "c_packed", "c"):
+        export.export(finished, form, tmp_path / f"{form}_8", bits=8)
+    export.export(finished, "packed", tmp_path / "all_1", bits=1)
+    most = ((tmp_path / "packed_8").stat().st_size + (tmp_path / "all_1").stat().st_size) // 2
+    (path,) = export.export(finished, "packed", tmp_path / "fits", max_bytes=most)
+    assert path.stat().st_size <= most
+    widths = {layer.bits for layer in export.read_packed(path).layers}
+    assert widths != {1} and widths != {8}
+    with refusal("more than max_bytes = 50"):
+        export.export(finished, "packed", tmp_path / "out", max_bytes=50)
+    with refusal("bits must be of 1, 2, 3, 4, 8, 32, not 5"):
+        export.export(finished, "packed", tmp_path / "out", bits=5)
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_cannot_be_exported_is_refused(finished, tmp_path):
-    with refusal("format must be one of c, npz, safetensors", "'onyx'"):
+    with refusal("format must be one of c, c_packed, packed, npz", "'onyx'"):
         export.export(finished, "onyx", tmp_path / "out")
     with refusal("holds no finished run"):
         export.export(tmp_path, "c", tmp_path / "out")
@@ -153,3 +210,110 @@ def test_what_cannot_be_exported_is_refused(finished, tmp_path):
     with refusal("NaN or infinite"):
         export.clean(network, np.ones(12, bool))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("density", [0.0, 0.01, 0.1, 0.3, 0.38, 0.5, 0.62, 0.9, 1.0])
+def test_masks_are_packed_near_their_information_bound(density):
+    mask = np.random.default_rng(5).random((784, 300)) < density
+    coded = packed.rice(mask)
+    np.testing.assert_array_equal(packed.unrice(coded, 784, 300), mask)
+    assert 8 * len(coded.content) <= 1.05 * packed.entropy_bits(mask) + 40
+    assert packed.entropy_bits(np.arange(6).reshape(2, 3) < 2) == pytest.approx(np.log2(15))
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 4])
+def test_few_bits_are_as_near_as_any_code_and_better_than_one_step(bits):
+    weights = np.random.default_rng(6).normal(size=(300, 1)).astype(np.float32)
+    cleaned = export.clean(Network((weights,), (None,)), np.ones(300, bool))
+    layer = export.quantize(cleaned, bits).layers[0]
+    values = quantization.levels(layer.scales, bits)[0]
+    found = values[layer.codes]
+    nearest = values[np.abs(weights - values).argmin(1)]
+    np.testing.assert_allclose(np.abs(found - weights[:, 0]), np.abs(nearest - weights[:, 0]), atol=1e-6)
+    # The least mean squared error of 2, 4, 8 and 16 free values for a normal distribution (Max 1960, table I).
+    best = {1: 0.3634, 2: 0.1175, 3: 0.03454, 4: 0.009497}[bits]
+    assert ((found - weights[:, 0]) ** 2).mean() / weights.var() < 1.6 * best
+
+
+def test_eight_bits_are_half_a_step_off_at_most_and_32_are_exact():
+    weights = np.random.default_rng(7).normal(size=(200, 3)).astype(np.float32)
+    cleaned = export.clean(Network((weights,), (None,)), np.random.default_rng(8).random(600) < 0.7)
+    layer = export.quantize(cleaned, 8).layers[0]
+    off = np.abs(export.simulate(export.Quantized((layer,), "relu")).kernels[0] - cleaned.kernels[0])
+    # The step and the lowest weight are rounded to bfloat16.
+    assert off.max() <= 0.5 * layer.scales[:, 1].max() + 2**-8 * np.abs(weights).max()
+    assert len(layer.scales) == len(quantization.group_sizes(layer.mask)) > 1
+    np.testing.assert_array_equal(export.simulate(export.quantize(cleaned, 32)).kernels[0], cleaned.kernels[0])
+
+
+@pytest.fixture(scope="module")
+def mixed():
+    """A network of several widths."""
+    network = network_of((60, 40, 30, 20, 3))
+    mask = np.random.default_rng(9).random(network.total) < 0.3
+    return export.quantize(export.clean(network, mask, "tanh"), [3, 8, 32, 1])
+
+
+def assert_equal(one, other):
+    assert one.activation == other.activation and len(one.layers) == len(other.layers)
+    for first, second in zip(one.layers, other.layers, strict=True):
+        for a, b in zip(first, second, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_packed_files_are_read_back(mixed, tmp_path):
+    path = tmp_path / "network.sajx"
+    path.write_bytes(packed.pack(mixed))
+    assert_equal(export.read_packed(path), mixed)
+    (content,) = files.safetensors_packed(mixed).values()
+    path.write_bytes(content)
+    assert_equal(files.read_safetensors_packed(path), mixed)
+    with refusal("network.sajx: it is no packed network"):
+        export.read_packed(path)
+    path.write_bytes(content[:-1])
+    with refusal("network.sajx is no packed network"):
+        files.read_safetensors_packed(path)
+    with refusal("cannot be read"):
+        export.read_packed(tmp_path)
+
+
+def test_damaged_packed_files_are_refused(mixed):
+    content = packed.pack(mixed)
+    random = np.random.default_rng(10)
+    for _ in range(300):
+        broken = bytearray(content[: random.integers(12, len(content) + 1)])
+        broken[random.integers(5, len(broken))] ^= int(random.integers(1, 256))
+        with refusal("it is damaged"):
+            packed.unpack(bytes(broken))
+        # With a checksum that is right the reader has to look at every number itself.
+        body = bytes(broken[:-4])
+        with contextlib.suppress(InputError):
+            packed.unpack(body + struct.pack("<I", zlib.crc32(body)))
+
+
+def test_widths_are_annealed_to_those_of_least_loss_within_the_budget():
+    network = network_of((12, 10, 8, 3))
+    cleaned = export.clean(network, np.ones(network.total, bool))
+    random = np.random.default_rng(11)
+    x = random.normal(size=(200, 12)).astype(np.float32)
+    y = export.predict(cleaned, x).argmax(-1).astype(np.int32)
+
+    def size(layer):
+        return len(packed.layer_bytes(layer))
+
+    def loss(bits):
+        logits = export.predict(export.simulate(export.quantize(cleaned, bits)), x)
+        return float(cross_entropy()(logits, y))
+
+    choices = [
+        (bits, sum(map(size, export.quantize(cleaned, bits).layers)))
+        for bits in itertools.product((1, 2, 3, 4, 8), repeat=3)
+    ]
+    budget = 190
+    possible = sorted(loss(bits) for bits, taken in choices if taken <= budget)
+    assert 20 < len(possible) < 105
+    found = export.choose_bits(jax.random.key(0), cleaned, x, y, budget, size)
+    assert sum(map(size, export.quantize(cleaned, found).layers)) <= budget
+    assert loss(found) <= possible[1] + 1e-6  # of all, the best or the next
+    with refusal("at least", "more than max_bytes = 10"):
+        export.choose_bits(jax.random.key(0), cleaned, x, y, 10, size)

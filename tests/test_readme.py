@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from sa_jax import cli
+from sa_jax.export import c
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
@@ -38,9 +39,13 @@ def test_commands_exist():
         if program == "make":
             assert re.search(rf"^{arguments[0]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
         elif [program, *arguments][:2] == ["sa-jax", "export"]:  # of a run: see test_export
-            assert {word.split("=")[0] for word in arguments[2:]} == {"--format", "--out"}
+            assert {word.split("=")[0] for word in arguments[2:]} == {"--format", "--bits", "--out"} - (
+                {"--bits"} - {word.split("=")[0] for word in arguments}
+            )
         elif program == "cc":  # likewise
             assert "-std=c99" in arguments
+        elif program == "runs/digits/classify":
+            assert "classify IMAGE.pgm" in c.CLASSIFY
         elif program == "sa-jax":
             assert cli.main([*arguments, "--dry_run"]) == 0
         elif program == "python":

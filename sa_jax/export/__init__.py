@@ -2,28 +2,56 @@
 
 import json
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import jax
 import numpy as np
 
-from sa_jax import models, workdirs
-from sa_jax.export import c, files
+from sa_jax import data, models, workdirs
+from sa_jax.export import c, files, packed
 from sa_jax.export.cleanup import Cleaned, clean, predict
+from sa_jax.export.packed import read_packed
+from sa_jax.export.quantization import WIDTHS, Quantized, QuantizedLayer, choose_bits, quantize, simulate
 from sa_jax.npz import read_npz
 from sa_jax.types import InputError
 
-__all__ = ["FORMATS", "Cleaned", "clean", "export", "predict", "read_run"]
+__all__ = [
+    "FORMATS",
+    "Cleaned",
+    "Quantized",
+    "QuantizedLayer",
+    "choose_bits",
+    "clean",
+    "export",
+    "predict",
+    "quantize",
+    "read_packed",
+    "read_run",
+    "simulate",
+]
 
-# What makes the files, by name, from a cleaned network.
-FORMATS: dict[str, Callable[[Cleaned], Mapping[str, bytes]]] = {
-    "c": c.files,
-    "npz": files.npz,
-    "safetensors": files.safetensors,
+# What makes the files, by name, from a network and what is known of its inputs.
+Format = Callable[[Quantized, c.Inputs | None], Mapping[str, bytes]]
+
+
+def _dense(make: Callable[[Cleaned], Mapping[str, bytes]]) -> Format:
+    return lambda network, inputs: make(simulate(network))
+
+
+FORMATS: dict[str, Format] = {
+    "c": lambda network, inputs: c.files(network, c.FORMS, inputs),
+    "c_packed": lambda network, inputs: c.files(network, c.PACKED_FORMS, inputs),
+    "packed": lambda network, inputs: packed.files(network),
+    "npz": _dense(files.npz),
+    "safetensors": _dense(files.safetensors),
+    "safetensors_packed": lambda network, inputs: files.safetensors_packed(network),
 }
 
 
-def read_run(workdir: Path) -> Cleaned:
-    """The cleaned network of a finished run.
+def read_run(workdir: Path) -> tuple[Cleaned, dict[str, Any]]:
+    """The cleaned network of a finished run, and its result.
 
     Raises:
       InputError: no run's folder, an unfinished one, or one whose files do not belong together.
@@ -34,7 +62,8 @@ def read_run(workdir: Path) -> Cleaned:
         what = "holds an unfinished run: finish it first" if unfinished else "holds no finished run"
         raise InputError(f"{workdir} {what}; it has no result.json")
     try:
-        activation = json.loads(path.read_text())["activation"]
+        result = json.loads(path.read_text())
+        activation = result["activation"]
     except (OSError, ValueError, KeyError, TypeError):
         raise InputError(f"{path} is no result of sa-jax run") from None
     models.check_activation(activation)
@@ -44,28 +73,42 @@ def read_run(workdir: Path) -> Cleaned:
     if {name: array.shape for name, array in found.items()} != wanted:
         raise InputError(f"{workdir}: masks.npz and weights.npz do not belong together")
     mask = np.concatenate([np.ravel(found[name]).astype(bool) for name in wanted])
-    return clean(network, mask, activation)
+    return clean(network, mask, activation), result
 
 
-def export(workdir: Path, form: str, out: Path, overwrite: bool = False) -> list[Path]:
+def export(
+    workdir: Path,
+    form: str,
+    out: Path,
+    overwrite: bool = False,
+    bits: int = 32,
+    max_bytes: int | None = None,
+) -> list[Path]:
     """Writes a finished run's network in one of `FORMATS`.
 
     Args:
       workdir: of the run.
       form: a key of `FORMATS`.
-      out: a file, or for 'c' a folder, made if missing.
+      out: a file, or for 'c' and 'c_packed' a folder, made if missing.
       overwrite: whether files there are replaced.
+      bits: of each kept weight, of `quantization.WIDTHS`. Formats of other frameworks get their float32 values.
+      max_bytes: of the tables in C, or of the packed file: the bits of each layer are then chosen by `choose_bits`
+        on the run's validation split.
 
     Returns:
       What was written.
 
     Raises:
-      InputError: an unknown format, a workdir that holds no finished run, or files that are there already; nothing
-        is written.
+      InputError: an unknown format, a workdir that holds no finished run, bits or bytes that are not possible, or
+        files that are there already; nothing is written.
     """
     if form not in FORMATS:
         raise InputError(f"format must be one of {', '.join(FORMATS)}, not {form!r}")
-    made = FORMATS[form](read_run(workdir))
+    if bits not in WIDTHS:
+        raise InputError(f"bits must be of {', '.join(map(str, WIDTHS))}, not {bits!r}")
+    cleaned, result = read_run(workdir)
+    widths = bits if max_bytes is None else _fitting(workdir, cleaned, result, form, max_bytes)
+    made = FORMATS[form](quantize(cleaned, widths), _inputs_of(result) if form in ("c", "c_packed") else None)
     paths = {out if len(made) == 1 else out / name: content for name, content in made.items()}
     for path in paths:
         if path.exists() and not overwrite:
@@ -77,3 +120,38 @@ def export(workdir: Path, form: str, out: Path, overwrite: bool = False) -> list
     for path, content in paths.items():
         workdirs.write_file(path, content)
     return list(paths)
+
+
+def _fitting(
+    workdir: Path, cleaned: Cleaned, result: Mapping[str, Any], form: str, max_bytes: int
+) -> tuple[int, ...]:
+    dataset = _dataset(result)
+    if dataset is None:
+        raise InputError(f"max_bytes needs the data of {workdir}, which cannot be loaded: give bits instead")
+    if form in ("c", "c_packed"):
+        size, beside = partial(c.table_bytes, forms=c.FORMS if form == "c" else c.PACKED_FORMS), 0
+    else:
+        size, least = lambda layer: len(packed.layer_bytes(layer)), quantize(cleaned, 1)
+        beside = len(packed.pack(least)) - sum(map(size, least.layers))
+    key = jax.random.fold_in(jax.random.key(result["seed"]), 4)
+    return choose_bits(key, cleaned, *dataset.validation, max_bytes, size, beside)
+
+
+def _dataset(result: Mapping[str, Any]) -> data.Dataset | None:
+    """The data of a run, None where they cannot be had any more."""
+    try:
+        return data.load(result["data"], result["input_mean"], result["input_std"])
+    except (InputError, KeyError):
+        return None
+
+
+def _inputs_of(result: Mapping[str, Any]) -> c.Inputs | None:
+    if not {"input_mean", "input_std"} <= result.keys():
+        return None
+    mean, std, dataset = result["input_mean"], result["input_std"], _dataset(result)
+    if dataset is None or dataset.image_shape is None:
+        return c.Inputs(mean, std, None)
+    pixels = dataset.test.inputs * std + mean
+    if pixels.min() < -1e-3 or pixels.max() > 1 + 1e-3:
+        return c.Inputs(mean, std, None)
+    return c.Inputs(mean, std, np.round(255 * pixels[0]).astype(np.uint8).reshape(dataset.image_shape))

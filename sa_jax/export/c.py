@@ -1,85 +1,284 @@
-"""A pruned network as C: one source file of constant tables, C99, no allocation, only math.h.
+"""A pruned network as C: one source file of constant tables, C99, no allocation, no library but libm.
 
 Each layer is stored in the form that takes the fewest bytes: dense; rows of kept branches, their inputs by 8-bit
-steps or 16-bit numbers; or a bit for each branch and the kept weights.
+steps or 16-bit numbers; a bit for each branch; kept branches sorted by their few values (CER and CSER, Wiedemann
+et al. 2020); or, where flash matters more than time, the Rice code of a packed file. Weights are float32 or codes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from string import Template
 from typing import NamedTuple
 
 import numpy as np
 
 from sa_jax.export.cleanup import Cleaned, predict
+from sa_jax.export.packed import pack_codes, rice
+from sa_jax.export.quantization import GROUP_WEIGHTS, Quantized, QuantizedLayer, quantize, simulate
 from sa_jax.types import InputError
 
 # Golden vectors of the self-test, and how near its logits must come, of the largest one.
 GOLDEN, TOLERANCE = 8, 1e-5
-FORMS = ("dense", "steps8", "columns16", "bitmask")
+# Quick to go through, the quicker of equal size first; and the smallest.
+FORMS = ("dense", "columns16", "steps8", "cer", "cser", "bitmask")
+PACKED_FORMS = ("rice",)
 ACTIVATIONS = {
     "relu": "x > 0.0f ? x : 0.0f",
     "tanh": "tanhf(x)",
     "gelu": "0.5f * x * (1.0f + tanhf(0.79788456f * (x + 0.044715f * x * x * x)))",
 }
-# Of each form: its tables' C types by name, its arguments, and how a row is summed.
+# Rows summed in each form; filled with what a layer's weights and tables ask for by `_functions`.
 FUNCTIONS = {
-    "dense": """static void dense(const float *x, float *y, int inputs, int outputs, const float *values) {
+    "dense": """static void $name(const float *x, float *y, int inputs, int outputs, $weights) {
+    $declare
     for (int o = 0; o < outputs; o++) {
         float sum = 0.0f;
-        for (int i = 0; i < inputs; i++) sum += *values++ * x[i];
+        $begin
+        for (int i = 0; i < inputs; i++) sum += $next * x[i];
         y[o] += sum;
     }
 }
 """,
     "steps8": """/* Steps from one kept input to the next; 255 steps on without a weight. */
-static void steps8(const float *x, float *y, int outputs, const uint16_t *counts, const uint8_t *steps,
-                   const float *values) {
+static void $name(const float *x, float *y, int outputs, const $count *counts, const uint8_t *steps, $weights) {
+    $declare
     for (int o = 0; o < outputs; o++) {
         float sum = 0.0f;
         const float *at = x;
+        $begin
         for (int n = counts[o]; n > 0; n--) {
             while (*steps == 255) { at += 255; steps++; }
             at += *steps++;
-            sum += *values++ * *at;
+            sum += $next * *at;
         }
         y[o] += sum;
     }
 }
 """,
-    "columns16": """static void columns16(const float *x, float *y, int outputs, const uint16_t *counts,
-                      const uint16_t *columns, const float *values) {
+    "columns16": """static void $name(const float *x, float *y, int outputs, const $count *counts,
+                 const uint16_t *columns, $weights) {
+    $declare
     for (int o = 0; o < outputs; o++) {
         float sum = 0.0f;
-        for (int n = counts[o]; n > 0; n--) sum += *values++ * x[*columns++];
+        $begin
+        for (int n = counts[o]; n > 0; n--) sum += $next * x[*columns++];
         y[o] += sum;
     }
 }
 """,
     "bitmask": """/* One bit for each branch, row by row, the lowest of a byte first. */
-static void bitmask(const float *x, float *y, int inputs, int outputs, const uint8_t *bits, const float *values) {
+static void $name(const float *x, float *y, int inputs, int outputs, const uint8_t *bits, $weights) {
     long branch = 0;
+    $declare
     for (int o = 0; o < outputs; o++) {
         float sum = 0.0f;
+        $begin
         for (int i = 0; i < inputs; i++, branch++)
-            if (bits[branch >> 3] >> (branch & 7) & 1) sum += *values++ * x[i];
+            if (bits[branch >> 3] >> (branch & 7) & 1) sum += $next * x[i];
+        y[o] += sum;
+    }
+}
+""",
+    "cer": """/* For each row and each code how many branches have it, and the steps from one to the next. */
+static void $name(const float *x, float *y, int outputs, const $count *counts, const uint8_t *steps,
+                 const uint16_t *scales) {
+    $declare
+    for (int o = 0; o < outputs; o++) {
+        float sum = 0.0f;
+        $begin
+        for (int code = 0; code < $codes; code++) {
+            float part = 0.0f;
+            const float *at = x;
+            int n = *counts++;
+            w.served += n;
+            for (; n > 0; n--) {
+                while (*steps == 255) { at += 255; steps++; }
+                at += *steps++;
+                part += *at;
+            }
+            sum += $value * part;
+        }
+        y[o] += sum;
+    }
+}
+""",
+    "cser": """/* For each row how many codes it has, which, and the steps from one branch of each to the next. */
+static void $name(const float *x, float *y, int outputs, const uint16_t *parts, const uint8_t *codes,
+                 const $count *counts, const uint8_t *steps, const uint16_t *scales) {
+    $declare
+    for (int o = 0; o < outputs; o++) {
+        float sum = 0.0f;
+        $begin
+        for (int p = parts[o]; p > 0; p--) {
+            int code = *codes++;
+            float part = 0.0f;
+            const float *at = x;
+            int n = *counts++;
+            w.served += n;
+            for (; n > 0; n--) {
+                while (*steps == 255) { at += 255; steps++; }
+                at += *steps++;
+                part += *at;
+            }
+            sum += $value * part;
+        }
+        y[o] += sum;
+    }
+}
+""",
+    "rice": """/* Gaps between branches of one kind, row after row: a quotient in zeros, a one, the remainder. */
+static void $name(const float *x, float *y, int inputs, int outputs, int shift, int of_pruned, const uint8_t *gaps,
+                 $weights) {
+    unsigned long bit = 0;
+    long next = next_gap(gaps, &bit, shift);
+    $declare
+    for (int o = 0; o < outputs; o++) {
+        float sum = 0.0f;
+        $begin
+        if (of_pruned) {
+            for (int i = 0; i < inputs; i++) {
+                if (i == next) next += 1 + next_gap(gaps, &bit, shift);
+                else sum += $next * x[i];
+            }
+        } else {
+            while (next < inputs) {
+                sum += $next * x[next];
+                next += 1 + next_gap(gaps, &bit, shift);
+            }
+        }
+        next -= inputs;
         y[o] += sum;
     }
 }
 """,
 }
+GAPS = """static long next_gap(const uint8_t *gaps, unsigned long *bit, int shift) {
+    long gap = 0;
+    for (; !(gaps[*bit >> 3] >> (*bit & 7) & 1); ++*bit) gap++;
+    ++*bit;
+    gap <<= shift;
+    for (int i = 0; i < shift; i++, ++*bit) gap |= (long)(gaps[*bit >> 3] >> (*bit & 7) & 1) << i;
+    return gap;
+}
+"""
+BFLOAT16 = """static float of_bfloat16(uint16_t half) {
+    uint32_t bits = (uint32_t)half << 16;
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+"""
+# Weights of 1 to 4 bits: a row begins new scales where those before have served enough.
+MULTIBIT = """typedef struct {
+    const uint8_t *codes;
+    const uint16_t *scales;
+    long at, served;
+    float value[$codes];
+} weights$bits;
+
+static void begin_row$bits(weights$bits *w) {
+    if (w->served < $group) return;
+    w->served = 0;
+    for (int code = 0; code < $codes; code++) {
+        w->value[code] = 0.0f;
+        for (int bit = 0; bit < $bits; bit++) {
+            float scale = of_bfloat16(w->scales[bit]);
+            w->value[code] += code >> bit & 1 ? scale : -scale;
+        }
+    }
+    w->scales += $bits;
+}
+"""
+NEXT_MULTIBIT = """static float next_weight$bits(weights$bits *w) {
+    long bit = w->at * $bits;
+    unsigned pair = w->codes[bit >> 3] | (unsigned)w->codes[(bit >> 3) + 1] << 8;
+    w->at++;
+    w->served++;
+    return w->value[pair >> (bit & 7) & ($codes - 1)];
+}
+"""
+AFFINE = """typedef struct {
+    const uint8_t *codes;
+    const uint16_t *scales;
+    long at, served;
+    float lowest, step;
+} weights8;
+
+static void begin_row8(weights8 *w) {
+    if (w->served < $group) return;
+    w->served = 0;
+    w->lowest = of_bfloat16(*w->scales++);
+    w->step = of_bfloat16(*w->scales++);
+}
+"""
+NEXT_AFFINE = """static float next_weight8(weights8 *w) {
+    w->served++;
+    return w->lowest + w->step * (float)w->codes[w->at++];
+}
+"""
+CLASSIFY = """/* Classifies a binary PGM image (P5, 8 bits), made by sa_jax: classify IMAGE.pgm */
+#include "network.h"
+
+#include <math.h>
+#include <stdio.h>
+
+int main(int count, char **words) {
+    static unsigned char pixels[NETWORK_INPUTS];
+    static float input[NETWORK_INPUTS];
+    float logits[NETWORK_OUTPUTS], total = 0.0f;
+    int columns = 0, rows = 0, most = 0, best = 0;
+    FILE *file = count == 2 ? fopen(words[1], "rb") : NULL;
+    if (!file) {
+        fprintf(stderr, "usage: classify IMAGE.pgm, of a file that can be read\\n");
+        return 2;
+    }
+    int read = fscanf(file, "P5 %d %d %d", &columns, &rows, &most);
+    if (read != 3 || columns != NETWORK_COLUMNS || rows != NETWORK_ROWS || most != 255 || fgetc(file) == EOF ||
+        fread(pixels, 1, NETWORK_INPUTS, file) != NETWORK_INPUTS) {
+        fprintf(stderr, "%s is no binary PGM of %d by %d pixels from 0 to 255\\n", words[1], NETWORK_COLUMNS,
+                NETWORK_ROWS);
+        fclose(file);
+        return 2;
+    }
+    fclose(file);
+    for (int i = 0; i < NETWORK_INPUTS; i++)
+        input[i] = ((float)pixels[i] / 255.0f - NETWORK_INPUT_MEAN) / NETWORK_INPUT_STD;
+    network_predict(input, logits);
+    for (int o = 1; o < NETWORK_OUTPUTS; o++) best = logits[o] > logits[best] ? o : best;
+    for (int o = 0; o < NETWORK_OUTPUTS; o++) total += expf(logits[o] - logits[best]);
+    printf("class %d, probability %.2f\\n", best, (double)(1.0f / total));
+    return 0;
+}
+"""
+
+
+class Inputs(NamedTuple):
+    """What a network's inputs were.
+
+    Attributes:
+      mean: subtracted from inputs in training.
+      std: that then divided them.
+      image: an example, uint8 `[rows, columns]`, where inputs are pixels divided by 255; else None.
+    """
+
+    mean: float
+    std: float
+    image: np.ndarray | None
 
 
 class Stored(NamedTuple):
     """One layer in one form.
 
     Attributes:
-      form: of `FORMS`.
+      form: a key of `FUNCTIONS`.
+      numbers: arguments before the tables.
       tables: arrays by name, in the order of the arguments.
-      sizes: whether the call takes the number of inputs beside that of outputs.
+      bits: of a weight.
     """
 
     form: str
+    numbers: tuple[int, ...]
     tables: dict[str, np.ndarray]
-    sizes: bool
+    bits: int
 
     @property
     def num_bytes(self) -> int:
@@ -87,53 +286,112 @@ class Stored(NamedTuple):
         return sum(array.nbytes for array in self.tables.values())
 
 
-def stored(kernel: np.ndarray, mask: np.ndarray, form: str) -> Stored | None:
-    """A kernel `[inputs, outputs]` in one of `FORMS`; None where its numbers do not fit."""
-    rows, kept = kernel.T, mask.T
-    inputs, values = kernel.shape[0], kernel.T[mask.T].astype(np.float32)
+def stored(layer: QuantizedLayer, form: str) -> Stored | None:
+    """A layer in a form of `FUNCTIONS`; None where it does not fit."""
+    inputs, outputs = layer.mask.shape
+    kept = layer.mask.T
     counts = kept.sum(1)
+    scales = {"scales": (layer.scales.ravel().view(np.uint32) >> 16).astype(np.uint16)}
+    if layer.bits == 32:
+        weights = {"values": layer.codes}
+    else:
+        # One byte more, as codes of 3 bits are read two bytes at a time.
+        packed = pack_codes(layer.codes, layer.bits) + b"\0" * (layer.bits < 8)
+        weights = {"codes": np.frombuffer(packed, np.uint8)} | scales
+    both = inputs, outputs
     if form == "dense":
-        return Stored(form, {"values": np.ascontiguousarray(rows, np.float32).ravel()}, True)
+        if layer.bits < 32:
+            return Stored(form, both, weights, layer.bits) if kept.all() else None
+        rows = np.zeros(kept.shape, np.float32)
+        rows[kept] = layer.codes
+        return Stored(form, both, {"values": rows.ravel()}, 32)
     if form == "bitmask":
-        return Stored(form, {"bits": np.packbits(kept.ravel(), bitorder="little"), "values": values}, True)
-    if inputs > 2**16 or counts.max(initial=0) >= 2**16:
+        return Stored(form, both, {"bits": np.packbits(kept.ravel(), bitorder="little")} | weights, layer.bits)
+    if form == "rice":
+        coded = rice(layer.mask)
+        gaps = {"gaps": np.frombuffer(coded.content, np.uint8)}
+        return Stored(form, (*both, coded.shift, int(coded.of_pruned)), gaps | weights, layer.bits)
+    if inputs > 2**16:
         return None
-    tables = {"counts": counts.astype(np.uint16)}
+    tables = {"counts": _short(counts)}
     if form == "columns16":
-        return Stored(form, tables | {"columns": kept.nonzero()[1].astype(np.uint16), "values": values}, False)
+        columns = {"columns": kept.nonzero()[1].astype(np.uint16)}
+        return Stored(form, (outputs,), tables | columns | weights, layer.bits)
+    if form == "steps8":
+        steps = {"steps": _steps(np.flatnonzero(row) for row in kept)}
+        return Stored(form, (outputs,), tables | steps | weights, layer.bits)
+    if layer.bits == 32:
+        return None
+    of_code = np.full(kept.shape, -1)
+    of_code[kept] = layer.codes
+    parts = [[np.flatnonzero(row == code) for code in range(2**layer.bits)] for row in of_code]
+    lengths = np.array([[len(part) for part in row] for row in parts])
+    steps = {"steps": _steps(part for row in parts for part in row)} | scales
+    if form == "cer":
+        return Stored(form, (outputs,), {"counts": _short(lengths.ravel())} | steps, layer.bits)
+    segments = {"parts": (lengths > 0).sum(1).astype(np.uint16), "codes": lengths.nonzero()[1].astype(np.uint8)}
+    return Stored(form, (outputs,), segments | {"counts": _short(lengths[lengths > 0])} | steps, layer.bits)
+
+
+def _short(counts: np.ndarray) -> np.ndarray:
+    return counts.astype(np.uint8 if counts.max(initial=0) < 256 else np.uint16)
+
+
+def _steps(parts) -> np.ndarray:
     steps = []
-    for row in kept:
-        for gap in np.diff(np.flatnonzero(row), prepend=0):
-            whole, rest = divmod(int(gap), 255)
-            steps += [255] * whole + [rest]
-    return Stored(form, tables | {"steps": np.array(steps, np.uint8), "values": values}, False)
+    for columns in parts:
+        for gap in np.diff(columns, prepend=0).tolist():
+            steps += [255] * (gap // 255) + [gap % 255]
+    return np.array(steps, np.uint8)
 
 
-def smallest(kernel: np.ndarray, mask: np.ndarray) -> Stored:
-    """A kernel in the form of the fewest bytes; the faster one of equals, in the order of `FORMS`."""
-    found = [one for form in FORMS if (one := stored(kernel, mask, form)) is not None]
+def smallest(layer: QuantizedLayer, forms: Sequence[str] = FORMS) -> Stored:
+    """A layer in the form of the fewest bytes, the first of equals."""
+    found = [one for form in forms if (one := stored(layer, form)) is not None]
     return min(found, key=lambda one: one.num_bytes)
 
 
-def files(cleaned: Cleaned) -> Mapping[str, bytes]:
-    """The files `network.h`, `network.c` and `test.c`, which has a `main` of its own."""
-    if cleaned.activation not in ACTIVATIONS:
-        raise InputError(f"activation {cleaned.activation!r} is not known in C; {', '.join(ACTIVATIONS)} are")
-    layers = [smallest(kernel, mask) for kernel, mask in zip(cleaned.kernels, cleaned.masks, strict=True)]
-    inputs, outputs = cleaned.kernels[0].shape[0], cleaned.kernels[-1].shape[1]
-    made = {"network.h": _header(inputs, outputs), "network.c": _source(cleaned, layers)}
-    made["test.c"] = _test(cleaned, inputs)
-    return {name: text.encode() for name, text in made.items()}
+def table_bytes(layer: QuantizedLayer, forms: Sequence[str] = FORMS) -> int:
+    """What the constant tables of a layer take, in the smallest of these forms."""
+    return smallest(layer, forms).num_bytes + (4 if layer.bits == 32 else 2) * layer.mask.shape[1]
 
 
-def _header(inputs: int, outputs: int) -> str:
+def files(
+    network: Cleaned | Quantized, forms: Sequence[str] = FORMS, inputs: Inputs | None = None
+) -> Mapping[str, bytes]:
+    """The files `network.h`, `network.c` and `test.c`, which has a `main` of its own.
+
+    Where `inputs` holds an image, also `classify.c`, a program that classifies image files, and `example.pgm`.
+    """
+    quantized = quantize(network, 32) if isinstance(network, Cleaned) else network
+    if quantized.activation not in ACTIVATIONS:
+        raise InputError(f"activation {quantized.activation!r} is not known in C; {', '.join(ACTIVATIONS)} are")
+    layers = [smallest(layer, forms) for layer in quantized.layers]
+    features, outputs = quantized.layers[0].mask.shape[0], quantized.layers[-1].mask.shape[1]
+    made = {"network.h": _header(features, outputs, inputs), "network.c": _source(quantized, layers)}
+    made["test.c"] = _test(simulate(quantized), features)
+    files = {name: text.encode() for name, text in made.items()}
+    if inputs is None or inputs.image is None:
+        return files
+    rows, columns = inputs.image.shape
+    image = f"P5\n{columns} {rows}\n255\n".encode() + inputs.image.astype(np.uint8).tobytes()
+    return files | {"classify.c": CLASSIFY.encode(), "example.pgm": image}
+
+
+def _header(features: int, outputs: int, inputs: Inputs | None) -> str:
+    numbers = {"NETWORK_INPUTS": str(features), "NETWORK_OUTPUTS": str(outputs)}
+    if inputs is not None:
+        numbers |= {"NETWORK_INPUT_MEAN": _literal(float(np.float32(inputs.mean)))}
+        numbers |= {"NETWORK_INPUT_STD": _literal(float(np.float32(inputs.std)))}
+        if inputs.image is not None:
+            rows, columns = inputs.image.shape
+            numbers |= {"NETWORK_ROWS": str(rows), "NETWORK_COLUMNS": str(columns)}
+    defined = "".join(f"#define {name} {value}\n" for name, value in numbers.items())
     return f"""/* A pruned network, made by sa_jax. */
 #ifndef NETWORK_H
 #define NETWORK_H
 
-#define NETWORK_INPUTS {inputs}
-#define NETWORK_OUTPUTS {outputs}
-
+{defined}
 /* Inputs standardised as in training, NETWORK_INPUTS of them, to NETWORK_OUTPUTS logits. */
 void network_predict(const float *input, float *logits);
 
@@ -141,35 +399,74 @@ void network_predict(const float *input, float *logits);
 """
 
 
-def _source(cleaned: Cleaned, layers: list[Stored]) -> str:
-    widths = [kernel.shape[1] for kernel in cleaned.kernels]
-    used = [form for form in FORMS if any(layer.form == form for layer in layers)]
+def _source(quantized: Quantized, layers: list[Stored]) -> str:
+    widths = [layer.mask.shape[1] for layer in quantized.layers]
+    bodies: dict[str, str] = {}
     tables, calls, at = [], [], "input"
-    for number, (kernel, bias, layer) in enumerate(zip(cleaned.kernels, cleaned.biases, layers, strict=True)):
+    for number, (layer, one) in enumerate(zip(quantized.layers, layers, strict=True)):
         to = "logits" if number == len(layers) - 1 else f"units{number % 2}"
-        arrays = {f"{name}{number}": array for name, array in layer.tables.items()}
+        arrays = {f"{name}{number}": array for name, array in one.tables.items()}
+        bias = layer.bias if layer.bits == 32 else (layer.bias.view(np.uint32) >> 16).astype(np.uint16)
         tables += [_table(name, array) for name, array in (arrays | {f"bias{number}": bias}).items()]
-        sizes = f"{kernel.shape[0]}, {kernel.shape[1]}" if layer.sizes else str(kernel.shape[1])
-        calls.append(f"    for (int o = 0; o < {kernel.shape[1]}; o++) {to}[o] = bias{number}[o];")
-        calls.append(f"    {layer.form}({at}, {to}, {sizes}, {', '.join(arrays)});")
+        read = f"bias{number}[o]" if layer.bits == 32 else f"of_bfloat16(bias{number}[o])"
+        calls.append(f"    for (int o = 0; o < {layer.mask.shape[1]}; o++) {to}[o] = {read};")
+        function = _functions(one, bodies)
+        calls.append(f"    {function}({at}, {to}, {', '.join(map(str, (*one.numbers, *arrays)))});")
         if to != "logits":
-            calls.append(f"    activate({to}, {kernel.shape[1]});")
+            calls.append(f"    activate({to}, {layer.mask.shape[1]});")
         at = to
     buffers = [f"    float units{i}[{max(1, *widths[i:-1:2])}];" for i in (0, 1) if widths[i:-1:2]]
     activate = f"""static void activate(float *units, int count) {{
     for (int i = 0; i < count; i++) {{
         float x = units[i];
-        units[i] = {ACTIVATIONS[cleaned.activation]};
+        units[i] = {ACTIVATIONS[quantized.activation]};
     }}
 }}
 """
-    parts = [
-        '/* A pruned network, made by sa_jax. */\n#include "network.h"\n\n#include <math.h>\n#include <stdint.h>\n'
-    ]
-    parts += tables + [FUNCTIONS[form] for form in used] + ([activate] if len(layers) > 1 else [])
+    uses = ["math.h", "stdint.h"] + (["string.h"] if "bfloat16" in bodies else [])
+    includes = "".join(f"#include <{name}>\n" for name in uses)
+    parts = [f'/* A pruned network, made by sa_jax. */\n#include "network.h"\n\n{includes}']
+    parts += tables + list(bodies.values()) + ([activate] if len(layers) > 1 else [])
     body = "\n".join(buffers + calls)
     parts.append(f"void network_predict(const float *input, float *logits) {{\n{body}\n}}\n")
     return "\n".join(parts)
+
+
+def _functions(one: Stored, bodies: dict[str, str]) -> str:
+    """Adds to `bodies` what a layer's form needs, and returns the name of its function."""
+    count = (
+        {"uint8": "uint8_t", "uint16": "uint16_t"}[str(one.tables["counts"].dtype)]
+        if "counts" in one.tables
+        else ""
+    )
+    name = "_".join([one.form, *([f"bits{one.bits}"] if one.bits < 32 else []), *([count[:-2]] if count else [])])
+    bits, by_code = str(one.bits), one.form in ("cer", "cser")
+    words = {"name": name, "count": count, "bits": bits, "codes": str(2**one.bits), "group": str(GROUP_WEIGHTS)}
+    if one.form == "rice":
+        bodies["gaps"] = GAPS
+    if one.bits == 32:
+        words |= {"weights": "const float *values", "declare": "", "begin": "", "next": "*values++"}
+    else:
+        affine = one.bits == 8
+        bodies["bfloat16"] = BFLOAT16
+        bodies[f"begin{bits}"] = _filled(AFFINE if affine else MULTIBIT, words)
+        if not by_code:
+            bodies[f"next{bits}"] = _filled(NEXT_AFFINE if affine else NEXT_MULTIBIT, words)
+        codes, values = "0" if by_code else "codes", "0.0f, 0.0f" if affine else "{0.0f}"
+        words |= {
+            "weights": "const uint8_t *codes, const uint16_t *scales",
+            "declare": f"weights{bits} w = {{{codes}, scales, 0, {GROUP_WEIGHTS}, {values}}};",
+            "begin": f"begin_row{bits}(&w);",
+            "next": f"next_weight{bits}(&w)",
+            "value": "(w.lowest + w.step * (float)code)" if affine else "w.value[code]",
+        }
+    bodies[name] = _filled(FUNCTIONS[one.form], words)
+    return name
+
+
+def _filled(template: str, words: Mapping[str, str]) -> str:
+    filled = Template(template).substitute(words)
+    return "".join(line for line in filled.splitlines(keepends=True) if line.strip())
 
 
 def _table(name: str, array: np.ndarray) -> str:

@@ -1,0 +1,228 @@
+"""A pruned network in one small file: masks near their information bound, weights in few bits.
+
+Layout, little-endian; a number is a LEB128 varint unless said otherwise:
+
+- `SAJX`, a byte with the version, a byte with the length of the activation's name, the name
+- the number of layers, then the units of each: inputs first, outputs last
+- for each layer: a byte with its bits; a byte with the Rice shift, plus 128 where the pruned branches are coded;
+  the number of bytes of the mask; the mask; the codes, or at 32 bits float32 weights; the scales, bfloat16; the
+  biases, bfloat16, or at 32 bits float32
+- 4 bytes CRC-32 (zlib) of all before
+
+A mask is flattened output by output. Of the rarer kind of its branches the gaps are Rice coded (Golomb 1966; Rice
+& Plaunt 1971): the quotient in zeros, a one, the remainder, lowest bit first; the last gap reaches to the end.
+"""
+
+import itertools
+import math
+import struct
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from sa_jax.export.cleanup import Cleaned
+from sa_jax.export.quantization import WIDTHS, Quantized, QuantizedLayer, group_sizes, quantize
+from sa_jax.models import ACTIVATIONS
+from sa_jax.types import InputError
+
+MAGIC, VERSION = b"SAJX", 1
+# A file that claims more branches is refused before any memory is taken.
+MOST_BRANCHES = 2**27
+
+
+class RiceCoded(NamedTuple):
+    """A mask as gaps.
+
+    Attributes:
+      content: the code, padded with zeros to whole bytes.
+      shift: bits of a remainder.
+      of_pruned: whether the gaps are between pruned branches.
+    """
+
+    content: bytes
+    shift: int
+    of_pruned: bool
+
+
+def rice(mask: np.ndarray) -> RiceCoded:
+    """Codes a mask, bool `[inputs, outputs]`, within a few per cent of `log2 C(n, k)` bits.
+
+    >>> len(rice(np.arange(1000).reshape(100, 10) % 50 == 0).content)
+    17
+    """
+    flat = mask.T.ravel()
+    of_pruned = bool(2 * flat.sum() > flat.size)
+    gaps = np.diff(np.flatnonzero(flat ^ of_pruned), prepend=-1, append=flat.size) - 1
+    shift = min(range(28), key=lambda bits: int((gaps >> bits).sum()) + bits * len(gaps))
+    quotients = gaps >> shift
+    ends = np.cumsum(quotients + 1 + shift)
+    code = np.zeros(ends[-1], bool)
+    code[ends - shift - 1] = True
+    for bit in range(shift):
+        code[ends - shift + bit] = gaps >> bit & 1
+    return RiceCoded(np.packbits(code, bitorder="little").tobytes(), shift, of_pruned)
+
+
+def unrice(coded: RiceCoded, inputs: int, outputs: int) -> np.ndarray:
+    """The mask that `rice` coded, bool `[inputs, outputs]`.
+
+    Raises:
+      InputError: no code of such a mask.
+    """
+    bits = np.unpackbits(np.frombuffer(coded.content, np.uint8), bitorder="little")
+    ones = np.flatnonzero(bits)
+    flat, total, branch, at = np.full(inputs * outputs, coded.of_pruned), inputs * outputs, -1, 0
+    while branch < total:
+        number = int(np.searchsorted(ones, at))
+        end = int(ones[number]) + 1 if number < len(ones) else len(bits)
+        if end + coded.shift > len(bits):
+            raise InputError("a mask ends too early")
+        remainder = int(np.dot(bits[end : end + coded.shift], 1 << np.arange(coded.shift)))
+        branch += 1 + (end - 1 - at << coded.shift) + remainder
+        at = end + coded.shift
+        if branch < total:
+            flat[branch] = not coded.of_pruned
+    if branch > total or len(bits) - at > 7 or bits[at:].any():
+        raise InputError("a mask is longer than its layer")
+    return np.ascontiguousarray(flat.reshape(outputs, inputs).T)
+
+
+def entropy_bits(mask: np.ndarray) -> float:
+    """The information bound `log2 C(n, k)` of a mask with `k` of `n` branches, in bits."""
+    total, kept = mask.size, int(mask.sum())
+    return (math.lgamma(total + 1) - math.lgamma(kept + 1) - math.lgamma(total - kept + 1)) / math.log(2)
+
+
+def pack_codes(codes: np.ndarray, bits: int) -> bytes:
+    """Codes, uint8 `[kept]`, side by side, the lowest bit first; at 32 bits float32 weights."""
+    if bits == 32:
+        return codes.astype("<f4").tobytes()
+    each = codes[:, None] >> np.arange(bits) & 1
+    return np.packbits(each.astype(bool).ravel(), bitorder="little").tobytes()
+
+
+def unpack_codes(packed: bytes, kept: int, bits: int) -> np.ndarray:
+    """What `pack_codes` packed, `[kept]`."""
+    if bits == 32:
+        return np.frombuffer(packed, "<f4").astype(np.float32)
+    each = np.unpackbits(np.frombuffer(packed, np.uint8), count=kept * bits, bitorder="little")
+    return (each.reshape(kept, bits) << np.arange(bits)).sum(1).astype(np.uint8)
+
+
+def bfloat16_bytes(values: np.ndarray) -> bytes:
+    """The upper halves of float32 values."""
+    return (values.astype(np.float32).ravel().view(np.uint32) >> 16).astype("<u2").tobytes()
+
+
+def layer_bytes(layer: QuantizedLayer) -> bytes:
+    """One layer as it is in the file."""
+    coded = rice(layer.mask)
+    head = bytes([layer.bits, coded.shift | coded.of_pruned << 7]) + _varint(len(coded.content))
+    bias = layer.bias.astype("<f4").tobytes() if layer.bits == 32 else bfloat16_bytes(layer.bias)
+    codes = pack_codes(layer.codes, layer.bits)
+    return head + coded.content + codes + bfloat16_bytes(layer.scales) + bias
+
+
+def pack(quantized: Quantized) -> bytes:
+    """The whole file."""
+    name = quantized.activation.encode()
+    units = [quantized.layers[0].mask.shape[0], *(layer.mask.shape[1] for layer in quantized.layers)]
+    head = MAGIC + bytes([VERSION, len(name)]) + name + _varint(len(units) - 1)
+    content = head + b"".join(map(_varint, units)) + b"".join(map(layer_bytes, quantized.layers))
+    return content + struct.pack("<I", zlib.crc32(content))
+
+
+def unpack(content: bytes) -> Quantized:
+    """Reads what `pack` wrote.
+
+    Raises:
+      InputError: anything else, or damaged.
+    """
+    if content[:4] != MAGIC or len(content) < 12:
+        raise InputError("it is no packed network of sa_jax")
+    if content[4] != VERSION:
+        raise InputError(f"it is of version {content[4]}, and only version {VERSION} can be read")
+    content, crc = content[:-4], content[-4:]
+    if struct.pack("<I", zlib.crc32(content)) != crc:
+        raise InputError("it is damaged: its CRC-32 is another")
+    at = 6
+
+    def take(size: int) -> bytes:
+        nonlocal at
+        if size > len(content) - at:
+            raise InputError("it ends too early")
+        at += size
+        return content[at - size : at]
+
+    def number() -> int:
+        value = shift = 0
+        while shift < 35:
+            (byte,) = take(1)
+            value |= (byte & 127) << shift
+            if byte < 128:
+                return value
+            shift += 7
+        raise InputError("it holds a number that is too large")
+
+    activation = take(content[5]).decode("ascii", "replace")
+    if activation not in ACTIVATIONS:
+        raise InputError(f"its activation {activation!r} is unknown")
+    units = [number() for _ in range(min(number(), len(content)) + 1)]
+    layers = []
+    for inputs, outputs in itertools.pairwise(units):
+        if inputs * outputs > MOST_BRANCHES:
+            raise InputError(f"it claims a layer of {inputs:,} by {outputs:,} units")
+        bits, form = take(2)
+        if bits not in WIDTHS:
+            raise InputError(f"it claims weights of {bits} bits")
+        mask = unrice(RiceCoded(take(number()), form & 31, form > 127), inputs, outputs)
+        kept, groups = int(mask.sum()), len(group_sizes(mask))
+        packed = take(4 * kept if bits == 32 else -(-kept * bits // 8))
+        codes = unpack_codes(packed, kept, bits)
+        each = {8: 2, 32: 0}.get(bits, bits)
+        scales = _bfloat16(take(2 * each * groups)).reshape(groups, each)
+        bias = (
+            np.frombuffer(take(4 * outputs), "<f4").astype(np.float32)
+            if bits == 32
+            else _bfloat16(take(2 * outputs))
+        )
+        if not all(np.isfinite(array).all() for array in (codes, scales, bias)):
+            raise InputError("it holds NaN or infinite values")
+        layers.append(QuantizedLayer(mask, bits, codes, scales, bias))
+    if at != len(content) or not layers:
+        raise InputError("its layers are not as long as it is")
+    return Quantized(tuple(layers), activation)
+
+
+def read_packed(path: Path) -> Quantized:
+    """Reads a packed file; `simulate` of it gives float32 kernels.
+
+    Raises:
+      InputError: it cannot be read, is no packed network, or damaged.
+    """
+    try:
+        return unpack(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def files(network: Cleaned | Quantized) -> Mapping[str, bytes]:
+    """The file `network.sajx`."""
+    return {"network.sajx": pack(quantize(network, 32) if isinstance(network, Cleaned) else network)}
+
+
+def _bfloat16(content: bytes) -> np.ndarray:
+    return (np.frombuffer(content, "<u2").astype(np.uint32) << 16).view(np.float32)
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 127:
+        out.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*out, value])

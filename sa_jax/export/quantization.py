@@ -1,0 +1,261 @@
+"""Kept weights in fewer bits: 1 to 4 by alternating multi-bit quantization, 8 affine, 32 as they are.
+
+Rows are quantized by themselves where they keep many weights; where they keep few, neighbouring rows share their
+scales, which would else take more than the weights do.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sa_jax.anneal import anneal
+from sa_jax.energies import cross_entropy
+from sa_jax.export.cleanup import Cleaned
+from sa_jax.landscape import from_energy
+from sa_jax.models import ACTIVATIONS
+from sa_jax.schedules import geometric
+from sa_jax.types import InputError
+
+WIDTHS = (1, 2, 3, 4, 8, 32)
+# A row begins a new group where the one before holds so many weights. Scales are 16 bits.
+GROUP_WEIGHTS = 128
+# Rounds of alternation; Xu et al. use two for weights.
+ROUNDS = 10
+# A search for widths makes so many proposals a layer, from a temperature of the first share of the energies'
+# spread to one of the second.
+SEARCH_STEPS, SEARCH_SPREAD = 60, (0.3, 0.003)
+
+
+class QuantizedLayer(NamedTuple):
+    """One layer whose kept weights are codes.
+
+    Attributes:
+      mask: bool `[inputs, outputs]`.
+      bits: of a code, of `WIDTHS`.
+      codes: of the kept weights, output by output, `[kept]`: uint8; at 32 bits the float32 weights themselves.
+      scales: float32 `[groups, bits]`, of which a code's bits choose the signs; at 8 bits `[groups, 2]`, the
+        lowest weight and the step; at 32 bits `[groups, 0]`. Whole in bfloat16.
+      bias: float32 `[outputs]`, below 32 bits whole in bfloat16.
+    """
+
+    mask: np.ndarray
+    bits: int
+    codes: np.ndarray
+    scales: np.ndarray
+    bias: np.ndarray
+
+
+class Quantized(NamedTuple):
+    """A cleaned network in few bits.
+
+    Attributes:
+      layers: from the inputs on.
+      activation: between layers, of `models.ACTIVATIONS`.
+    """
+
+    layers: tuple[QuantizedLayer, ...]
+    activation: str
+
+
+def quantize(cleaned: Cleaned, bits: int | Sequence[int]) -> Quantized:
+    """Quantizes the kept weights of each layer.
+
+    Below 8 bits a weight is `sum_i scales[i] * (+1 or -1)`, greedily at first, then scales by least squares and
+    codes by nearest values in turn (Xu et al. 2018, Alternating Multi-bit Quantization, algorithm 2). At 8 bits it
+    is `lowest + step * code`.
+
+    Args:
+      cleaned: from `clean`.
+      bits: of each weight, of `WIDTHS`; one number, or one for each layer.
+
+    Raises:
+      InputError: bits that are not of `WIDTHS`, or of another number of layers.
+
+    >>> network = Network((np.array([[0.5], [-0.5], [0.25]], np.float32),), (None,))
+    >>> layer = quantize(clean(network, np.ones(3, bool)), 2).layers[0]
+    >>> layer.codes.tolist(), layer.scales.tolist()
+    ([3, 0, 1], [[0.375, 0.125]])
+    """
+    widths = (bits,) * len(cleaned.kernels) if isinstance(bits, int) else tuple(bits)
+    if len(widths) != len(cleaned.kernels):
+        raise InputError(
+            f"bits must be one number or {len(cleaned.kernels)}, one for each layer, not {len(widths)}"
+        )
+    for width in widths:
+        if width not in WIDTHS:
+            raise InputError(f"bits must be of {', '.join(map(str, WIDTHS))}, not {width!r}")
+    parts = zip(cleaned.kernels, cleaned.masks, cleaned.biases, widths, strict=True)
+    return Quantized(tuple(_quantized_layer(*part) for part in parts), cleaned.activation)
+
+
+def _quantized_layer(kernel: np.ndarray, mask: np.ndarray, bias: np.ndarray, bits: int) -> QuantizedLayer:
+    weights = kernel.T[mask.T].astype(np.float32)
+    sizes = group_sizes(mask)
+    if bits == 32:
+        scales = np.zeros((len(sizes), 0), np.float32)
+        return QuantizedLayer(mask, bits, weights, scales, np.asarray(bias, np.float32))
+    fit = _affine if bits == 8 else _multibit
+    parts = np.split(weights.astype(np.float64), np.cumsum(sizes)[:-1])
+    codes, scales = zip(*(fit(part, bits) for part in parts), strict=True)
+    return QuantizedLayer(mask, bits, np.concatenate(codes), to_bfloat16(np.stack(scales)), to_bfloat16(bias))
+
+
+def group_sizes(mask: np.ndarray) -> list[int]:
+    """How many of the kept weights, output by output, are in each group, which shares its scales.
+
+    Args:
+      mask: bool `[inputs, outputs]`.
+    """
+    sizes = [0]
+    for count in mask.sum(0).tolist():
+        if sizes[-1] >= GROUP_WEIGHTS:
+            sizes.append(0)
+        sizes[-1] += count
+    return sizes
+
+
+def to_bfloat16(values: np.ndarray) -> np.ndarray:
+    """The nearest bfloat16 numbers, as float32."""
+    return np.asarray(jnp.asarray(values, jnp.bfloat16).astype(jnp.float32))
+
+
+def levels(scales: np.ndarray, bits: int) -> np.ndarray:
+    """What codes mean in each group, `[groups, 2 ** bits]`, of scales as in `QuantizedLayer`; below 32 bits."""
+    scales = np.asarray(scales, np.float32)
+    codes = np.arange(2**bits)
+    if bits == 8:
+        return scales[:, :1] + scales[:, 1:] * codes.astype(np.float32)
+    total = np.zeros((len(scales), len(codes)), np.float32)
+    for bit in range(bits):  # one after the other, as the C decoder adds them
+        total = total + np.where(codes >> bit & 1, scales[:, bit : bit + 1], -scales[:, bit : bit + 1])
+    return total
+
+
+def _affine(weights: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
+    if not weights.size:
+        return np.zeros(0, np.uint8), np.zeros(2)
+    top = 2**bits - 1
+    lowest = float(to_bfloat16(weights.min()))
+    step = float(to_bfloat16((weights.max() - lowest) / top))
+    if step <= 0:
+        return np.zeros(len(weights), np.uint8), np.array([lowest, 0.0])
+    return np.clip(np.round((weights - lowest) / step), 0, top).astype(np.uint8), np.array([lowest, step])
+
+
+def _multibit(weights: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
+    left, scales = weights.copy(), np.zeros(bits)
+    if not weights.size:
+        return np.zeros(0, np.uint8), scales
+    for bit in range(bits):
+        scales[bit] = np.abs(left).mean()
+        left -= np.where(left >= 0, scales[bit], -scales[bit])
+    codes = _nearest(weights, scales)
+    for _ in range(ROUNDS):
+        signs = np.where(codes[:, None] >> np.arange(bits) & 1, 1.0, -1.0)
+        scales = np.linalg.lstsq(signs, weights, rcond=None)[0]
+        before, codes = codes, _nearest(weights, scales)
+        if (codes == before).all():
+            break
+    scales = to_bfloat16(scales).astype(np.float64)
+    return _nearest(weights, scales), scales
+
+
+def _nearest(weights: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    values = levels(scales[None], len(scales))[0].astype(np.float64)
+    order = np.argsort(values, kind="stable")
+    between = (values[order][1:] + values[order][:-1]) / 2
+    return order[np.searchsorted(between, weights)].astype(np.uint8)
+
+
+def simulate(quantized: Quantized) -> Cleaned:
+    """The same network with float32 kernels: what any decoder must compute."""
+    kernels = []
+    for layer in quantized.layers:
+        rows = np.zeros(layer.mask.T.shape, np.float32)
+        if layer.bits == 32:
+            values = layer.codes
+        else:
+            sizes = group_sizes(layer.mask)
+            values = levels(layer.scales, layer.bits)[np.repeat(np.arange(len(sizes)), sizes), layer.codes]
+        rows[layer.mask.T] = values
+        kernels.append(np.ascontiguousarray(rows.T))
+    layers = quantized.layers
+    return Cleaned(
+        tuple(kernels),
+        tuple(layer.mask for layer in layers),
+        tuple(layer.bias for layer in layers),
+        quantized.activation,
+    )
+
+
+def choose_bits(
+    rng_key: jax.Array,
+    cleaned: Cleaned,
+    inputs: np.ndarray,
+    labels: np.ndarray,
+    max_bytes: int,
+    size: Callable[[QuantizedLayer], int],
+    beside: int = 0,
+) -> tuple[int, ...]:
+    """Anneals the width of each layer for the lowest cross-entropy within a budget of bytes.
+
+    The job that HAQ gives to reinforcement learning (Wang et al. 2019).
+
+    Args:
+      rng_key: a key, `[]`.
+      cleaned: from `clean`.
+      inputs: of validation samples, float `[samples, features]`.
+      labels: of those, int `[samples]`.
+      max_bytes: of all layers, and what is beside them.
+      size: the bytes that a layer takes.
+      beside: the bytes that are not of a layer.
+
+    Returns:
+      Bits of each layer, of `WIDTHS` below 32.
+
+    Raises:
+      InputError: even the fewest bits take more bytes.
+    """
+    widths = [width for width in WIDTHS if width < 32]
+    tried = [quantize(cleaned, width) for width in widths]
+    sizes = jnp.array([[size(layer) for layer in one.layers] for one in tried], jnp.int32)
+    layers = range(len(cleaned.kernels))
+    least = int(sizes.min(0).sum()) + beside
+    if least > max_bytes:
+        raise InputError(f"the network takes at least {least:,} bytes, more than max_bytes = {max_bytes:,}")
+    networks = [simulate(one) for one in tried]
+    kernels = tuple(jnp.stack([network.kernels[layer] for network in networks]) for layer in layers)
+    biases = tuple(jnp.stack([network.biases[layer] for network in networks]) for layer in layers)
+    energy_of = cross_entropy()
+
+    def loss(choice, x, y, kernels, biases):
+        for layer in layers:
+            x = ACTIVATIONS[cleaned.activation](x) if layer else x
+            x = x @ kernels[layer][choice[layer]] + biases[layer][choice[layer]]
+        return energy_of(x, y)
+
+    def energy(choice, *data):
+        fits = sizes[choice, jnp.arange(len(layers))].sum() + beside <= max_bytes
+        # A choice beyond the budget is rejected as one without a finite energy.
+        return jax.lax.cond(fits, lambda: loss(choice, *data), lambda: jnp.float32(jnp.inf))
+
+    def move(rng_key, choice):
+        layer_key, width_key = jax.random.split(rng_key)
+        layer = jax.random.randint(layer_key, (), 0, len(layers))
+        other = jax.random.randint(width_key, (), 1, len(widths))
+        return choice.at[layer].set((choice[layer] + other) % len(widths))
+
+    data = jnp.asarray(inputs, jnp.float32), jnp.asarray(labels, jnp.int32), kernels, biases
+    start = sizes.argmin(0).astype(jnp.int32)
+    uniform = jax.jit(jax.vmap(loss, in_axes=(0, None, None, None, None)))
+    spread = uniform(jnp.arange(len(widths))[:, None].repeat(len(layers), 1), *data)
+    reach = max(float(spread.max() - spread.min()), 1e-6)
+    steps = SEARCH_STEPS * len(layers)
+    schedule = geometric(SEARCH_SPREAD[0] * reach, SEARCH_SPREAD[1] * reach, steps)
+    found = jax.jit(anneal, static_argnums=(1, 3, 4))(
+        rng_key, from_energy(energy, move), start, schedule, steps, data
+    )
+    return tuple(widths[int(choice)] for choice in found.best)

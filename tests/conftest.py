@@ -1,4 +1,4 @@
-"""Several host devices, as chains are spread over them; set before JAX is first used."""
+"""Several host devices, as chains are spread over them, and quick compiling; set before JAX is first used."""
 
 import os
 from contextlib import contextmanager
@@ -9,11 +9,17 @@ import pytest
 from sa_jax import InputError
 
 jax.config.update("jax_num_cpu_devices", 2)
+# Most of the tests' time is compiling: five times as quick so. See `optimized`.
+OWN_XLA_FLAGS = os.environ.get("XLA_FLAGS", "")
+QUICK_XLA_FLAGS = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+os.environ["XLA_FLAGS"] = f"{QUICK_XLA_FLAGS} {OWN_XLA_FLAGS}"
+jax.config.update("jax_disable_most_optimizations", True)
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # for processes that a test starts
 
 
 @pytest.fixture(autouse=True, scope="session")
 def compile_each_program_once(tmp_path_factory):
-    """Most of the tests' time is compiling, often the same again, in whichever of several processes."""
+    """The same is compiled again and again, in whichever of several processes."""
     own = tmp_path_factory.getbasetemp()
     shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
     for name, value in (
@@ -28,6 +34,16 @@ def compile_each_program_once(tmp_path_factory):
 def forget_programs():
     """Each compiled program takes a few memory maps, of which a process may have 65,530 on Linux."""
     yield
+    jax.clear_caches()
+
+
+@pytest.fixture
+def optimized():
+    """Compiles with all optimizations, as for users: for what must hold to the last bit, or runs for long."""
+    jax.clear_caches()
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
     jax.clear_caches()
 
 

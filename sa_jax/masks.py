@@ -44,6 +44,7 @@ def random(rng_key: jax.Array, total: int, kept: int) -> jax.Array:
     return by_score(jax.random.uniform(rng_key, (total,)), kept)
 
 
+@jax.jit
 def by_score(scores: jax.Array, kept: jax.Array | int) -> jax.Array:
     """Keeps the `kept` branches of highest score; ties go to the lower index, NaN counts as lowest.
 

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs-test bench clean
 
 demo: .venv/installed
 	$(BIN)/sa-jax run --gin_file=configs/digits.gin --workdir=runs/demo --overwrite
@@ -10,6 +10,12 @@ demo: .venv/installed
 test: .venv/installed-dev
 	$(MAKE) lint
 	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=8 --dist=worksteal
+
+docs-test: .venv/installed-dev
+	$(BIN)/python -m pytest tests/test_docs.py sa_jax
+
+bench: .venv/installed-dev
+	$(BIN)/sa-jax bench --quick
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

@@ -15,6 +15,7 @@ from sa_jax import InputError, anneal, from_energy, geometric, masks, models
 from sa_jax.energies import cross_entropy
 from sa_jax.incremental import masked_mlp
 from sa_jax.moves import uniform_swap
+from sa_jax.testing import boltzmann, check_detailed_balance, visits
 
 module = sys.modules["sa_jax.anneal"]  # `sa_jax.anneal` is the function
 
@@ -38,28 +39,12 @@ def lopsided_move(rng_key, x):
 ring = from_energy(ring_energy, ring_move)
 
 
-def visits(landscape, position, temperature, num_steps, num_states, index):
-    """Counts the states visited after each step."""
-    state = module.init(landscape, position)
-
-    def block(carry, first_step):
-        state, counts = carry
-        state, _ = module.run(jax.random.key(3), landscape, state, lambda step: temperature, first_step, 100)
-        return (state, counts.at[index(state.walk.position)].add(1)), None
-
-    starts = 100 * jnp.arange(num_steps)
-    (_, counts), _ = jax.jit(partial(jax.lax.scan, block))((state, jnp.zeros(num_states, jnp.int32)), starts)
-    return np.asarray(counts)
-
-
 @pytest.mark.parametrize("move", [ring_move, lopsided_move])
 def test_fixed_temperature_visits_the_boltzmann_distribution(move):
-    temperature, samples = 0.4, 20_000
-    counts = visits(from_energy(ring_energy, move), jnp.int32(0), temperature, samples, 6, lambda x: x)
-    expected = np.exp(-np.asarray(WELLS) / temperature)
-    expected *= samples / expected.sum()
-    chi_square = ((counts - expected) ** 2 / expected).sum()
-    assert chi_square < 20.5  # the 99.9 % quantile for 5 degrees of freedom; samples 100 steps apart
+    landscape = from_energy(ring_energy, move)
+    check_detailed_balance(
+        jax.random.key(3), landscape, jnp.arange(6), (), 0.4, 20_000, num_chains=1, num_samples=20_000
+    )
 
 
 def test_a_wrong_proposal_ratio_is_noticed():
@@ -67,9 +52,8 @@ def test_a_wrong_proposal_ratio_is_noticed():
         return lopsided_move(rng_key, x)[0]
 
     # The wells are asymmetric, so that a drift along the ring shows.
-    counts = visits(from_energy(ring_energy, dishonest), jnp.int32(0), 0.4, 20_000, 6, lambda x: x)
-    expected = np.exp(-np.asarray(WELLS) / 0.4)
-    expected *= 20_000 / expected.sum()
+    counts = visits(jax.random.key(3), from_energy(ring_energy, dishonest), jnp.arange(6), (), 0.4, 1, 20_000)
+    expected = 20_000 * boltzmann(WELLS, 0.4)
     assert ((counts - expected) ** 2 / expected).sum() > 100
 
 

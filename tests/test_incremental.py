@@ -28,6 +28,7 @@ from sa_jax.moves import (
     swap_within,
     uniform_swap,
 )
+from sa_jax.testing import check_detailed_balance, check_proposal_ratios, count_proposals
 
 SIZES = {
     "one layer": [7, 4],
@@ -389,14 +390,12 @@ TINY_DATA = (jnp.array([[1.0, -0.5, 0.3, 2.0], [0.2, 1.0, -1.0, 0.7]]), jnp.arra
 SALIENCY = jnp.array([4.0, 0.0, 1.0, 2.0, 0.5, 7.0, 1.0, 3.0])
 
 
-def enumerate_masks(network, kept, data, energy):
-    chosen = list(itertools.combinations(range(network.total), kept))
-    all_masks = np.zeros((len(chosen), network.total), bool)
+def enumerate_masks(total, kept):
+    chosen = list(itertools.combinations(range(total), kept))
+    all_masks = np.zeros((len(chosen), total), bool)
     for row, branches in enumerate(chosen):
         all_masks[row, list(branches)] = True
-    landscape = masked_mlp(network, uniform_swap(), energy)
-    energies = jax.jit(jax.vmap(lambda mask: landscape.init(mask, data).energy))(all_masks)
-    return all_masks, np.asarray(energies, np.float64)
+    return all_masks
 
 
 def fixed_informed_swap(effects):
@@ -424,73 +423,29 @@ MOVES = {
 @pytest.mark.parametrize("kept", [3, 6])
 @pytest.mark.parametrize("swaps", [*MOVES.values(), swap_within(np.arange(8) // 4)], ids=[*MOVES, "within"])
 def test_fixed_temperature_visits_the_boltzmann_distribution(swaps, kept, request):
-    temperature, samples, chains = 0.3, 400, 64
-    energy = cross_entropy(1.5)
-    all_masks, energies = enumerate_masks(TINY, kept, TINY_DATA, energy)
+    all_masks = enumerate_masks(TINY.total, kept)
     if "within" in request.node.callspec.id:  # each half of the branches keeps as many as it had
-        possible = all_masks[:, :4].sum(1) == kept // 2
-        all_masks, energies = all_masks[possible], energies[possible]
-    landscape = masked_mlp(TINY, swaps, energy)
-    data = TINY_DATA
-    powers = 2 ** jnp.arange(TINY.total)
-
-    @jax.jit
-    def visit(key):
-        def stretch(state, first_step):
-            # 100 steps apart, the eight branches have forgotten where they were.
-            state, _ = run(key, landscape, state, lambda step: temperature, first_step, 100, data)
-            return state, (state.walk.position * powers).sum()
-
-        state = init(landscape, all_masks[0], data)
-        return jax.lax.scan(stretch, state, 100 * jnp.arange(samples))[1][1:]
-
-    codes = np.asarray(jax.vmap(visit)(jax.random.split(jax.random.key(8), chains))).ravel()
-    counts = np.array([(codes == code).sum() for code in (all_masks * np.asarray(powers)).sum(1)])
-    assert counts.sum() == codes.size  # exactly `kept` ones, always
-    expected = np.exp(-energies / temperature)
-    expected *= codes.size / expected.sum()
-    assert expected.max() > 3 * expected.min()  # the energy tells the masks apart
-    chi_square = ((counts - expected) ** 2 / expected).sum()
-    freedom = len(counts) - 1
-    assert chi_square < freedom + 3.1 * np.sqrt(2 * freedom) + 5  # about the 99.9 % quantile
+        all_masks = all_masks[all_masks[:, :4].sum(1) == kept // 2]
+    landscape = masked_mlp(TINY, swaps, cross_entropy(1.5))
+    # 100 steps apart, the eight branches have forgotten where they were.
+    found = check_detailed_balance(
+        jax.random.key(8), landscape, all_masks, TINY_DATA, 0.3, num_samples=400, significance=2e-3
+    )
+    assert found.probabilities.max() > 3 * found.probabilities.min()  # the energy tells the masks apart
+    assert found.ratio_error > 0
 
 
 @pytest.mark.parametrize("kept", [1, 4, 7])
 @pytest.mark.parametrize("move", ["saliency", "informed"])
 def test_swaps_state_their_exact_proposal_ratio(move, kept):
     """Proposal frequencies from every mask, counted, against the log ratio that comes with each."""
-    swaps = MOVES[move]
-    chosen = list(itertools.combinations(range(8), kept))
-    all_masks = np.zeros((len(chosen), 8), bool)
-    for row, branches in enumerate(chosen):
-        all_masks[row, list(branches)] = True
-
-    @jax.jit
-    @partial(jax.vmap, in_axes=(0, None))
-    def propose(key, mask):
-        swap, ratio = swaps.propose(swaps.draw(key), swaps.init(mask), mask)
-        return swap.pruned, swap.grown, ratio
-
-    draws = 40_000
-    frequency, stated = {}, {}
-    for mask in all_masks:
-        keys = jax.random.split(jax.random.key(int(mask @ 2 ** np.arange(8))), draws)
-        pruned, grown, ratio = map(np.asarray, propose(keys, mask))
-        real = pruned != grown
-        assert mask[pruned].all() and not mask[grown[real]].any()
-        for branch, other in itertools.product(np.flatnonzero(mask), np.flatnonzero(~mask)):
-            this = (pruned == branch) & (grown == other)
-            after = mask.copy()
-            after[branch], after[other] = False, True
-            frequency[tuple(mask), tuple(after)] = this.sum()
-            if this.any():
-                stated[tuple(mask), tuple(after)] = ratio[this][0]
-    for (before, after), ratio in stated.items():
-        forward, back = frequency[before, after], frequency[after, before]
-        if min(forward, back) > 200:
-            error = 5 * np.sqrt(1 / forward + 1 / back)
-            assert abs(np.log(back / forward) - ratio) < error
-    assert len(stated) > len(all_masks)
+    landscape = masked_mlp(TINY, MOVES[move], cross_entropy(1.5))
+    all_masks = enumerate_masks(TINY.total, kept)
+    proposals = count_proposals(jax.random.key(9), landscape, all_masks, TINY_DATA, num_draws=40_000)
+    assert check_proposal_ratios(proposals) > 0
+    assert (proposals.draws > 0).sum() > len(all_masks)
+    before, after = np.nonzero(proposals.draws[:, :-1])
+    assert ((all_masks[before] != all_masks[after]).sum(1) == 2).all()
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import scipy.stats
 
 from sa_jax import anneal, masks
-from sa_jax.anneal import init, run
 from sa_jax.inputs import inherited, no_inputs, with_inputs
 from sa_jax.moves import saliency_swap, uniform_swap
 from sa_jax.patterns import best, of_weights, parse, sums
@@ -23,6 +21,7 @@ from sa_jax.reconstruction import (
     refit,
     relative_error,
 )
+from sa_jax.testing import check_detailed_balance, energies_of
 from tests.conftest import refusal
 
 
@@ -145,32 +144,14 @@ def all_masks(shape, kept, group):
 )
 def test_fixed_temperature_visits_the_boltzmann_distribution(name, shape, kept, group):
     weight, gram = layer(*shape, seed=3)
-    landscape, chains, samples = LANDSCAPES[name](weight, gram), 64, 300
-    every = all_masks(shape, kept, group)
+    landscape, every = LANDSCAPES[name](weight, gram), all_masks(shape, kept, group)
     energies = np.array([energy_of(weight, gram, mask) for mask in every])
-    temperature = np.std(energies) / 1.5
-    powers = 2 ** np.arange(every[0].size)
-
-    @jax.jit
-    def visit(key):
-        def stretch(state, first_step):
-            state, _ = run(key, landscape, state, lambda step: temperature, first_step, 100)
-            return state, (state.walk.position.ravel() * powers).sum()
-
-        state = init(landscape, jnp.asarray(every[0]))
-        return jax.lax.scan(stretch, state, 100 * jnp.arange(samples))[1][1:]
-
-    codes = np.asarray(jax.vmap(visit)(jax.random.split(jax.random.key(4), chains))).ravel()
-    counts = np.array([(codes == code).sum() for code in (every.reshape(len(every), -1) * powers).sum(1)])
-    assert counts.sum() == codes.size
-    expected = np.exp((energies.min() - energies) / temperature)
-    expected *= codes.size / expected.sum()
-    seldom = expected < 5  # together, where there are any
-    parts = [np.append(values[~seldom], values[seldom].sum()) for values in (counts, expected)]
-    counts, expected = (values[parts[1] > 0] for values in parts)
-    assert expected.max() > 4 * expected.min()
-    chi_square = ((counts - expected) ** 2 / expected).sum()
-    assert scipy.stats.chi2.sf(chi_square, len(counts) - 1) > 1e-4
+    np.testing.assert_allclose(energies_of(landscape, every), energies, rtol=1e-4, atol=1e-3)
+    found = check_detailed_balance(
+        jax.random.key(4), landscape, every, (), np.std(energies) / 1.5, num_samples=300, significance=1e-3
+    )
+    assert found.probabilities.max() > 4 * found.probabilities.min()
+    assert found.ratio_error > 0
 
 
 def test_finds_the_optimum_of_rows_small_enough_to_try_all_masks():

@@ -24,6 +24,7 @@ ORDER = [
     "schedules",
     "anneal",
     "tempering",
+    "testing",
     "inputs",
     "reconstruction",
     "allocation",

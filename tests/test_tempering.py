@@ -16,10 +16,10 @@ from jax.sharding import NamedSharding
 from sa_jax import InputError, anneal, from_energy, geometric, linear
 from sa_jax.schedules import constant
 from sa_jax.tempering import EXCHANGE_SHARE, population_anneal, temper
+from sa_jax.testing import boltzmann, check_boltzmann
 
 WELLS = jnp.array([0.3, 0.0, 0.9, 0.5, 1.4, 0.2])
 LADDER = jnp.array([0.25, 0.5, 1.5, 4.0])
-LIMIT = 20.5  # the 99.9 % quantile of chi-square for 5 degrees of freedom
 
 
 def ring_move(rng_key, x):
@@ -31,15 +31,8 @@ def lopsided_move(rng_key, x):
     return (x + jnp.where(up, 1, -1)) % WELLS.size, jnp.where(up, jnp.log(0.25), jnp.log(4.0))
 
 
-def boltzmann(temperature):
-    weights = np.exp(-np.asarray(WELLS, np.float64) / temperature)
-    return weights / weights.sum()
-
-
-def chi_square(visited, temperature):
-    counts = np.bincount(np.ravel(visited), minlength=WELLS.size)
-    expected = counts.sum() * boltzmann(temperature)
-    return float(((counts - expected) ** 2 / expected).sum())
+def check_visits(visited, temperature):
+    check_boltzmann(np.bincount(np.ravel(visited), minlength=WELLS.size), WELLS, temperature)
 
 
 ring = from_energy(lambda x: WELLS[x], ring_move)
@@ -56,7 +49,7 @@ def test_every_rung_samples_its_boltzmann_distribution(num_steps, chain_batch):
 
     final, shares = jax.jit(jax.vmap(sample))(jax.random.split(jax.random.key(0), 4_000))
     for rung, temperature in enumerate(LADDER.tolist()):
-        assert chi_square(final[:, rung], temperature) < LIMIT
+        check_visits(final[:, rung], temperature)
     assert ((shares.mean(0) > 0.2) & (shares.mean(0) < 0.99)).all()
 
 
@@ -108,14 +101,14 @@ def test_a_replica_of_nan_energy_exchanges_nothing():
 def test_resampling_takes_a_population_to_the_next_temperature():
     """Steps are too few to get there: only copies and losses do."""
     members, hot, cold = 20_000, 2.0, 0.4
-    start = jax.random.choice(jax.random.key(5), 6, (members,), p=jnp.asarray(boltzmann(hot)))
+    start = jax.random.choice(jax.random.key(5), 6, (members,), p=jnp.asarray(boltzmann(WELLS, hot)))
     landscape = from_energy(lambda x: WELLS[x], ring_move)
     schedule = lambda step: jnp.where(step < 100, hot, cold)  # noqa: E731
     result = jax.jit(lambda key, x: population_anneal(key, landscape, x, schedule, 100))(
         jax.random.key(6), start.astype(jnp.int32)
     )
     shares = np.bincount(np.asarray(result.final), minlength=6) / members
-    np.testing.assert_allclose(shares, boltzmann(cold), atol=0.02)
+    np.testing.assert_allclose(shares, boltzmann(WELLS, cold), atol=0.02)
     sizes = np.bincount(np.asarray(result.family), minlength=members)
     assert float(result.mean_square_family_size) == pytest.approx((sizes**2).sum() / members, rel=1e-5)
     assert 1.2 < float(result.mean_square_family_size) < 5
@@ -205,7 +198,7 @@ def test_replicas_spread_over_processes_sample_the_boltzmann_distribution(tmp_pa
     assert [process.returncode for process in processes] == [0, 0], said
     final = np.load(tmp_path / "final.npy")
     for rung, temperature in enumerate(LADDER.tolist()):
-        assert chi_square(final[:, rung], temperature) < LIMIT
+        check_visits(final[:, rung], temperature)
     np.testing.assert_array_equal(final, sample_spread(2_000))
 
 

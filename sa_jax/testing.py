@@ -1,0 +1,356 @@
+"""Whether a landscape samples the distribution that it should: a test kit for moves and landscapes of one's own.
+
+On a problem small enough to list all its positions everything can be checked: the energy change of each proposal
+against a full evaluation, its stated probability ratio against counts, and the positions that a chain visits at a
+fixed temperature against the Boltzmann distribution (Metropolis et al. 1953, Hastings 1970).
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.stats
+
+from sa_jax.anneal import BLOCK_STEPS, init, run
+from sa_jax.types import InputError, Landscape, PyTree
+
+# An energy change may be off by this share of the greatest energy: float32 rounding, several times.
+ENERGY_ERROR = 1e-4
+# A pair of positions is judged where a proposal was drawn so often either way, by so many standard errors.
+LEAST_DRAWS, MOST_ERRORS = 200, 5.0
+# Positions that are expected less often are judged together, or chi-square would be no chi-square.
+LEAST_EXPECTED = 5.0
+
+
+class Balance(NamedTuple):
+    """What `check_detailed_balance` measured.
+
+    Attributes:
+      counts: how often each position was visited, int64 `[positions]`.
+      probabilities: how often it should be, as a share, float64 `[positions]`.
+      p_value: of the chi-square test of the one against the other.
+      energy_error: greatest error of an energy change, in units of the energy.
+      ratio_error: greatest error of a stated proposal ratio, in its standard errors; 0 where none was judged.
+    """
+
+    counts: np.ndarray
+    probabilities: np.ndarray
+    p_value: float
+    energy_error: float
+    ratio_error: float
+
+
+class Proposals(NamedTuple):
+    """Proposals counted from every position; the last column is for positions that were not listed.
+
+    Attributes:
+      draws: int64 `[positions, positions + 1]`, without those that stay by a log ratio of -inf.
+      ratios: sum of the stated ratios `q(current | proposed) / q(proposed | current)`, float64, likewise.
+      squares: sum of their squares, likewise.
+      energy_errors: of each energy change, the greatest, float64 `[positions, positions + 1]`.
+    """
+
+    draws: np.ndarray
+    ratios: np.ndarray
+    squares: np.ndarray
+    energy_errors: np.ndarray
+
+
+def check_detailed_balance(
+    rng_key: jax.Array,
+    landscape: Landscape,
+    positions: PyTree,
+    data: tuple = (),
+    temperature: float = 1.0,
+    num_draws: int = 10_000,
+    num_chains: int = 64,
+    num_samples: int = 200,
+    steps_apart: int = BLOCK_STEPS,
+    significance: float = 1e-3,
+) -> Balance:
+    """Checks a landscape on all its positions: energy changes, proposal ratios, and where a chain goes.
+
+    Args:
+      rng_key: a key, `[]`.
+      landscape: what to check.
+      positions: all those that a chain may reach from the first, each once; a pytree like one position with a
+        leading axis `[positions]`.
+      data: passed on to the landscape.
+      temperature: above 0, in units of the energy; one at which the positions differ in probability, but none is
+        hopeless.
+      num_draws: proposals drawn from each position.
+      num_chains: chains, all beginning at the first position.
+      num_samples: visits counted of each chain.
+      steps_apart: steps between two of them, a multiple of `BLOCK_STEPS`: enough to forget where it was.
+      significance: probability of an error where there is none, of the visits.
+
+    Returns:
+      A `Balance`.
+
+    Raises:
+      AssertionError: with what was found and what was expected of the worst cases.
+      InputError: a temperature that is not above 0, or a bad `steps_apart`.
+
+    A ring of four wells, and a move that goes up more often than down and does not say so:
+
+    >>> from sa_jax import from_energy
+    >>> wells = jnp.array([0.3, 0.0, 0.9, 0.5])
+    >>> def up(rng_key, x):
+    ...     return (x + jnp.where(jax.random.bernoulli(rng_key, 0.8), 1, -1)) % 4
+    >>> dishonest = from_energy(lambda x: wells[x], up)
+    >>> try:
+    ...     check_detailed_balance(jax.random.key(0), dishonest, jnp.arange(4))
+    ... except AssertionError as error:
+    ...     print(str(error).partition(";")[0])
+    proposal ratios are wrong for 8 of 8 pairs
+    """
+    energies = energies_of(landscape, positions, data)
+    proposal_key, visit_key = jax.random.split(rng_key)
+    proposals = count_proposals(proposal_key, landscape, positions, data, temperature, num_draws)
+    energy_error = check_energy_changes(proposals, energies)
+    ratio_error = check_proposal_ratios(proposals)
+    counts = visits(visit_key, landscape, positions, data, temperature, num_chains, num_samples, steps_apart)
+    p_value = check_boltzmann(counts, energies, temperature, significance)
+    return Balance(counts, boltzmann(energies, temperature), p_value, energy_error, ratio_error)
+
+
+def energies_of(landscape: Landscape, positions: PyTree, data: tuple = ()) -> np.ndarray:
+    """The energy of each position by full evaluation, float64 `[positions]`."""
+    evaluate = jax.jit(partial(jax.lax.map, lambda position: landscape.init(position, data).energy))
+    return np.asarray(evaluate(jax.tree.map(jnp.asarray, positions)), np.float64)
+
+
+def boltzmann(energies: np.ndarray, temperature: float) -> np.ndarray:
+    """The Boltzmann distribution, `exp(-energy / temperature)` over its sum, float64 `[positions]`.
+
+    >>> boltzmann(np.log([1.0, 2.0, 5.0]), 1.0).round(4).tolist()
+    [0.5882, 0.2941, 0.1176]
+
+    Raises:
+      InputError: a temperature that is not above 0.
+    """
+    if not temperature > 0:
+        raise InputError(f"temperature must be above 0 for a Boltzmann distribution, not {temperature}")
+    energies = np.asarray(energies, np.float64)
+    weights = np.exp((energies.min() - energies) / temperature)
+    return weights / weights.sum()
+
+
+def count_proposals(
+    rng_key: jax.Array,
+    landscape: Landscape,
+    positions: PyTree,
+    data: tuple = (),
+    temperature: float = 1.0,
+    num_draws: int = 10_000,
+) -> Proposals:
+    """Draws proposals from each position as `anneal` does, and notes where they lead and what they state.
+
+    Args:
+      rng_key: a key, `[]`.
+      landscape: what to draw from.
+      positions: a pytree with a leading axis `[positions]`.
+      data: passed on to the landscape.
+      temperature: which the proposals may depend on.
+      num_draws: from each position.
+    """
+    positions = jax.tree.map(jnp.asarray, positions)
+    size = len(jax.tree.leaves(positions)[0])
+    energies = jax.lax.map(lambda position: landscape.init(position, data).energy, positions)
+    energies = jnp.append(energies, jnp.nan)
+
+    @jax.jit
+    def from_one(arguments):
+        rng_key, position, energy = arguments
+        state = landscape.init(position, data)
+
+        def propose(rng_key):
+            move, log_ratio = landscape.propose(landscape.draw(rng_key), state, jnp.float32(temperature))
+            change, pending = landscape.delta(state, move, data)
+            moved = landscape.commit(state, move, pending, jnp.asarray(True)).position
+            return _place(moved, positions), log_ratio, change
+
+        places, log_ratios, changes = jax.vmap(propose)(jax.random.split(rng_key, num_draws))
+        real = log_ratios > -jnp.inf
+        ratios = jnp.where(real, jnp.exp(log_ratios), 0.0)
+        errors = jnp.where(real, jnp.abs(changes - (energies[places] - energy)), 0.0)
+        nothing = jnp.zeros(size + 1, jnp.float32)
+        sums = (nothing.at[places].add(values) for values in (real, ratios, ratios**2))
+        return (*sums, nothing.at[places].max(errors))
+
+    keys = jax.random.split(rng_key, size)
+    found = jax.lax.map(from_one, (keys, positions, energies[:-1]))
+    draws, *others = (np.asarray(values, np.float64) for values in found)
+    return Proposals(draws.astype(np.int64), *others)
+
+
+def check_energy_changes(proposals: Proposals, energies: np.ndarray) -> float:
+    """Checks the energy change of each proposal against the difference of two full evaluations.
+
+    Args:
+      proposals: from `count_proposals`.
+      energies: of the positions, float64 `[positions]`.
+
+    Returns:
+      The greatest error, in units of the energy.
+
+    Raises:
+      AssertionError: a proposal led to a position that is not listed, or an energy change is off.
+    """
+    if proposals.draws[:, -1].any():
+        start = int(proposals.draws[:, -1].argmax())
+        raise AssertionError(f"a proposal from position {start} led to a position that is not listed")
+    errors = np.nan_to_num(proposals.energy_errors, nan=np.inf)
+    allowed = ENERGY_ERROR * max(1e-30, float(np.abs(energies).max()))
+    if errors.max() > allowed:
+        start, end = np.unravel_index(errors.argmax(), errors.shape)
+        raise AssertionError(
+            f"energy changes are wrong for {(errors > allowed).sum()} pairs; the worst, from {start} to {end}: "
+            f"off by {errors.max():.3g} of {energies[end] - energies[start]:.6g}, by full evaluation"
+        )
+    return float(errors.max())
+
+
+def check_proposal_ratios(proposals: Proposals) -> float:
+    """Checks the stated ratios: drawn from `a`, their sum over what leads to `b` is what leads back from `b`.
+
+    In formulas, the sum over proposals from `a` to `b` of `q(b | a) * [q(a | b) / q(b | a)]` is `q(a | b)`, also
+    where several moves lead from the one to the other. Judged are pairs drawn at least `LEAST_DRAWS` times either
+    way, within `MOST_ERRORS` standard errors of the logarithm.
+
+    Args:
+      proposals: from `count_proposals`.
+
+    Returns:
+      The greatest error, in standard errors; 0 where no pair was judged.
+
+    Raises:
+      AssertionError: a pair is off, or leads one way alone.
+    """
+    draws, ratios, squares = (values[:, :-1] for values in proposals[:3])
+    one_way = (draws > LEAST_DRAWS) & (draws.T == 0)
+    if one_way.any():
+        start, end = np.argwhere(one_way)[0]
+        raise AssertionError(
+            f"proposals lead from {start} to {end}, {draws[start, end]:,} times, and never back: no ratio is right"
+        )
+    judged = (np.minimum(draws, draws.T) > LEAST_DRAWS) & ~np.eye(len(draws), dtype=bool)
+    if not judged.any():
+        return 0.0
+    starts, ends = np.nonzero(judged)
+    back, stated = draws.T[judged], ratios[judged]
+    with np.errstate(divide="ignore"):
+        errors = np.abs(np.log(back / stated)) / np.sqrt(squares[judged] / stated**2 + 1 / back)
+    if errors.max() > MOST_ERRORS:
+        worst = int(errors.argmax())
+        start, end = starts[worst], ends[worst]
+        log_counted, log_stated = (
+            np.log(back[worst] / draws[start, end]),
+            np.log(stated[worst] / draws[start, end]),
+        )
+        raise AssertionError(
+            f"proposal ratios are wrong for {(errors > MOST_ERRORS).sum()} of {len(errors)} pairs; the worst, "
+            f"from {start} to {end}: counted log q(back) - log q(there) = {log_counted:.3f}, stated "
+            f"{log_stated:.3f}, {errors.max():.0f} standard errors apart"
+        )
+    return float(errors.max())
+
+
+def visits(
+    rng_key: jax.Array,
+    landscape: Landscape,
+    positions: PyTree,
+    data: tuple = (),
+    temperature: float = 1.0,
+    num_chains: int = 64,
+    num_samples: int = 200,
+    steps_apart: int = BLOCK_STEPS,
+) -> np.ndarray:
+    """Counts the positions that chains visit at a fixed temperature, int64 `[positions]`.
+
+    Args:
+      rng_key: a key, `[]`.
+      landscape: what to walk on.
+      positions: a pytree with a leading axis `[positions]`; the chains begin at the first.
+      data: passed on to the landscape.
+      temperature: in units of the energy.
+      num_chains: vmapped together.
+      num_samples: visits counted of each chain.
+      steps_apart: steps before each of them, a multiple of `BLOCK_STEPS`.
+
+    Raises:
+      AssertionError: a position was visited that is not listed.
+      InputError: `steps_apart` is no positive multiple of `BLOCK_STEPS`.
+    """
+    if steps_apart < 1 or steps_apart % BLOCK_STEPS:
+        raise InputError(f"steps_apart must be a multiple of {BLOCK_STEPS}, not {steps_apart}")
+    positions = jax.tree.map(jnp.asarray, positions)
+    size = len(jax.tree.leaves(positions)[0])
+
+    @jax.jit
+    @jax.vmap
+    def visit(rng_key):
+        def stretch(state, first_step):
+            state, _ = run(
+                rng_key, landscape, state, lambda step: jnp.float32(temperature), first_step, steps_apart, data
+            )
+            return state, _place(state.walk.position, positions)
+
+        state = init(landscape, jax.tree.map(lambda leaf: leaf[0], positions), data)
+        return jax.lax.scan(stretch, state, steps_apart * jnp.arange(num_samples))[1]
+
+    places = np.asarray(visit(jax.random.split(rng_key, num_chains)))
+    counts = np.bincount(places.ravel(), minlength=size + 1)
+    if counts[-1]:
+        raise AssertionError(f"{counts[-1]:,} of {places.size:,} positions visited are not listed")
+    return counts[:-1]
+
+
+def check_boltzmann(
+    counts: np.ndarray, energies: np.ndarray, temperature: float, significance: float = 1e-3
+) -> float:
+    """Checks counts of independent visits against the Boltzmann distribution, by Pearson's chi-square test.
+
+    Args:
+      counts: of each position, int `[positions]`.
+      energies: of each position, float `[positions]`.
+      temperature: above 0, in their units.
+      significance: probability of an error where there is none.
+
+    Returns:
+      The p-value.
+
+    Raises:
+      AssertionError: the p-value is below the significance.
+      InputError: a temperature that is not above 0.
+
+    >>> check_boltzmann(np.array([580, 300, 120]), np.log([1.0, 2.0, 5.0]), 1.0) > 0.5
+    True
+    """
+    expected = np.sum(counts) * boltzmann(energies, temperature)
+    seldom = expected < LEAST_EXPECTED
+    pooled = [np.append(values[~seldom], values[seldom].sum()) for values in (np.asarray(counts), expected)]
+    found, wanted = (values[pooled[1] > 0] for values in pooled)
+    chi_square = ((found - wanted) ** 2 / wanted).sum()
+    p_value = float(scipy.stats.chi2.sf(chi_square, len(found) - 1))
+    if p_value < significance:
+        worst = int(np.abs((counts - expected) / np.sqrt(np.maximum(expected, LEAST_EXPECTED))).argmax())
+        raise AssertionError(
+            f"the positions visited are not Boltzmann's: chi-square {chi_square:.1f} for {len(found) - 1} degrees "
+            f"of freedom, p = {p_value:.1e}; the worst, position {worst}, was visited {counts[worst]:,} times of "
+            f"{np.sum(counts):,}, expected {expected[worst]:,.1f}. If energies and ratios are right, the chain "
+            "may need more steps between visits"
+        )
+    return p_value
+
+
+def _place(position: PyTree, positions: PyTree) -> jax.Array:
+    """Where a position is in the list, int32 `[]`; the length of the list where it is not."""
+
+    def alike(one, many):
+        return (many == one).reshape(len(many), -1).all(1)
+
+    same = jnp.stack(jax.tree.leaves(jax.tree.map(alike, position, positions))).all(0)
+    return jnp.where(same.any(), same.argmax(), same.size).astype(jnp.int32)

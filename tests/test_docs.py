@@ -1,0 +1,188 @@
+"""The pages' examples run, their commands exist, and their tables name all that there is and nothing else."""
+
+import dataclasses
+import itertools
+import json
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sa_jax import cli
+from sa_jax.grid import CompareConfig
+from sa_jax.layers import LayersConfig
+from sa_jax.settings import RunConfig
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted(ROOT.glob("sa_jax/**/*.md")),
+    *(ROOT / folder / "README.md" for folder in ("configs", "scripts")),
+]
+# A command with this comment is not run here, for the reason that the reader sees; settings are still resolved.
+NEEDS = re.compile(r"# needs ")
+
+
+def name_of(page):
+    return str(page.relative_to(ROOT))
+
+
+def blocks(page, *languages):
+    """The language and the text of each block of a page, in order."""
+    found = re.findall(r"^```(\w+)\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+    return [(language, text) for language, text in found if language in languages]
+
+
+def commands(text):
+    """The lines of a shell block, without what ends in a backslash being cut."""
+    return [line for line in text.replace("\\\n", " ").splitlines() if line.split("#")[0].strip()]
+
+
+def run_command(line, folder):
+    """Runs a line of a shell block, or checks it where it cannot be run here."""
+    words = shlex.split(line, comments=True)
+    program, arguments = words[0], words[1:]
+    if program == "make":
+        assert re.search(rf"^{arguments[0]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), line
+    elif program in ("pip", "git", "pre-commit") or words[:3] == ["python", "-m", "venv"]:
+        pass  # would change the environment
+    elif program == "sa-jax" and (NEEDS.search(line) or arguments[0] == "bench"):
+        if arguments[0] in ("run", "compare", "layers"):
+            assert cli.main([*arguments, "--dry_run"]) == 0, line
+    elif program == "sa-jax":
+        assert cli.main(arguments) == 0, line
+    elif program == "python" and arguments[0] != "-m":
+        assert (ROOT / arguments[0]).is_file(), line
+    elif NEEDS.search(line) or (program == "cc" and shutil.which("cc") is None):
+        pass
+    else:
+        subprocess.run(line, shell=True, check=True, cwd=folder, timeout=120)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python", "bash")], ids=name_of)
+def test_blocks_run_from_top_to_bottom(page, tmp_path, monkeypatch):
+    """Of a page, as a reader would: those in Python share their names, those for the shell a folder.
+
+    The README's in Python each stand alone, and are looked at below.
+    """
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for language, text in blocks(page, "python", "bash"):
+        if language == "bash":
+            for line in commands(text):
+                run_command(line, tmp_path)
+        elif page.name != "README.md" or page.parent != ROOT:
+            exec(compile(text, name_of(page), "exec"), names)
+    if "result.json" in page.read_text() and (tmp_path / "runs/demo/result.json").is_file():
+        check_results(tmp_path / "runs/demo")
+
+
+def check_results(folder):
+    """The tables of results.md name what a run has just left, and nothing else."""
+    page = ROOT / "sa_jax/docs/results.md"
+    assert rows_of(page, "field") == list(json.loads((folder / "result.json").read_text()))
+    later = {"partial_masks.npz", "partial_report.html", "checkpoints/"}
+    files = set(itertools.chain(*(re.findall(r"`([^`]+)`", cell) for cell in cells_of(page, "file"))))
+    assert files == later | {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+    columns = (folder / "trace.csv").read_text().partition("\n")[0].split(",")
+    assert all(f"`{column}`" in page.read_text() for column in columns)
+
+
+def cells_of(page, head):
+    """The first cells of the rows of all tables of a page whose first head is this."""
+    tables = re.findall(rf"^\| {head} \|.*\n\|[-| ]+\n((?:\|.*\n)+)", page.read_text(), re.MULTILINE)
+    assert tables
+    return [re.split(r"(?<!\\) \| ", line[2:])[0] for table in tables for line in table.splitlines()]
+
+
+def rows_of(page, head):
+    return [cell.strip("`") for cell in cells_of(page, head)]
+
+
+def test_every_macro_and_setting_has_its_line():
+    page = ROOT / "configs/README.md"
+    assert rows_of(page, "macro") == list(cli.MACROS)
+    settings = {"run": RunConfig, "compare": CompareConfig, "layers": LayersConfig}
+    named = [f"run.{macro.lower()}" for macro in cli.MACROS] + rows_of(page, "setting")
+    known = [f"{name}.{field.name}" for name, one in settings.items() for field in dataclasses.fields(one)]
+    assert sorted(named) == sorted(known)
+    for name, one in settings.items():
+        for field in dataclasses.fields(one):
+            if field.default not in (dataclasses.MISSING, ""):
+                line = re.search(rf"^.*`{name}\.{field.name}` \| `([^`]*)`", page.read_text(), re.MULTILINE)
+                assert line and line[1] == repr(field.default), field.name
+
+
+def test_every_config_and_script_has_its_line():
+    configs = " ".join(cells_of(ROOT / "configs/README.md", "file"))
+    assert set(re.findall(r"`(.*?)`", configs)) == {path.name for path in ROOT.glob("configs/*.gin")}
+    scripts = [path.name for path in ROOT.glob("scripts/*") if path.suffix in (".py", ".sh")]
+    assert sorted(rows_of(ROOT / "scripts/README.md", "script")) == sorted(scripts)
+
+
+def test_every_error_quoted_is_in_the_source():
+    """Messages are f-strings cut over lines: between two things filled in, the text is there."""
+    source = "".join(path.read_text() for path in sorted(ROOT.glob("sa_jax/**/*.py")))
+    joined = re.sub(r"\"\s*\n\s*f?\"", "", source)
+    messages = rows_of(ROOT / "sa_jax/docs/errors.md", "message")
+    assert len(messages) > 100
+    for message in messages:
+        for part in filter(None, map(str.strip, message.split("…"))):
+            assert part in joined, message
+
+
+def test_links_lead_somewhere():
+    for page in PAGES:
+        for link in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text()):
+            if not link.startswith("http"):
+                assert (page.parent / link).exists(), f"{name_of(page)}: {link}"
+    for page in PAGES[2:]:
+        assert name_of(page) in README, f"{name_of(page)} is not linked from the README"
+
+
+def readme_examples():
+    return [text for _, text in blocks(ROOT / "README.md", "python")]
+
+
+@pytest.mark.parametrize("code", readme_examples(), ids=lambda code: re.findall(r"\w+\(", code)[-1])
+def test_readme_examples_give_what_they_say(code, capsys):
+    names = {}
+    exec(compile(code, "README.md", "exec"), names)
+    printed = capsys.readouterr().out
+    if "length" in names:
+        before, after = map(float, printed.split(" -> "))
+        assert after < 0.5 * before
+        assert sorted(names["result"].best.tolist()) == list(range(30))
+        assert len([line for line in code.splitlines() if line]) <= 12
+    else:
+        assert float(printed) > 0.6
+
+
+def test_figures_are_those_of_the_saved_results():
+    script = runpy.run_path(str(ROOT / "scripts/results.py"))
+    assert script["readme_with"](README) == README
+    assert (ROOT / "scripts/results/mlpnet_mnist.png").is_file()
+
+
+IMPORTS = """
+import sys
+import jax
+from sa_jax import anneal
+print(*sorted({name.partition(".")[0] for name in sys.modules}))
+"""
+
+
+def test_anneal_pulls_in_no_more_than_it_needs():
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTS], capture_output=True, text=True, check=True, env=None, cwd=ROOT
+    )
+    loaded = set(done.stdout.split())
+    assert "sa_jax" in loaded
+    assert not loaded & {"gin", "orbax", "matplotlib", "optax", "sklearn", "scipy", "numba", "psutil"}

@@ -19,7 +19,17 @@ BLOCK_STEPS = 100
 
 
 def init(landscape: Landscape, position: PyTree, data: tuple = ()) -> AnnealState:
-    """Evaluates the initial position and returns the state of a chain that has made no step."""
+    """Evaluates the initial position and returns the state of a chain that has made no step.
+
+    Args:
+      landscape: what to walk on.
+      position: any pytree the landscape takes.
+      data: passed on to the landscape.
+
+    >>> from sa_jax import from_energy
+    >>> init(from_energy(lambda x: x**2, lambda rng_key, x: -x), 3.0).best_energy
+    Array(9., dtype=float32)
+    """
     walk = landscape.init(position, data)
     return AnnealState(walk, walk.position, walk.energy, jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
 
@@ -55,7 +65,16 @@ def step(
     temperature: jax.Array,
     data: tuple = (),
 ) -> AnnealState:
-    """One proposal, from its random numbers to its acceptance."""
+    """One proposal, from its random numbers to its acceptance.
+
+    Args:
+      landscape: what to walk on.
+      state: the chain before it.
+      noise: as `landscape.draw` gives it.
+      log_u: logarithm of a number uniform in (0, 1], float32 `[]`.
+      temperature: in units of the energy, float32 `[]`.
+      data: passed on to the landscape.
+    """
     move, log_q_ratio = landscape.propose(noise, state.walk, temperature)
 
     def settle(_, state):
@@ -301,6 +320,11 @@ def alike(carry: PyTree, rng_key: jax.Array, *values: Scalar) -> PyTree:
 
     A carry must vary before the first step as it does after it, and a start shared by all chains does not. A
     choice between equals makes it so, in every version, and compiles away.
+
+    Args:
+      carry: any pytree of arrays.
+      rng_key: a key, `[]`.
+      *values: float arrays or numbers, of any shape.
     """
     varying = jnp.any(jax.random.bits(rng_key) == 0)
     for value in values:

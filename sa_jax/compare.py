@@ -220,7 +220,11 @@ class Worker:
         self.stopped = False
 
     def measure(self, config: CompareConfig, workdir: Path, cell: Cell) -> dict[str, Any]:
-        """Measures one cell, leaves its files in the workdir, and returns its row."""
+        """Measures one cell, leaves its files in the workdir, and returns its row.
+
+        Raises:
+          InputError: what the worker refused, or that it or the comparison has ended.
+        """
         if self.stopped:
             raise InputError("the comparison was stopped")
         if self.process is None:

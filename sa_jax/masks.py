@@ -154,7 +154,7 @@ def effective(mask: jax.Array, shapes: Sequence[tuple[int, int]]) -> jax.Array:
 
 
 def jaccard(first: np.ndarray, second: np.ndarray) -> float:
-    """Branches in both of two masks, as a share of those in either; 1 if both are empty.
+    """Branches in both of two masks, bool `[total]`, as a share of those in either; 1 if both are empty.
 
     >>> jaccard(np.array([True, True, False]), np.array([False, True, True]))
     0.3333333333333333

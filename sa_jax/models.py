@@ -230,7 +230,12 @@ def network_of(params: PyTree) -> tuple[list[str], Network]:
 
 
 def mask_tree(names: Sequence[str], kernel_masks: Sequence[jax.Array]) -> PyTree:
-    """Nests one mask per kernel as the kernels are nested in the params that `network_of` took apart."""
+    """Nests one mask per kernel as the kernels are nested in the params that `network_of` took apart.
+
+    Args:
+      names: of the layers, from `network_of`.
+      kernel_masks: bool `[inputs, outputs]` each.
+    """
     return flax.traverse_util.unflatten_dict(
         {(*filter(None, name.split("/")), "kernel"): mask for name, mask in zip(names, kernel_masks, strict=True)}
     )
@@ -248,7 +253,12 @@ def with_weights(params: PyTree, names: Sequence[str], network: Network) -> PyTr
 
 
 def weight_arrays(names: Sequence[str], network: Network) -> dict[str, np.ndarray]:
-    """A network's arrays by the names that `load_weights` reads: LAYER/kernel and LAYER/bias."""
+    """A network's arrays by the names that `load_weights` reads: LAYER/kernel and LAYER/bias.
+
+    Args:
+      names: of the layers, in network order.
+      network: kernels float32 `[inputs, outputs]`, biases float32 `[outputs]` or None.
+    """
     arrays = {f"{name}/kernel": np.asarray(w) for name, w in zip(names, network.kernels, strict=True)}
     biases = zip(names, network.biases, strict=True)
     return arrays | {f"{name}/bias": np.asarray(bias) for name, bias in biases if bias is not None}
@@ -300,7 +310,7 @@ def load_weights(path: Path | str) -> PyTree:
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Reads all arrays of an .npz or .safetensors file.
+    """Reads all arrays of an .npz or .safetensors file, of any shape and dtype, by name.
 
     Raises:
       InputError: the file cannot be read or is damaged.

@@ -456,6 +456,15 @@ def move_fn(swaps: Swaps) -> Callable[[jax.Array, Any], tuple[Any, jax.Array]]:
     """Makes a move for `from_energy` of swaps, on positions `(mask, swaps.init(mask))`.
 
     The index lists travel in the position, so that a proposal does not rebuild them.
+
+    Args:
+      swaps: any but `nudge`.
+
+    Returns:
+      `(rng_key, (mask, state)) -> ((mask, state), log_q_ratio)`, the mask bool `[total]`, the ratio float32 `[]`.
+
+    Raises:
+      InputError: when annealed, if the swaps change weights.
     """
 
     def move(rng_key, position):

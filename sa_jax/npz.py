@@ -11,7 +11,7 @@ from sa_jax.types import InputError
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
-    """Reads all arrays of an .npz file.
+    """Reads all arrays of an .npz file, of any shape and dtype, by name.
 
     Raises:
       InputError: the file cannot be read, is damaged, or holds anything but plain arrays.
@@ -31,7 +31,7 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
 
 
 def npz_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
-    """The content of a compressed .npz file with these arrays."""
+    """The content of a compressed .npz file with these arrays, of any shape and dtype, by name."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **dict[str, Any](arrays))
     return buffer.getvalue()

@@ -123,7 +123,16 @@ def best(pattern: Pattern, scores: jax.Array) -> jax.Array:
 
 
 def highest(scores: jax.Array, size: int, kept: jax.Array | int) -> jax.Array:
-    """The mask of the `kept` highest scores in each set of `size` side by side; the lower index wins a tie."""
+    """The mask of the `kept` highest scores in each set of `size` side by side; the lower index wins a tie.
+
+    Args:
+      scores: float, of any shape whose entries divide into sets.
+      size: of a set; static.
+      kept: of each set, int32 `[]`.
+
+    Returns:
+      bool, of the shape of the scores.
+    """
     ranks = jnp.argsort(jnp.argsort(-scores.reshape(-1, size), axis=1, stable=True), axis=1)
     return (ranks < kept).reshape(scores.shape)
 

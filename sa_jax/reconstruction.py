@@ -372,7 +372,7 @@ def _prune_layer(rng_key, weight, gram, inherited, kept, sweeps, row_batch):
 
 
 def damped(gram: jax.Array, damping: float) -> jax.Array:
-    """A Gram matrix with a share of its mean diagonal added to the diagonal, against over-fitting few inputs.
+    """A Gram matrix, `[inputs, inputs]`, with a share of its mean diagonal added to it, against over-fitting.
 
     >>> damped(jnp.eye(2), 0.5)
     Array([[1.5, 0. ],

@@ -234,7 +234,15 @@ def anneal_density(
 
 
 def scaled_cross_entropy(config: RunConfig, network: Network, x: jax.Array, y: jax.Array, kept: int) -> Energy:
-    """The cross-entropy of the labels, with the logits scaled as they are for annealing with these settings."""
+    """The cross-entropy of the labels, with the logits scaled as they are for annealing with these settings.
+
+    Args:
+      config: the settings.
+      network: the fixed weights.
+      x: inputs, float `[samples, features]`.
+      y: labels, int `[samples]`.
+      kept: number of branches that stay.
+    """
     num_samples, _ = config.sizes(kept, len(y))
     arguments = jax.random.key(config.seed), network, x[:num_samples], y[:num_samples], kept, config.options
     problem = jax.jit(pruning.prepare, static_argnums=(4, 5))(*arguments)
@@ -361,6 +369,15 @@ def make_ready(
     mask: jax.Array | None,
 ) -> Ready:
     """Compiles what moves the chains of `anneal_chains`, and puts them at their start.
+
+    Args:
+      config: the settings.
+      network: the fixed weights.
+      x: inputs, float `[samples, features]`.
+      y: labels, int `[samples]`.
+      kept: number of branches that stay.
+      on_message: told the memory that is needed.
+      mask: the initial one, flat, bool `[total]`; None for that of the options.
 
     Raises:
       InputError: the run does not fit into memory, or has no finite energy to begin with.

@@ -29,7 +29,11 @@ def check(workdir: Path, overwrite: bool) -> None:
 
 
 def make(workdir: Path) -> list[Path]:
-    """Makes the folder, tries a write in it, and returns the folders made, innermost first."""
+    """Makes the folder, tries a write in it, and returns the folders made, innermost first.
+
+    Raises:
+      InputError: the folder cannot be made or written.
+    """
     made: list[Path] = []
     try:
         made = [folder for folder in (workdir, *workdir.parents) if not os.path.exists(folder)]

@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import re
 from pathlib import Path
 
 import pytest
@@ -102,3 +103,46 @@ def test_public_names_are_documented(name):
         assert hints.return_annotation is not inspect.Signature.empty
         for parameter in hints.parameters.values():
             assert parameter.annotation is not inspect.Parameter.empty, parameter
+
+
+def public_functions():
+    """Public functions and methods of the package, with their names."""
+    for path in sorted(ROOT.glob("sa_jax/**/*.py")):
+        for node in ast.parse(path.read_text()).body:
+            inner = node.body if isinstance(node, ast.ClassDef) and not node.name.startswith("_") else ()
+            for one in (node, *inner):
+                if isinstance(one, ast.FunctionDef | ast.ClassDef) and not one.name.startswith("_"):
+                    yield f"{path.relative_to(ROOT)}: {one.name}", one
+
+
+def test_every_public_name_says_what_it_is():
+    silent = [name for name, node in public_functions() if not ast.get_docstring(node)]
+    assert not silent
+
+
+def test_docstrings_agree_with_what_they_are_of():
+    """Arguments listed are those there are, and whoever refuses input says so."""
+    for name, node in public_functions():
+        if isinstance(node, ast.ClassDef):
+            continue
+        text, arguments = ast.get_docstring(node) or "", node.args
+        there = [one.arg for one in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)]
+        there += [f"*{arguments.vararg.arg}"] if arguments.vararg else []
+        there += [f"**{arguments.kwarg.arg}"] if arguments.kwarg else []
+        if section := re.search(r"^Args:\n((?:  .*\n?|\n)+)", text, re.MULTILINE):
+            listed = re.findall(r"^  (\*{0,2}\w+):", section[1], re.MULTILINE)
+            assert listed == [one for one in there if one not in ("self", "cls")], name
+        raised = [one.exc for one in ast.walk(node) if isinstance(one, ast.Raise)]
+        if any(isinstance(one, ast.Call) and ast.unparse(one.func) == "InputError" for one in raised):
+            assert "InputError" in text or name.startswith("sa_jax/cli.py"), f"{name} raises, and does not say so"
+
+
+def test_docstrings_of_arrays_say_their_shapes():
+    for name, node in public_functions():
+        if isinstance(node, ast.ClassDef) or name.startswith("sa_jax/compiled.py"):
+            continue
+        hints = [one.annotation for one in (*node.args.args, *node.args.kwonlyargs)] + [node.returns]
+        arrays = [hint for hint in hints if hint and re.search(r"jax\.Array|np\.ndarray", ast.unparse(hint))]
+        text = ast.get_docstring(node) or ""
+        if arrays and not re.search(r"rguments (and\s+result )?as in", text):
+            assert re.search(r"`\[.*?\]`|shape|scalar", text), f"{name} takes or gives an array of no shape"

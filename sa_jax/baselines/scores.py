@@ -23,7 +23,7 @@ def random(rng_key: jax.Array, network: Network, kept: int) -> jax.Array:
 
 @partial(jax.jit, static_argnames=("kept",))
 def magnitude_global(network: Network, kept: int) -> jax.Array:
-    """Keeps the branches of largest `|w|` over all layers (Han et al. 2015).
+    """Keeps the branches of largest `|w|` over all layers (Han et al. 2015): a flat mask, bool `[total]`.
 
     >>> network = Network((jnp.array([[3.0, -1.0], [2.0, -4.0]]),), (None,))
     >>> magnitude_global(network, 2)
@@ -34,7 +34,10 @@ def magnitude_global(network: Network, kept: int) -> jax.Array:
 
 @partial(jax.jit, static_argnames=("kept",))
 def magnitude_layerwise(network: Network, kept: int) -> jax.Array:
-    """Keeps the branches of largest `|w|` in each layer, with equal density in all (Han et al. 2015)."""
+    """Keeps the branches of largest `|w|` in each layer, with equal density in all (Han et al. 2015).
+
+    Returns a flat mask, bool `[total]`, like all here.
+    """
     return _in_layers(network, layerwise_counts(network, kept), [jnp.abs(w) for w in network.kernels])
 
 
@@ -42,7 +45,7 @@ def magnitude_layerwise(network: Network, kept: int) -> jax.Array:
 def magnitude_erk(network: Network, kept: int) -> jax.Array:
     """Keeps the branches of largest `|w|` in each layer, with the densities of `masks.erk_counts`.
 
-    Mocanu et al. 2018; Evci et al. 2020, section 3.
+    Mocanu et al. 2018; Evci et al. 2020, section 3. Returns a flat mask, bool `[total]`.
     """
     return _in_layers(network, masks.erk_counts(network.shapes, kept), [jnp.abs(w) for w in network.kernels])
 
@@ -64,8 +67,8 @@ def wanda_global(network: Network, x: jax.Array, kept: int, activation: str = "r
 def wanda_per_output(network: Network, x: jax.Array, kept: int, activation: str = "relu") -> jax.Array:
     """The same score, compared among the branches into one unit, equal density in all units (Sun et al. 2024).
 
-    Where a layer's branches do not divide by its units, those left over go to the highest scores. Arguments as in
-    `wanda_global`.
+    Where a layer's branches do not divide by its units, those left over go to the highest scores. Arguments and
+    result as in `wanda_global`.
     """
     scores = masks.unflatten(models.saliency(network, x, activation), network.shapes)
     # The place within its unit first, the score second: by_score keeps the least place.
@@ -80,7 +83,8 @@ def node_entropy(network: Network, x: jax.Array, kept: int, activation: str = "r
     """Keeps the hidden units that are on for about half of the samples (He et al. 2014, entropy).
 
     A unit is on where its activation is above 0. Units go layer by layer in equal shares, with all their branches;
-    of the last unit, those of largest `|w|` stay, so that exactly `kept` do. Arguments as in `wanda_global`.
+    of the last unit, those of largest `|w|` stay, so that exactly `kept` do. Arguments and result as in
+    `wanda_global`.
     """
     hidden = models.layer_inputs(network, x, activation)[1:-1]
     shares = [(values > 0).mean(0) for values in hidden]
@@ -92,7 +96,7 @@ def node_entropy(network: Network, x: jax.Array, kept: int, activation: str = "r
 def node_output_norm(network: Network, kept: int) -> jax.Array:
     """Keeps the hidden units of largest mean `|w|` over the branches out of them (He et al. 2014, output weights).
 
-    Units go as in `node_entropy`.
+    Units go as in `node_entropy`. Returns a flat mask, bool `[total]`.
     """
     return _by_units(network, [jnp.abs(kernel).mean(1) for kernel in network.kernels[1:]], kept)
 
@@ -101,7 +105,7 @@ def node_output_norm(network: Network, kept: int) -> jax.Array:
 def node_input_norm(network: Network, kept: int) -> jax.Array:
     """Keeps the hidden units of largest mean `|w|` over the branches into them (He et al. 2014, input weights).
 
-    Units go as in `node_entropy`.
+    Units go as in `node_entropy`. Returns a flat mask, bool `[total]`.
     """
     return _by_units(network, [jnp.abs(kernel).mean(0) for kernel in network.kernels[:-1]], kept)
 
@@ -141,7 +145,7 @@ def obd(
 ) -> jax.Array:
     """Keeps the branches of largest `w^2 h / 2`, with the curvature `h` from the diagonal of the empirical Fisher.
 
-    LeCun, Denker & Solla 1990, with the Fisher of Theis et al. 2018. Arguments as in `snip`.
+    LeCun, Denker & Solla 1990, with the Fisher of Theis et al. 2018. Arguments and result as in `snip`.
     """
     inputs, slopes = sample_derivatives(network, x, y, activation, energy)
     curvatures = [(a**2).T @ d**2 / len(x) for a, d in zip(inputs, slopes, strict=True)]

@@ -56,6 +56,9 @@ def empirical_fisher(
       activation: 'relu', 'tanh' or 'gelu'.
       energy: of the logits; None for the cross-entropy of the labels.
       damping: added to the diagonal, above 0.
+
+    Raises:
+      InputError: the Fisher cannot be inverted, its damping is too small for inputs of this size.
     """
     inputs, slopes = sample_derivatives(network, jnp.asarray(x), jnp.asarray(y), activation, energy)
     parts = [

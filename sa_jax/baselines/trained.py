@@ -190,7 +190,18 @@ def train_dense(
     energy: Energy | None = None,
     training: Training = Training(10, 2e-3),
 ) -> Network:
-    """Trains a dense network from He-scaled random weights; `sizes` are its input's and layers' widths."""
+    """Trains a dense network from He-scaled random weights.
+
+    Args:
+      rng_key: a key, `[]`, of the weights and the order of the samples.
+      sizes: width of the input and of each layer.
+      use_bias: whether layers have biases.
+      x: inputs, float `[samples, features]`.
+      y: labels, int `[samples]`.
+      activation: 'relu', 'tanh' or 'gelu'.
+      energy: of the logits; None for the cross-entropy of the labels.
+      training: how long and how fast.
+    """
     init_key, order_key = jax.random.split(rng_key)
     model = models.MLP(sizes[1:], activation, use_bias)
     start = models.network_of(model.init(init_key, x[:1])["params"])[1]

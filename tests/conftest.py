@@ -10,11 +10,12 @@ from sa_jax import InputError
 
 jax.config.update("jax_num_cpu_devices", 2)
 # Most of the tests' time is compiling: five times as quick so. See `optimized`.
-OWN_XLA_FLAGS = os.environ.get("XLA_FLAGS", "")
-QUICK_XLA_FLAGS = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
-os.environ["XLA_FLAGS"] = f"{QUICK_XLA_FLAGS} {OWN_XLA_FLAGS}"
+quick = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+os.environ["XLA_FLAGS"] = f"{quick} {os.environ.get('XLA_FLAGS', '')}"
 jax.config.update("jax_disable_most_optimizations", True)
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # for processes that a test starts
+# The same for a single program.
+OPTIMIZED = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -39,7 +40,7 @@ def forget_programs():
 
 @pytest.fixture
 def optimized():
-    """Compiles with all optimizations, as for users: for what must hold to the last bit, or runs for long."""
+    """Compiles with LLVM's optimizations: for what must hold to the last bit, or runs for long."""
     jax.clear_caches()
     jax.config.update("jax_disable_most_optimizations", False)
     yield

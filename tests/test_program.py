@@ -126,7 +126,7 @@ def test_a_chunk_is_traced_once():
         return run(key, landscape, state, lambda step: temperature, first_step, 200, data)[0]
 
     landscape = masked_mlp(network, uniform_swap(), cross_entropy())
-    state = init(landscape, jnp.arange(32) < 9, data)
+    state = jax.jit(lambda mask: init(landscape, mask, data))(jnp.arange(32) < 9)
     for number in range(3):
         state = chunk(jax.random.key(number), state, jnp.int32(200 * number), jnp.float32(number))
     assert int(state.best.sum()) == 9

@@ -15,8 +15,10 @@ from sa_jax import InputError, data, evaluation, runner, workdirs
 from sa_jax.settings import RunConfig
 
 SMALL = RunConfig(
-    weights="random", hidden=(12, 8), density=0.2, num_steps=2_500, num_chains=2, num_samples=300, use_bias=True
+    weights="random", hidden=(12, 8), density=0.2, num_steps=2_000, num_chains=2, num_samples=300, use_bias=True
 )
+# A last chunk that is shorter than the others.
+UNEVEN = dataclasses.replace(SMALL, num_steps=3_500)
 FILES = {"masks.npz", "weights.npz", "survival.npz", "operative.gin", "trace.csv", "report.html", "result.json"}
 FIELDS = [
     "dataset",
@@ -56,12 +58,12 @@ def finished(tmp_path_factory):
     return workdir, runner.run(SMALL, workdir, "SEED = 0\n")
 
 
-def annealed(config, dataset=None):
+def annealed(config, dataset=None, on_progress=lambda progress: None):
     """Anneals as `run` does, without writing anything."""
     dataset = dataset or data.load(config.dataset)
     _, network = runner.load_network(config, dataset)
     x, y = dataset.train.inputs[: config.num_samples], dataset.train.labels[: config.num_samples]
-    return runner.anneal_chains(config, network, x, y, kept=100, on_progress=lambda progress: None)
+    return runner.anneal_chains(config, network, x, y, kept=100, on_progress=on_progress)
 
 
 def test_folder_holds_the_whole_run(finished):
@@ -141,7 +143,7 @@ def test_trace_follows_every_chain(finished):
     for chain in ("0", "1"):
         own = [row for row in rows if row["chain"] == chain]
         steps = [int(row["step"]) for row in own]
-        assert steps[-1] == 2_500 and steps == sorted(set(steps))
+        assert steps[-1] == 2_000 and steps == sorted(set(steps))
         best = [float(row["best_energy"]) for row in own]
         assert best == sorted(best, reverse=True)
         assert best[-1] == pytest.approx(result["best_energy_per_chain"][int(chain)])
@@ -149,9 +151,11 @@ def test_trace_follows_every_chain(finished):
     assert result["best_energy"] == min(result["best_energy_per_chain"])
 
 
-def test_same_settings_same_bits(finished, tmp_path):
+def test_same_settings_same_bits_in_place_of_an_old_result(finished, tmp_path):
     workdir, result = finished
-    again = runner.run(SMALL, tmp_path, "SEED = 0\n")
+    (tmp_path / "result.json").write_text("{}")
+    again = runner.run(SMALL, tmp_path, "SEED = 0\n", overwrite=True)
+    assert json.loads((tmp_path / "result.json").read_text())["kept"] == again["kept"] == 189
     for name in ("masks.npz", "weights.npz", "trace.csv"):
         assert (workdir / name).read_bytes() == (tmp_path / name).read_bytes()
     assert again["best_energy"] == result["best_energy"]
@@ -159,21 +163,23 @@ def test_same_settings_same_bits(finished, tmp_path):
     assert float(other.best_energy.min()) != result["best_energy"]
 
 
-@pytest.mark.parametrize("num_chains", [1, 3])
-def test_chain_count_changes_no_bit_of_a_chain(num_chains):
+@pytest.mark.usefixtures("optimized")
+def test_chain_count_changes_no_bit_of_a_chain():
     two = annealed(SMALL)
-    other = annealed(dataclasses.replace(SMALL, num_chains=num_chains))
-    shared = min(2, num_chains)
-    for name in ("energy", "best_energy", "acceptance"):
-        np.testing.assert_array_equal(two.trace[name][:shared], other.trace[name][:shared])
-    np.testing.assert_array_equal(two.num_accepted[:shared], other.num_accepted[:shared])
-    assert other.best_energy.shape == (num_chains,)
+    for num_chains in (1, 3):
+        other = annealed(dataclasses.replace(SMALL, num_chains=num_chains))
+        shared = min(2, num_chains)
+        for name in ("energy", "best_energy", "acceptance"):
+            np.testing.assert_array_equal(two.trace[name][:shared], other.trace[name][:shared])
+        np.testing.assert_array_equal(two.num_accepted[:shared], other.num_accepted[:shared])
+        assert other.best_energy.shape == (num_chains,)
 
 
+@pytest.mark.usefixtures("optimized")
 def test_chunk_length_changes_no_bit(monkeypatch):
-    long = annealed(SMALL)
+    long = annealed(UNEVEN)
     monkeypatch.setattr(runner, "LEAST_CHUNK_STEPS", 300)
-    short = annealed(SMALL)
+    short = annealed(UNEVEN)
     assert len(short.trace["step"]) > len(long.trace["step"])
     np.testing.assert_array_equal(long.mask, short.mask)
     np.testing.assert_array_equal(long.best_energy, short.best_energy)
@@ -188,12 +194,8 @@ def test_nothing_compiles_between_chunks():
             compilations.append(duration)
 
     jax.monitoring.register_event_duration_secs_listener(listen)
-    dataset = data.load("digits")
-    _, network = runner.load_network(SMALL, dataset)
-    config = dataclasses.replace(SMALL, num_steps=6_100, density=0.3)
-    runner.anneal_chains(
-        config, network, *dataset.train, kept=300, on_progress=lambda progress: seen.append(len(compilations))
-    )
+    jax.clear_caches()  # of what other tests have compiled
+    annealed(UNEVEN, on_progress=lambda progress: seen.append(len(compilations)))
     assert len(seen) >= 4 and seen[0] > 0
     assert seen[-1] == seen[0]
 
@@ -234,15 +236,12 @@ def test_interruption_leaves_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_finished_run_is_not_overwritten_unasked(finished, tmp_path):
+def test_a_finished_run_is_not_overwritten_unasked(finished):
     workdir, _ = finished
     before = {path.name: path.read_bytes() for path in workdir.iterdir()}
     with pytest.raises(InputError, match="already holds a run's result; name another workdir, or add --overwrite"):
         runner.run(dataclasses.replace(SMALL, seed=5), workdir)
     assert before == {path.name: path.read_bytes() for path in workdir.iterdir()}
-    (tmp_path / "result.json").write_text("{}")
-    assert runner.run(SMALL, tmp_path, overwrite=True)["kept"] == 189
-    assert json.loads((tmp_path / "result.json").read_text())["kept"] == 189
 
 
 def test_a_write_that_fails_leaves_the_old_files_whole(tmp_path):

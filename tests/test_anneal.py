@@ -110,6 +110,7 @@ def test_zero_steps_return_the_start(rng_key):
     assert int(result.best) == int(result.final) == 4 and int(result.num_accepted) == 0
 
 
+@pytest.mark.usefixtures("optimized")
 def test_chunks_change_no_bit(rng_key):
     def energy(x, centre):
         return ((x - centre) ** 2).sum() + jnp.cos(9 * x).sum()
@@ -254,6 +255,7 @@ def test_bad_input_is_named(rng_key, call, message):
         call(rng_key)
 
 
+@pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize("together", [2, 5, 150])
 def test_speculation_walks_the_very_same_chain(rng_key, together):
     """Every energy of every step, bit for bit, across refreshes: the law of the chain is the serial one's."""

@@ -192,12 +192,14 @@ def test_every_pattern_keeps_what_it_says_and_loses_less_than_its_start(pattern,
     assert after <= share * before * 1.0001
 
 
+@pytest.mark.usefixtures("optimized")
 def test_rows_anneal_alike_however_many_together():
     weight, gram = layer(10, 16, seed=9)
     one, all_at_once = (prune_linear(jax.random.key(1), weight, gram, 0.5, 2.0, batch) for batch in (1, 10))
     assert np.array_equal(one, all_at_once)
 
 
+@pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize("pattern", [0.5, "2x1:0.5"])
 def test_rows_spread_over_devices_give_the_same_mask(pattern):
     weight, gram = layer(10, 16, seed=9)

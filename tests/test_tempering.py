@@ -38,8 +38,8 @@ def check_visits(visited, temperature):
 ring = from_energy(lambda x: WELLS[x], ring_move)
 
 
-@pytest.mark.parametrize("num_steps", [1_000, 1_100])
-@pytest.mark.parametrize("chain_batch", [None, 1])
+@pytest.mark.usefixtures("optimized")
+@pytest.mark.parametrize(("num_steps", "chain_batch"), [(1_000, 1), (1_100, None)])
 def test_every_rung_samples_its_boltzmann_distribution(num_steps, chain_batch):
     """Seen right after exchanges, so that a wrong one shows; of either half of the pairs."""
 
@@ -61,6 +61,7 @@ def hop(rng_key, x):
     return x + 0.3 * jax.random.normal(rng_key)
 
 
+@pytest.mark.usefixtures("optimized")
 def test_exchange_crosses_barriers_that_stop_a_cold_chain():
     landscape, ladder = from_energy(rugged, hop), jnp.geomspace(0.1, 10.0, 8)
     keys = jax.random.split(jax.random.key(1), 20)
@@ -73,6 +74,7 @@ def test_exchange_crosses_barriers_that_stop_a_cold_chain():
     np.testing.assert_allclose(tempered.final_energy, rugged(tempered.final), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.usefixtures("optimized")
 def test_an_adapted_ladder_exchanges_as_often_as_it_should():
     """Energies of a quadratic in ten dimensions; the first ladder is too narrow."""
     landscape = from_energy(lambda x: (x**2).sum(), lambda key, x: x + 0.1 * jax.random.normal(key, (10,)))
@@ -187,12 +189,17 @@ def sample_spread(chains):
     return np.asarray(jax.jit(spread)(keys()))
 
 
+@pytest.mark.usefixtures("optimized")
 def test_replicas_spread_over_processes_sample_the_boltzmann_distribution(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         place = f"127.0.0.1:{free.getsockname()[1]}"
     words = [[sys.executable, "-c", PROCESS, place, str(number), tmp_path / "final.npy"] for number in (0, 1)]
-    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = os.environ | {
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "0",
+        "JAX_NUM_CPU_DEVICES": "1",
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+    }
     processes = [subprocess.Popen(one, env=environment, stderr=subprocess.PIPE, text=True) for one in words]
     said = [process.communicate()[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], said

@@ -361,7 +361,14 @@ def files(
 ) -> Mapping[str, bytes]:
     """The files `network.h`, `network.c` and `test.c`, which has a `main` of its own.
 
-    Where `inputs` holds an image, also `classify.c`, a program that classifies image files, and `example.pgm`.
+    Args:
+      network: float32 weights, or codes.
+      forms: keys of `FUNCTIONS`, of which each layer takes the smallest.
+      inputs: what they were in training. Where it holds an image there are also `classify.c`, a program that
+        classifies image files, and that image as `example.pgm`.
+
+    Raises:
+      InputError: the activation is not known in C.
     """
     quantized = quantize(network, 32) if isinstance(network, Cleaned) else network
     if quantized.activation not in ACTIVATIONS:

@@ -91,7 +91,7 @@ def unrice(coded: RiceCoded, inputs: int, outputs: int) -> np.ndarray:
 
 
 def entropy_bits(mask: np.ndarray) -> float:
-    """The information bound `log2 C(n, k)` of a mask with `k` of `n` branches, in bits."""
+    """The information bound `log2 C(n, k)` of a mask of any shape with `k` of `n` branches, in bits."""
     total, kept = mask.size, int(mask.sum())
     return (math.lgamma(total + 1) - math.lgamma(kept + 1) - math.lgamma(total - kept + 1)) / math.log(2)
 
@@ -113,7 +113,7 @@ def unpack_codes(packed: bytes, kept: int, bits: int) -> np.ndarray:
 
 
 def bfloat16_bytes(values: np.ndarray) -> bytes:
-    """The upper halves of float32 values."""
+    """The upper halves of float32 values of any shape, in order."""
     return (values.astype(np.float32).ravel().view(np.uint32) >> 16).astype("<u2").tobytes()
 
 

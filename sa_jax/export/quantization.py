@@ -118,7 +118,7 @@ def group_sizes(mask: np.ndarray) -> list[int]:
 
 
 def to_bfloat16(values: np.ndarray) -> np.ndarray:
-    """The nearest bfloat16 numbers, as float32."""
+    """The nearest bfloat16 numbers, as float32, of any shape."""
     return np.asarray(jnp.asarray(values, jnp.bfloat16).astype(jnp.float32))
 
 

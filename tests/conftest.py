@@ -6,7 +6,8 @@ from contextlib import contextmanager
 import jax
 import pytest
 
-from sa_jax import InputError
+from sa_jax import InputError, runner
+from sa_jax.settings import RunConfig
 
 jax.config.update("jax_num_cpu_devices", 2)
 # Most of the tests' time is compiling: five times as quick so. See `optimized`.
@@ -51,6 +52,17 @@ def optimized():
 @pytest.fixture
 def rng_key():
     return jax.random.key(0)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """The folder of a finished run on the digits, which no test changes."""
+    workdir = tmp_path_factory.mktemp("run")
+    config = RunConfig(
+        weights="random", hidden=(12, 8), density=0.1, num_steps=1_000, num_samples=100, num_chains=1
+    )
+    runner.run(config, workdir)
+    return workdir
 
 
 @contextmanager

@@ -26,6 +26,7 @@ PAGES = [
     *sorted(ROOT.glob("sa_jax/**/*.md")),
     *(ROOT / folder / "README.md" for folder in ("configs", "scripts")),
 ]
+STAND_ALONE = (ROOT / "README.md", ROOT / "sa_jax/docs/export.md")
 # A command with this comment is not run here, for the reason that the reader sees; settings are still resolved.
 NEEDS = re.compile(r"# needs ")
 
@@ -70,7 +71,7 @@ def run_command(line, folder):
 def test_blocks_run_from_top_to_bottom(page, tmp_path, monkeypatch):
     """Of a page, as a reader would: those in Python share their names, those for the shell a folder.
 
-    The README's in Python each stand alone, and are looked at below.
+    The README's in Python each stand alone, and are looked at below; those of exports in test_export_graphs.
     """
     monkeypatch.chdir(tmp_path)
     names = {}
@@ -78,7 +79,7 @@ def test_blocks_run_from_top_to_bottom(page, tmp_path, monkeypatch):
         if language == "bash":
             for line in commands(text):
                 run_command(line, tmp_path)
-        elif page.name != "README.md" or page.parent != ROOT:
+        elif page not in STAND_ALONE:
             exec(compile(text, name_of(page), "exec"), names)
     if "result.json" in page.read_text() and (tmp_path / "runs/demo/result.json").is_file():
         check_results(tmp_path / "runs/demo")

@@ -12,11 +12,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from sa_jax import cli, data, export, models, runner
+from sa_jax import cli, data, export, models
 from sa_jax.energies import cross_entropy
 from sa_jax.export import c, files, packed, quantization
 from sa_jax.models import Network
-from sa_jax.settings import RunConfig
 from sa_jax.types import InputError
 from tests.conftest import refusal
 
@@ -121,16 +120,6 @@ def test_a_wrong_weight_fails_the_self_test(tmp_path):
     (tmp_path / "network.c").write_bytes(c.files(cleaned._replace(kernels=kernels))["network.c"])
     subprocess.run(["cc", *(str(tmp_path / name) for name in ("network.c", "test.c")), "-lm", "-o", str(program)])
     assert subprocess.run([program], capture_output=True).returncode == 1
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    config = RunConfig(
-        weights="random", hidden=(12, 8), density=0.1, num_steps=1_000, num_samples=100, num_chains=1
-    )
-    workdir = tmp_path_factory.mktemp("run")
-    runner.run(config, workdir)
-    return workdir
 
 
 def test_a_run_is_exported_by_the_command(finished, tmp_path, capsys):

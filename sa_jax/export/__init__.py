@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from sa_jax import data, models, workdirs
-from sa_jax.export import c, files, packed
+from sa_jax.export import c, files, graphs, packed
 from sa_jax.export.cleanup import Cleaned, clean, predict
 from sa_jax.export.packed import read_packed
 from sa_jax.export.quantization import WIDTHS, Quantized, QuantizedLayer, choose_bits, quantize, simulate
@@ -47,6 +47,8 @@ FORMATS: dict[str, Format] = {
     "npz": _dense(files.npz),
     "safetensors": _dense(files.safetensors),
     "safetensors_packed": lambda network, inputs: files.safetensors_packed(network),
+    "onnx": _dense(graphs.onnx),
+    "stablehlo": _dense(graphs.stablehlo),
 }
 
 

@@ -11,8 +11,8 @@ from sa_jax.export.cleanup import Cleaned
 from sa_jax.models import Network, forward
 from sa_jax.types import InputError
 
-# Of each activation in ONNX: its node, the node's attributes, and the oldest operator set that has it, so that
-# old runtimes read it.
+# Of each activation in ONNX: its node, the node's attributes, and the operator set that the model asks
+# for, as old as the node allows, though not before 13, so that old runtimes read it.
 NODES: dict[str, tuple[str, dict[str, Any], int]] = {
     "relu": ("Relu", {}, 13),
     "tanh": ("Tanh", {}, 13),

@@ -21,7 +21,7 @@ import jax
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from sa_jax import bench, compare, export, layers, pruning, runner
+from sa_jax import bench, bench_export, compare, export, layers, pruning, runner, workdirs
 from sa_jax.grid import CompareConfig
 from sa_jax.layers import LayersConfig
 from sa_jax.settings import RunConfig
@@ -101,10 +101,12 @@ def main(argv: list[str] | None = None) -> int:
     few.add_argument("--bits", type=int, default=32, metavar="N", help="of each kept weight: 1, 2, 3, 4, 8 or 32")
     few.add_argument("--max_bytes", type=int, metavar="N", help="the bits of each layer are chosen to fit")
     exporting.add_argument("--overwrite", action="store_true", help="replace what is there")
-    measuring = commands.add_parser("bench", help="measure proposals per second against two other forms")
+    measuring = commands.add_parser("bench", help="measure proposals per second, or exported networks")
+    measuring.add_argument("what", nargs="?", choices=["proposals", "export"], default="proposals")
+    measuring.add_argument("runs", nargs="*", type=Path, metavar="WORKDIR", help="of `export`: finished runs")
     measuring.add_argument("--quick", action="store_true", help="a few cases, in 3 minutes")
     measuring.add_argument(
-        "--out", type=Path, metavar="FILE.json", help="where the figures go; a picture beside it"
+        "--out", type=Path, metavar="PATH", help="FILE.json, a picture beside it; of `export` a folder"
     )
     arguments = parser.parse_args(argv)
     try:
@@ -319,6 +321,8 @@ def export_command(arguments: argparse.Namespace) -> int:
 
 def bench_command(arguments: argparse.Namespace) -> int:
     """`sa-jax bench`."""
+    if arguments.what == "export":
+        return bench_export_command(arguments)
     if arguments.out is not None:
         bench.check_out(arguments.out)
 
@@ -330,6 +334,23 @@ def bench_command(arguments: argparse.Namespace) -> int:
     print(bench.table(result))
     if arguments.out is not None:
         bench.write_picture(result, arguments.out)
+    return 0
+
+
+def bench_export_command(arguments: argparse.Namespace) -> int:
+    """`sa-jax bench export`."""
+    if arguments.out is None:
+        raise InputError("--out=DIR is missing: where the results go")
+    workdirs.make(arguments.out)
+
+    def tell(message: str) -> None:
+        print(f"sa-jax: {message}", file=sys.stderr)
+
+    runs = arguments.runs or bench_export.run_all(arguments.out / "runs", arguments.quick, tell)
+    result = bench_export.measure(runs, arguments.quick, tell)
+    bench_export.write(result, arguments.out)
+    print((arguments.out / "results.md").read_text())
+    print(f"see {arguments.out / 'report.html'}")
     return 0
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import json
 import shutil
 import struct
 import subprocess
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from sa_jax import cli, data, export, models
+from sa_jax import bench_export, cli, data, export, models
 from sa_jax.energies import cross_entropy
 from sa_jax.export import c, files, packed, quantization
 from sa_jax.models import Network
@@ -306,3 +307,24 @@ def test_widths_are_annealed_to_those_of_least_loss_within_the_budget():
     assert loss(found) <= possible[1] + 1e-6  # of all, the best or the next
     with refusal("at least", "more than max_bytes = 10"):
         export.choose_bits(jax.random.key(0), cleaned, x, y, 10, size)
+
+
+def test_every_form_is_compiled_timed_and_gives_the_same_predictions(finished, tmp_path, capsys):
+    if shutil.which("cc") is None:
+        pytest.skip("there is no C compiler")
+    assert cli.main(["bench", "export", str(finished), "--quick", f"--out={tmp_path}"]) == 0
+    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
+    assert {(row["form"], row["bits"]) for row in rows} >= {("smallest", bits) for bits in (32, 8, 4, 2)}
+    accuracy = json.loads((finished / "result.json").read_text())["test_accuracy"]
+    for row in rows:
+        assert row["other_predictions"] == 0 and row["largest_relative_error"] < 1e-5
+        assert row["microseconds"] > 0 and row["bytes"] > 100
+        if row["bits"] == 32 and row["density"] < 1:
+            assert row["test_accuracy"] == pytest.approx(accuracy)
+    by_bits = {row["bits"]: row["packed_bytes"] for row in rows if row["form"] == "smallest"}
+    assert by_bits[32] > by_bits[8] > by_bits[4] > by_bits[2]
+    page = (tmp_path / "report.html").read_text()
+    assert "No form is faster than" in page and page.count("<svg ") == 2
+    assert (tmp_path / "results.md").read_text() in capsys.readouterr().out
+    with refusal("holds no finished run"):
+        bench_export.measure([tmp_path])

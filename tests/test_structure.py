@@ -48,6 +48,7 @@ ORDER = [
     "compare",
     "layers",
     "export",
+    "bench_export",
     "cli",
 ]
 

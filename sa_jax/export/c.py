@@ -42,15 +42,17 @@ FUNCTIONS = {
 static void $name(const float *x, float *y, int outputs, const $count *counts, const uint8_t *steps, $weights) {
     $declare
     for (int o = 0; o < outputs; o++) {
-        float sum = 0.0f;
+        float sum = 0.0f, other = 0.0f, swapped;
         const float *at = x;
         $begin
         for (int n = counts[o]; n > 0; n--) {
             while (*steps == 255) { at += 255; steps++; }
             at += *steps++;
-            sum += $next * *at;
+            swapped = sum + $next * *at;
+            sum = other;
+            other = swapped;
         }
-        y[o] += sum;
+        y[o] += sum + other;
     }
 }
 """,
@@ -58,10 +60,14 @@ static void $name(const float *x, float *y, int outputs, const $count *counts, c
                  const uint16_t *columns, $weights) {
     $declare
     for (int o = 0; o < outputs; o++) {
-        float sum = 0.0f;
+        float sum = 0.0f, other = 0.0f, swapped;
         $begin
-        for (int n = counts[o]; n > 0; n--) sum += $next * x[*columns++];
-        y[o] += sum;
+        for (int n = counts[o]; n > 0; n--) {
+            swapped = sum + $next * x[*columns++];
+            sum = other;
+            other = swapped;
+        }
+        y[o] += sum + other;
     }
 }
 """,
@@ -171,7 +177,7 @@ BFLOAT16 = """static float of_bfloat16(uint16_t half) {
 MULTIBIT = """typedef struct {
     const uint8_t *codes;
     const uint16_t *scales;
-    long at, served;
+    unsigned long at, served;
     float value[$codes];
 } weights$bits;
 
@@ -189,11 +195,11 @@ static void begin_row$bits(weights$bits *w) {
 }
 """
 NEXT_MULTIBIT = """static float next_weight$bits(weights$bits *w) {
-    long bit = w->at * $bits;
-    unsigned pair = w->codes[bit >> 3] | (unsigned)w->codes[(bit >> 3) + 1] << 8;
-    w->at++;
+    unsigned long bit = w->at++ * $bits;
+    unsigned code = w->codes[bit >> 3];
+    if (8 % $bits) code |= (unsigned)w->codes[(bit >> 3) + 1] << 8;
     w->served++;
-    return w->value[pair >> (bit & 7) & ($codes - 1)];
+    return w->value[code >> (bit & 7) & ($codes - 1)];
 }
 """
 AFFINE = """typedef struct {

@@ -72,7 +72,9 @@ def by_score(scores: jax.Array, kept: jax.Array | int) -> jax.Array:
         return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
 
     limits = jnp.iinfo(jnp.int32)
-    least, _ = jax.lax.fori_loop(0, 32, halve, (jnp.int32(limits.min), jnp.int32(limits.max)))
+    nothing = 0 * (ordered.sum() + kept)  # inside `shard_map` the ends vary over the mesh as these do
+    ends = jnp.int32(limits.min) + nothing, jnp.int32(limits.max) + nothing
+    least, _ = jax.lax.fori_loop(0, 32, halve, ends)
     above, tied = ordered > least, ordered == least
     return above | (tied & (jnp.cumsum(tied) <= kept - above.sum()))
 

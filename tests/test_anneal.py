@@ -174,6 +174,18 @@ def test_composes_with_shard_map(rng_key, varying):
     np.testing.assert_array_equal(sharded(*inputs.values()), alone)
 
 
+def test_each_device_draws_masks_of_its_own(rng_key):
+    mesh = jax.make_mesh((2,), ("chains",), axis_types=(jax.sharding.AxisType.Auto,))
+    spec, keys = PartitionSpec("chains"), jax.random.split(rng_key, 2)
+
+    def draw(keys):
+        return jax.lax.map(lambda key: masks.random(key, 50, 7), keys)
+
+    drawn = jax.jit(jax.shard_map(draw, mesh=mesh, in_specs=spec, out_specs=spec))(keys)
+    np.testing.assert_array_equal(drawn, draw(keys))
+    assert drawn.sum(1).tolist() == [7, 7]
+
+
 def test_any_pytree_is_a_position(rng_key):
     position = {"x": 1.0, "pair": (jnp.zeros(2, jnp.int32), True), "key": jax.random.key(5)}
 

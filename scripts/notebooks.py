@@ -18,7 +18,7 @@ def main() -> None:
 
     for source in sorted(COLAB.glob(f"{''.join(sys.argv[1:2])}*.py")):
         notebook = jupytext.read(source)
-        nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": COLAB}}).execute()
+        nbclient.NotebookClient(notebook, timeout=3_600, resources={"metadata": {"path": COLAB}}).execute()
         for number, cell in enumerate(notebook.cells):
             cell["id"] = f"cell-{number}"  # the same each time
             cell.get("metadata", {}).pop("execution", None)  # times of day

@@ -1,0 +1,199 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Many chains on many devices
+#
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/sa-jax/sa_jax/blob/main/colab/04_tpu_many_chains.ipynb)
+#
+# Chains need nothing from each other, so they spread over all cores of a TPU, over GPUs, or, where there is neither, over
+# 8 devices that JAX simulates on the CPU. Two to three minutes on a CPU.
+
+# %%
+import sys
+
+if "google.colab" in sys.modules:
+    # %pip install -q "sa_jax @ git+https://github.com/sa-jax/sa_jax"
+    pass
+
+# %% [markdown]
+# The number of CPU devices must be set before JAX is first used. A TPU or GPU does not care.
+
+# %%
+import jax
+
+jax.config.update("jax_num_cpu_devices", 8)
+DEVICES = jax.devices()
+ON_CPU = DEVICES[0].platform == "cpu"
+print(f"jax {jax.__version__} on {len(DEVICES)} x {DEVICES[0].device_kind}")
+
+# %% [markdown]
+# ## One chain
+#
+# A small network for scikit-learn's digits is trained once; a chain chooses which 5 % of its branches stay. `TINY` is for
+# the repository's tests.
+
+# %%
+import os
+
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+
+from sa_jax import anneal, data, geometric
+from sa_jax.energies import cross_entropy
+from sa_jax.incremental import masked_mlp
+from sa_jax.masks import num_kept, overlap, random
+from sa_jax.models import MLP, network_of
+from sa_jax.moves import uniform_swap
+from sa_jax.pretrain import pretrain
+
+TINY = bool(os.environ.get("SA_JAX_TINY"))
+BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#9aa4ae"
+plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False})
+
+digits = data.load("digits")
+params = pretrain(jax.random.key(0), MLP([32, 10]), *digits.train, epochs=2 if TINY else 30, learning_rate=3e-3)
+_, network = network_of(params)
+landscape = masked_mlp(network, uniform_swap(), cross_entropy(logit_scale=4.0))
+samples = jnp.asarray(digits.train.inputs.T), jnp.asarray(digits.train.labels)
+
+
+def chain(rng_key, num_steps):
+    start_key, chain_key = jax.random.split(rng_key)
+    start = random(start_key, network.total, num_kept(0.05, network.total))
+    return anneal(chain_key, landscape, start, geometric(0.02, 2e-4, num_steps), num_steps, samples)
+
+
+# %% [markdown]
+# ## All devices
+#
+# `shard_map` gives each device its share of the keys. There the chains run one after the other on a CPU, where a chain's
+# arrays fit into the cache, and all at once by `vmap` on a TPU or GPU, which is wide. No device ever waits for another.
+
+# %%
+from functools import partial
+
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+
+def spread(devices, num_steps):
+    """A function of keys, `[chains]`, that runs one chain for each on these devices."""
+    one = partial(chain, num_steps=num_steps)
+    own = (lambda keys: jax.lax.map(one, keys)) if ON_CPU else jax.vmap(one)
+    mesh = jax.make_mesh((len(devices),), ("chains",), axis_types=(AxisType.Auto,), devices=devices)
+    return jax.jit(jax.shard_map(own, mesh=mesh, in_specs=P("chains"), out_specs=P("chains")))
+
+
+CHAINS = len(DEVICES) if TINY else 64 if ON_CPU else 1024
+STEPS = 200 if TINY else 20_000
+keys = jax.random.split(jax.random.key(1), CHAINS)
+result = jax.device_get(spread(DEVICES, STEPS)(keys))
+print(
+    f"{CHAINS} chains, {CHAINS // len(DEVICES)} on each device; energies {result.best_energy.min():.3f}", end=" "
+)
+print(f"to {result.best_energy.max():.3f}")
+
+# %% [markdown]
+# A chain depends on its key alone. The first one by itself, on one device, ends at the same mask:
+
+# %%
+alone = jax.device_get(spread(DEVICES[:1], STEPS)(keys[:1]))
+print(f"{(alone.best[0] == result.best[0]).mean():.0%} of its branches are decided alike")
+
+# %% [markdown]
+# ## What many chains give
+#
+# Left: what one may expect of the best of so many chains. Right: how many branches leave each pixel, on average over all
+# chains. They end at different masks that look at the same places.
+
+# %%
+energies = np.sort(result.best_energy)
+counts = np.unique(np.geomspace(1, CHAINS, 20).astype(int))
+draws = np.random.default_rng(0).choice(energies, (2_000, CHAINS))
+expected = [draws[:, :count].min(1).mean() for count in counts]
+figure, (left, middle, right) = plt.subplots(
+    1, 3, figsize=(11, 3.2), layout="constrained", width_ratios=(1.2, 1.2, 1)
+)
+left.hist(energies, bins=16, color=BLUE)
+left.set(title="energies at which chains end", xlabel="energy", ylabel="chains")
+middle.plot(counts, expected, color=BLUE, marker="o", ms=4)
+middle.set(title="best energy of so many chains", xlabel="chains", xscale="log")
+pixels = result.best[:, : 64 * 32].reshape(-1, 8, 8, 32).sum(-1).mean(0)
+image = right.imshow(pixels, cmap="Blues", vmin=0)
+right.set(title="branches from each pixel", xticks=[], yticks=[])
+figure.colorbar(image, shrink=0.8)
+plt.show()
+
+alike = overlap(result.best)
+print(
+    f"Jaccard index of two chains' masks {alike.jaccard_mean:.2f}; of two random masks {alike.jaccard_of_random:.2f}"
+)
+
+# %% [markdown]
+# ## Throughput
+#
+# Proposals per second, of all chains together, against the number of chains: on one device, and on all. Compiling is not
+# counted; the best of three rounds.
+
+# %%
+import time
+
+ROUND_STEPS = STEPS if TINY else 2_000
+
+
+def proposals_per_second(devices, chains):
+    keys = jax.random.split(jax.random.key(2), chains)
+    run = spread(devices, ROUND_STEPS).lower(keys).compile()
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        jax.block_until_ready(run(keys))
+        seconds.append(time.perf_counter() - start)
+    return chains * ROUND_STEPS / min(seconds)
+
+
+LARGEST = 1 if TINY else 8 if ON_CPU else 512  # chains on each device
+rates = {}
+for devices, name in ((DEVICES[:1], "one device"), (DEVICES, f"all {len(DEVICES)} devices")):
+    sizes = [len(devices) * per_device for per_device in (1, 2, 4, 8, 32, 128, 512) if per_device <= LARGEST]
+    rates[name] = {size: proposals_per_second(devices, size) for size in sizes}
+    for size, rate in rates[name].items():
+        print(f"{name:14} {size:5} chains  {rate:12,.0f} proposals/s")
+    if len(DEVICES) == 1:
+        break
+
+# %%
+figure, axes = plt.subplots(figsize=(7, 3.6), layout="constrained")
+for (name, curve), color in zip(rates.items(), (ORANGE, BLUE), strict=False):
+    axes.plot(list(curve), [rate / 1e3 for rate in curve.values()], color=color, marker="o", label=name)
+axes.set(xscale="log", xlabel="chains", ylabel="thousand proposals per second", ylim=(0, None))
+axes.set_xticks(sorted({size for curve in rates.values() for size in curve}))
+axes.set_xticks([], minor=True)
+axes.xaxis.set_major_formatter("{x:.0f}")
+axes.legend()
+plt.show()
+
+# %% [markdown]
+# Where this ran on a CPU, as for the saved figures, do not read much into the curve. Simulated devices are threads: eight
+# of them share the cores that are there, here two, which can make at most twice the proposals of one. These two were also
+# busy with other work by a dozen processes, so that the saved curve goes up and down by chance. What carries over to a TPU
+# is that the program is the same, and that no chain changes with the number of devices.
+
+# %%
+print(f"{os.cpu_count()} CPU cores")
+
+# %% [markdown]
+# ## Go on
+#
+# - `sa-jax run` spreads chains in the same way, saves them as they go, and runs on many hosts:
+#   `--gin_bindings='NUM_CHAINS=64'`.
+# - Chains can also help each other: `sa_jax.tempering.temper(..., axis_name="chains")` exchanges replicas over devices.

@@ -65,6 +65,14 @@ def test_a_notebook_holds_what_its_twin_says(twin):
 
 
 @pytest.mark.parametrize("twin", TWINS, ids=lambda path: path.stem)
+def test_a_notebook_opens_in_colab(twin):
+    badge = f"blob/main/colab/{twin.stem}.ipynb)"
+    assert badge in twin.read_text() and badge in (ROOT / "README.md").read_text()
+    (install,) = [line for line in twin.read_text().splitlines() if "pip install" in line]
+    assert '"sa_jax' in install and " -U" not in install and " jax" not in install  # the runtime's own stays
+
+
+@pytest.mark.parametrize("twin", TWINS, ids=lambda path: path.stem)
 def test_a_notebook_runs(twin, request, tmp_path):
     environment = os.environ | {"SA_JAX_TINY": "1", "MPLBACKEND": "agg"}
     if "transformer" in twin.stem:

@@ -242,6 +242,8 @@ def _pruned_programs(
         stored = [c.smallest(layer, wanted).form for layer in quantized.layers]
         about = {"density": density, "engine": "C", "form": form, "forms": stored, "bits": bits}
         about["packed_bytes"] = len(packed.pack(quantized))
+        about["mask_bytes"] = sum(len(packed.rice(layer.mask).content) for layer in quantized.layers)
+        about["mask_entropy_bytes"] = sum(packed.entropy_bits(layer.mask) for layer in quantized.layers) / 8
         expected = predict(simulate(quantized), inputs)
         yield c_program(quantized, wanted, FLAGS, about, expected, inputs, folder)
     yield scipy_program(cleaned, {"density": density, "engine": "scipy", "form": "CSR", "bits": 32}, inputs)
@@ -418,16 +420,18 @@ def honest_line(result: Mapping[str, Any]) -> str:
 
 def render(result: Mapping[str, Any]) -> str:
     """One self-contained HTML page: the fronts of accuracy, bytes and latency, and all rows."""
+    import matplotlib
+
     sizes = "-".join(map(str, result["sizes"]))
+    fields = {"bytes": "bytes of flash, or of the model file", "microseconds": "microseconds a sample"}
     figures = []
-    for field, label in (
-        ("bytes", "bytes of flash, or of the model file"),
-        ("microseconds", "microseconds a sample"),
-    ):
-        figure = page.new_figure(3.8)
-        _draw_front(figure.subplots(), result["rows"], field, label)
-        description = f"Test accuracy against {label}, one point a program"
-        figures.append(page.figure_html(field, figure, description, f"Test accuracy against {label}."))
+    with matplotlib.rc_context(page.CHARTS):
+        for field, label in fields.items():
+            figure = page.new_figure(3.8)
+            _draw_front(figure.subplots(), result["rows"], field, label)
+            description = f"Test accuracy against {label}, one point a program"
+            caption = f"Test accuracy against {label}; along a line fewer and fewer branches are kept."
+            figures.append(page.figure_html(field, figure, description, caption))
     head = ("kept, program", "bytes", "RAM", "us a sample", "samples a second", "accuracy, %", "other predictions")
     body = "".join(
         page.row_html(

@@ -2,6 +2,7 @@
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -81,7 +82,7 @@ def draw_course(figure: Figure) -> None:
 def main() -> None:
     """Writes swap.png, temperature.png and course.png."""
     pictures = {"swap": (draw_swap, 2.6), "temperature": (draw_temperature, 3.6), "course": (draw_course, 4.2)}
-    look = {"axes.spines.top": False, "axes.spines.right": False, "font.size": 9}
+    look: dict[Any, Any] = {"axes.spines.top": False, "axes.spines.right": False, "font.size": 9}
     with matplotlib.rc_context(look):
         for name, (draw, height) in pictures.items():
             figure = Figure(figsize=(7.2, height), layout="constrained")

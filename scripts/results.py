@@ -5,13 +5,15 @@
     python scripts/results.py random     # never trained weights on MNIST, 4 densities, 3 seeds; over an hour
     python scripts/results.py speed      # incremental against full evaluation, side by side; 1 minute
     python scripts/results.py batching   # chains vmapped or not, proposals evaluated together; 3 minutes
+    python scripts/results.py export     # exported networks: bytes, latency, accuracy; a quarter of an hour
     python scripts/results.py compare    # configs/compare_mlpnet.gin and compare_lenet300.gin, into runs/; hours
     python scripts/results.py readme     # tables and picture from the saved results; no measuring
 
 The speed of all networks is measured by `sa-jax bench --out=scripts/results/bench.json`; 40 minutes.
 
-`accuracy`, `random`, `speed` and `compare` need MNIST, `compare` also Fashion-MNIST, and all of these but `random`
-mlpnet_mnist_93.97.npz in $SA_JAX_DATA. Quote seconds only from a machine that does nothing else.
+`accuracy`, `random`, `speed`, `export` and `compare` need MNIST, `compare` also Fashion-MNIST, and `accuracy`,
+`speed` and `compare` mlpnet_mnist_93.97.npz in $SA_JAX_DATA. Quote seconds only from a machine that does nothing
+else.
 """
 
 import argparse
@@ -35,7 +37,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sa_jax import anneal, bench, comparison, data, from_energy, geometric, masks, models
+from sa_jax import anneal, bench, bench_export, comparison, data, from_energy, geometric, masks, models
 from sa_jax.energies import cross_entropy
 from sa_jax.incremental import full_mlp, masked_mlp
 from sa_jax.moves import move_fn, uniform_swap
@@ -239,6 +241,15 @@ def measure_batching() -> dict[str, Any]:
         "chain_batch": chain_batch,
         "together": together,
     }
+
+
+def measure_export() -> dict[str, Any]:
+    """Every exported form of 784-300-100-10 at six densities, annealed first unless runs/export holds them."""
+
+    def tell(message: str) -> None:
+        print(message, file=sys.stderr)
+
+    return bench_export.measure(bench_export.run_all(ROOT / "runs/export", False, tell), tell=tell)
 
 
 def use_one_core() -> None:
@@ -525,6 +536,43 @@ def layers_table(result: dict[str, Any]) -> str:
     )
 
 
+def export_table(result: dict[str, Any]) -> str:
+    """The README's table of exported networks: bytes, microseconds and accuracy by density and bits."""
+    rows = result["rows"]
+
+    def smallest(density: float, bits: int) -> dict[str, Any]:
+        wanted = density, "smallest", bits
+        return next(row for row in rows if wanted == (row["density"], row["form"], row["bits"]))
+
+    def cells(row: dict[str, Any]) -> str:
+        return f"{row['bytes'] / 1e3:,.1f} | {row['microseconds']:.0f} | {100 * row['test_accuracy']:.1f}"
+
+    lines = [
+        "| kept | C, float32: kB | us | % right | C, 4 bits: kB | us | % right | packed: kB | masks over bound |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for density in sorted({row["density"] for row in rows if row["density"] < 1}, reverse=True):
+        whole, few = smallest(density, 32), smallest(density, 4)
+        over = few["mask_bytes"] / few["mask_entropy_bytes"] - 1
+        packed = f"{few['packed_bytes'] / 1e3:.1f} | {over:+.1%}"
+        lines.append(f"| {100 * density:g} % | {cells(whole)} | {cells(few)} | {packed} |")
+    dense = [row for row in rows if row["density"] == 1]
+    said = "; ".join(
+        f"{row['engine']}{', 8 bits' if row['bits'] == 8 else ''}: {row['bytes'] / 1e3:,.0f} kB, "
+        f"{row['microseconds']:.0f} us, {100 * row['test_accuracy']:.1f} %"
+        for row in dense
+    )
+    wrong = sum(row["other_predictions"] for row in rows if row["engine"] != "onnxruntime")
+    worst = max(row["largest_relative_error"] for row in rows if row["engine"].startswith("C"))
+    machine = result["machine"]
+    return "\n".join(lines) + (
+        f"\n\nThe dense network: {said}. {bench_export.honest_line(result)} Of {len(rows)} programs, each over "
+        f"all test images, {wrong} predictions differ from JAX's with the same weights; logits in C are off by at "
+        f"most {worst:.1g} of the largest. One core of {machine['processor']}, medians of {bench_export.ROUNDS} "
+        f"rounds in turns; {result['compiler']}; vectorized: {result['vectorized']}; one seed."
+    )
+
+
 def readme_with(text: str) -> str:
     """Returns the README's text with every block between `<!-- NAME -->` and `<!-- end -->` written anew."""
     renders = {
@@ -534,6 +582,7 @@ def readme_with(text: str) -> str:
         "optimum": optimum_lines,
         "chains": chains_table,
         "layers": layers_table,
+        "export": export_table,
         "bench": bench_table,
         "batching": batching_lines,
     }
@@ -616,7 +665,7 @@ def write(path: Path, result: dict[str, Any]) -> None:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    measures = {"speed": measure_speed, "batching": measure_batching}
+    measures = {"speed": measure_speed, "batching": measure_batching, "export": measure_export}
     parser.add_argument("what", choices=["accuracy", "random", *measures, "compare", "readme"])
     parser.add_argument("--configs", default=",".join(CONFIGS), help="of `accuracy`")
     parser.add_argument("--densities", default="", help="of `accuracy` and `random`, as the following")

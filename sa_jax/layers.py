@@ -19,12 +19,13 @@ import numpy as np
 import safetensors.numpy
 import scipy.linalg
 
-from sa_jax import allocation, data, inputs, models, page, patterns, reconstruction, workdirs
+from sa_jax import allocation, data, inputs, page, patterns, reconstruction, workdirs
 from sa_jax.baselines import layerwise
 from sa_jax.compare import table_csv
 from sa_jax.inputs import Moments
 from sa_jax.npz import npz_bytes, read_npz
 from sa_jax.types import InputError, is_number
+from sa_jax.weights import read_arrays
 
 ALLOCATIONS = ("uniform", "by_error")
 FIELDS = (
@@ -143,7 +144,7 @@ def prune_layers(
       InputError: bad files or settings, or a workdir that cannot be used.
     """
     weights_path = data.data_file(config.weights)
-    arrays = models.read_arrays(weights_path)
+    arrays = read_arrays(weights_path)
     keys = _weight_keys(arrays, weights_path)
     see = _inputs_of(config)
     dense = moments = see(arrays, None)
@@ -238,7 +239,7 @@ def _inputs_of(config: LayersConfig) -> Callable[..., dict[str, Moments]]:
     """How the moments of layers' inputs are found: `(arrays, layers or None for all, dense arrays or None)`."""
     if config.grams is not None:
         path = data.data_file(config.grams)
-        grams = models.read_arrays(path)
+        grams = read_arrays(path)
         known = {
             name.removesuffix(".weight"): Moments(cast(jax.Array, gram), jnp.zeros(len(gram)), jnp.float32("nan"))
             for name, gram in grams.items()
@@ -247,7 +248,7 @@ def _inputs_of(config: LayersConfig) -> Callable[..., dict[str, Moments]]:
     assert config.forward is not None and config.inputs is not None
     forward = _function(config.forward)
     path = data.data_file(config.inputs)
-    arguments = models.read_arrays(path)
+    arguments = read_arrays(path)
     lengths = {len(array) if array.ndim else 0 for array in arguments.values()}
     if len(lengths) != 1 or 0 in lengths:
         raise InputError(f"{path}: its arrays must all hold equally many samples, [samples, ...]")

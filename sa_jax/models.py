@@ -1,7 +1,5 @@
 """The fixed-weight multilayer perceptron: a Flax Linen module, and its parameters as plain arrays."""
 
-import itertools
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,10 +9,8 @@ import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors.numpy
 
-from sa_jax import masks
-from sa_jax.npz import read_npz
+from sa_jax import masks, weights
 from sa_jax.types import InputError, PyTree
 
 # gelu is the tanh approximation, as in Flax.
@@ -173,8 +169,8 @@ def saliency(network: Network, x: jax.Array, activation: str = "relu") -> jax.Ar
 def network_of(params: PyTree) -> tuple[list[str], Network]:
     """Takes the parameters of a multilayer perceptron out of a Flax params tree.
 
-    Layers are ordered by name, numbers within names by value (`Dense_2` before `Dense_10`); names without
-    numbers will do where the shapes fit in one order only, and the names are in that order.
+    Layers follow each other by the numbers in their names (`Dense_2` before `Dense_10`); other names will do where
+    the shapes fit in one order only.
 
     Args:
       params: nested mappings whose leaves are all called `kernel`, float `[inputs, outputs]`, or `bias`,
@@ -185,7 +181,7 @@ def network_of(params: PyTree) -> tuple[list[str], Network]:
 
     Raises:
       InputError: a leaf of another name or shape, no kernel, or layers that do not follow each other in the
-        order of their names, or would in other orders too.
+        order of their names, or in several orders.
     """
     if isinstance(params, Mapping) and "params" in params:
         params = {"params": params["params"]}  # and no other collection of variables
@@ -200,31 +196,22 @@ def network_of(params: PyTree) -> tuple[list[str], Network]:
                 "every parameter must be a 'kernel' [inputs, outputs] or a 'bias' [outputs]"
             )
         layers.setdefault(layer, {})[kind] = jnp.asarray(leaf, jnp.float32)
-    names = sorted(layers, key=_natural)
-    if not names:
+    if not layers:
         raise InputError("the parameters hold no kernel")
-    previous = None
-    for name in names:
-        kernel, bias = layers[name].get("kernel"), layers[name].get("bias")
-        if kernel is None:
+    lengths = {}
+    for name, arrays in layers.items():
+        if "kernel" not in arrays:
             raise InputError(f"layer {name!r} has a bias and no kernel")
-        if bias is not None and bias.shape[0] != kernel.shape[1]:
-            raise InputError(f"layer {name!r}: bias {list(bias.shape)} does not fit kernel {list(kernel.shape)}")
-        if previous is not None and previous != kernel.shape[0]:
-            raise InputError(
-                f"layer {name!r} takes {kernel.shape[0]} inputs, but the layer before it has {previous} outputs; "
-                f"layers in order of their names: {', '.join(names)}"
-            )
-        previous = kernel.shape[1]
-    if len(names) <= 6 and not re.search(r"\d", "".join(name.rpartition("/")[2] for name in names)):
-        shapes = [layers[name]["kernel"].shape for name in names]
-        orders = itertools.permutations(shapes)
-        fitting = sum(all(a[1] == b[0] for a, b in itertools.pairwise(order)) for order in orders)
-        if fitting > 1:
-            raise InputError(
-                f"the layers {', '.join(names)} fit each other in several orders, and their names hold no "
-                "numbers: number them in network order"
-            )
+        if "bias" in arrays:
+            lengths[name] = arrays["bias"].shape[0]
+    shapes = {name: (arrays["kernel"].shape[0], arrays["kernel"].shape[1]) for name, arrays in layers.items()}
+    fitting = weights.orders(shapes)
+    if not fitting or any(length != shapes[name][1] for name, length in lengths.items()):
+        raise InputError(weights.misfit(shapes, lengths))
+    if len(fitting) > 1:
+        one, other = (", ".join(order) for order in fitting)
+        raise InputError(f"the layers fit each other as {one} and as {other}: number them in network order")
+    names = fitting[0]
     kernels = tuple(layers[name]["kernel"] for name in names)
     return names, Network(kernels, tuple(layers[name].get("bias") for name in names))
 
@@ -266,65 +253,29 @@ def weight_arrays(names: Sequence[str], network: Network) -> dict[str, np.ndarra
 
 def flat_mask(tree: PyTree) -> jax.Array:
     """Joins a tree from `mask_tree` to a flat mask, bool `[total]`."""
-    leaves = _flat(tree)
-    names = {path.rpartition("/")[0]: path for path in leaves}
-    return masks.flatten([leaves[names[name]] for name in sorted(names, key=_natural)])
+    kernel_masks = {path.rpartition("/")[0]: leaf for path, leaf in _flat(tree).items()}
+    order = weights.orders({name: (len(mask), len(mask[0])) for name, mask in kernel_masks.items()})[0]
+    return masks.flatten([kernel_masks[name] for name in order])
 
 
-def load_weights(path: Path | str) -> PyTree:
-    """Reads a multilayer perceptron's parameters from an .npz or .safetensors file.
+def load_weights(path: Path | str, order: Sequence[str] | None = None, layout: str | None = None) -> PyTree:
+    """Reads a multilayer perceptron's parameters from a file of PyTorch, Keras, safetensors or numpy.
 
     Args:
-      path: arrays named LAYER.weight, `[outputs, inputs]` as in PyTorch, or LAYER/kernel, `[inputs, outputs]`
-        as in Flax; biases LAYER.bias or LAYER/bias. Either separator will do.
+      path: one of `weights.SUFFIXES`. Kernels are called LAYER.weight, `[outputs, inputs]` as in PyTorch, or
+        LAYER/kernel, `[inputs, outputs]` as in Flax; biases LAYER.bias or LAYER/bias. Either separator will do,
+        and other names, see `weights.params_of`.
+      order: names of the layers in network order, where names and shapes do not tell.
+      layout: 'inputs_first' or 'outputs_first', where names and shapes do not tell.
 
     Returns:
       Params as `network_of` takes them, float32.
 
     Raises:
-      InputError: an unreadable file, an unknown name, a value that is not finite, or layers that do not fit.
+      InputError: an unreadable file, an unknown name, a value that is not finite, layers that do not fit, or that
+        fit in several ways.
     """
-    path = Path(path)
-    params: dict[str, dict[str, np.ndarray]] = {}
-    for name, array in read_arrays(path).items():
-        layer, _, kind = name.replace("/", ".").rpartition(".")
-        if kind not in ("weight", "kernel", "bias") or not layer:
-            raise InputError(f"{path}: array {name!r} is none of LAYER.weight, LAYER.kernel, LAYER.bias")
-        # jnp knows bfloat16 as a float, numpy does not.
-        is_number = jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(array.dtype, jnp.integer)
-        if array.ndim != (1 if kind == "bias" else 2) or not is_number:
-            raise InputError(f"{path}: array {name!r} is {array.dtype}{list(array.shape)}, not a matrix or a bias")
-        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite
-            array = (array.T if kind == "weight" else array).astype(np.float32)
-        if not np.isfinite(array).all():
-            raise InputError(f"{path}: array {name!r} holds NaN or infinite values")
-        kind = "bias" if kind == "bias" else "kernel"
-        if kind in params.setdefault(layer, {}):
-            raise InputError(f"{path}: layer {layer!r} has two arrays for its {kind}")
-        params[layer][kind] = array
-    try:
-        network_of(params)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
-    return params
-
-
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Reads all arrays of an .npz or .safetensors file, of any shape and dtype, by name.
-
-    Raises:
-      InputError: the file cannot be read or is damaged.
-    """
-    if path.suffix == ".npz":
-        return read_npz(path)
-    if path.suffix != ".safetensors":
-        raise InputError(f"{path}: weights must be a .npz or .safetensors file")
-    try:
-        return safetensors.numpy.load_file(path)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
-    except Exception as error:  # of kinds that safetensors does not document
-        raise InputError(f"{path} is damaged or not a .safetensors file: {error}") from None
+    return weights.params_of(Path(path), order, layout)
 
 
 def _flat(tree: PyTree) -> dict[str, jax.Array]:
@@ -332,7 +283,3 @@ def _flat(tree: PyTree) -> dict[str, jax.Array]:
         raise InputError(f"parameters must be nested mappings of arrays, not {type(tree).__name__}")
     leaves: Any = flax.traverse_util.flatten_dict(dict(tree))
     return {"/".join(map(str, path)): leaf for path, leaf in leaves.items()}
-
-
-def _natural(name: str) -> list[Any]:
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]

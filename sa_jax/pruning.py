@@ -239,27 +239,53 @@ def prepare(
     else:
         mask = masks.by_score(magnitude if options.start == "magnitude" else saliency, kept)
     dense_logits = models.forward(network, x, options.activation)
-    dense_spread = dense_logits.std()
+    start_logits = models.forward(models.masked(network, mask), x, options.activation)
     targets = y.astype(jnp.int32)
-    # Never trained if its logits, at a moderate scale, tell the labels no better than chance does.
-    trained = cross_entropy(1 / dense_spread)(dense_logits, targets) < math.log(network.sizes[-1])
-    if options.logit_scale is None:
-        spread = models.forward(models.masked(network, mask), x, options.activation).std()
-        shrinkage = jnp.minimum(dense_spread / spread, MOST_SHRINKAGE)
-        wanted = jnp.where(trained | (options.energy == "kl_to_teacher"), LOGIT_SPREAD, UNTRAINED_SPREAD)
-        logit_scale = jnp.where(dense_spread == 0, 1.0, wanted / dense_spread * shrinkage)
-    else:
-        logit_scale = jnp.float32(options.logit_scale)
+    logit_scale, trained = calibrated_scale(dense_logits, start_logits, targets, options)
     if options.energy == "kl_to_teacher":
-        scale = jnp.where(dense_spread == 0, 1.0, TEACHER_SPREAD / dense_spread)
-        targets = jax.nn.softmax(dense_logits.T * scale, axis=0)
+        targets = teacher_of(dense_logits).T
     data = (x.T, targets)
     nothing = jnp.float32(0)
     problem = Problem(network, data, mask, saliency, logit_scale, nothing, nothing)
     # From swaps alone, and all of them: temperatures are the same with nudges or informed swaps.
     move = "saliency" if options.move == "informed" else options.move
     plain = make_landscape(problem, options._replace(nudge_share=0.0, move=move))
-    start, end = schedules.calibrate(calibration_key, plain, mask, data)
+    start, end = calibrated_temperatures(calibration_key, plain, mask, data, trained, options)
+    return problem._replace(temperature_start=start, temperature_end=end)
+
+
+def calibrated_scale(
+    dense_logits: jax.Array, start_logits: jax.Array, labels: jax.Array, options: Options
+) -> tuple[jax.Array, jax.Array]:
+    """The logit scale, float32 `[]`, and whether the network was trained, bool `[]`.
+
+    Args:
+      dense_logits: of the dense network, float `[samples, classes]`.
+      start_logits: of the initial mask, likewise.
+      labels: int `[samples]`.
+      options: the scale may be given.
+    """
+    dense_spread = dense_logits.std()
+    # Never trained if its logits, at a moderate scale, tell the labels no better than chance does.
+    trained = cross_entropy(1 / dense_spread)(dense_logits, labels) < math.log(dense_logits.shape[1])
+    if options.logit_scale is not None:
+        return jnp.float32(options.logit_scale), trained
+    shrinkage = jnp.minimum(dense_spread / start_logits.std(), MOST_SHRINKAGE)
+    wanted = jnp.where(trained | (options.energy == "kl_to_teacher"), LOGIT_SPREAD, UNTRAINED_SPREAD)
+    return jnp.where(dense_spread == 0, 1.0, wanted / dense_spread * shrinkage), trained
+
+
+def teacher_of(dense_logits: jax.Array) -> jax.Array:
+    """The dense network's predictions, float32 `[samples, classes]`, as 'kl_to_teacher' takes them."""
+    spread = dense_logits.std()
+    return jax.nn.softmax(dense_logits * jnp.where(spread == 0, 1.0, TEACHER_SPREAD / spread), axis=1)
+
+
+def calibrated_temperatures(
+    rng_key: jax.Array, landscape: Landscape, position: PyTree, data: tuple, trained: jax.Array, options: Options
+) -> tuple[jax.Array, jax.Array]:
+    """The start and end temperature, float32 `[]`, from sampled moves or as the options have them."""
+    start, end = schedules.calibrate(rng_key, landscape, position, data)
     start = jnp.where(trained | (options.move == "informed"), COLD_START * start, start)
     if options.temperature_start is not None:
         start = jnp.float32(options.temperature_start)
@@ -268,7 +294,7 @@ def prepare(
         end = jnp.float32(options.temperature_end)
         if options.temperature_start is None:
             start = jnp.maximum(start, end)
-    return problem._replace(temperature_start=start, temperature_end=end)
+    return start, end
 
 
 def samples_for(kept: int, move: str) -> int:

@@ -112,7 +112,7 @@ def test_a_checkpoint_runs_no_code(tmp_path, capsys, name):
     touched = tmp_path / "touched"
     write(tmp_path / "evil.ckpt", {"model_state_dict": Call(name, f"touch {touched}")}, {})
     assert converter.main([str(tmp_path / "evil.ckpt"), str(tmp_path / "new.npz")]) == 2
-    assert "is not a legacy PyTorch checkpoint of tensors" in capsys.readouterr().err
+    assert "is no PyTorch file of tensors" in capsys.readouterr().err
     assert {path.name for path in tmp_path.iterdir()} == {"evil.ckpt"}
 
 
@@ -129,11 +129,11 @@ def test_damaged_files_leave_nothing(tmp_path, capsys):
     files = set(tmp_path.iterdir())
     for name, message in {
         "other": "wrong magic number",
-        "beyond": "out of bounds",
+        "beyond": "reaches out of its storage",
         "cut": "truncated",
-        "empty": "Ran out of input",
+        "empty": "is no PyTorch file",
         "missing": "cannot be read",
-        "nothing": "hold no kernel",
+        "nothing": "holds no tensors by name",
     }.items():
         assert converter.main([str(tmp_path / f"{name}.ckpt"), str(tmp_path / "new.npz")]) == 2
         error = capsys.readouterr().err

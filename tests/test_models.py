@@ -387,7 +387,7 @@ GOOD = {"fc1.weight": ones(3, 2), "fc1.bias": ones(3), "fc2.weight": ones(4, 3)}
             {"fc1.running_mean": ones(3)},
             "array 'fc1.running_mean' is none of LAYER.weight, LAYER.kernel, LAYER.bias",
         ),
-        ({"weight": ones(3, 2)}, "array 'weight' is none of LAYER.weight, LAYER.kernel, LAYER.bias"),
+        ({"mean": ones(3, 2)}, "array 'mean' is none of LAYER.weight, LAYER.kernel, LAYER.bias"),
         ({"fc1.weight": ones(3, 2, 1)}, "array 'fc1.weight' is float32[3, 2, 1], not a matrix or a bias"),
         ({"fc1.bias": ones(3, 1)}, "array 'fc1.bias' is float32[3, 1], not a matrix or a bias"),
         ({"fc1.weight": ones(3, 2) > 0}, "array 'fc1.weight' is bool[3, 2]"),
@@ -442,8 +442,10 @@ def test_a_single_array_is_no_archive(tmp_path):
     [
         ("net.npz", "No such file"),
         ("net.safetensors", "No such file"),
-        ("net.pt", "weights must be a .npz or .safetensors file"),
-        ("net", "weights must be a .npz or .safetensors file"),
+        ("net.pt", "No such file"),
+        ("net.h5", "No such file"),
+        ("net.txt", "weights must be a file .npz, .safetensors, .pt, .pth, .ckpt, .bin, .h5 or .keras"),
+        ("net", "weights must be a file .npz, .safetensors"),
     ],
 )
 def test_a_missing_file_or_another_kind_is_named(tmp_path, name, problem):

@@ -51,8 +51,8 @@ class LayersConfig:
     """Which layers of which model are pruned, and how.
 
     Attributes:
-      weights: a .safetensors or .npz with arrays LAYER.weight, `[outputs, inputs]` as in PyTorch, or LAYER/kernel,
-        `[inputs, outputs]` as in Flax; other arrays stay as they are.
+      weights: a .safetensors, .npz or PyTorch file with arrays LAYER.weight, `[outputs, inputs]` as in PyTorch, or
+        LAYER/kernel, `[inputs, outputs]` as in Flax; other arrays stay as they are.
       grams: a .safetensors or .npz with the Gram matrix of each layer's inputs, float `[inputs, inputs]`, by
         layer; None where `forward` and `inputs` are given.
       forward: 'module:function', which shows each layer's inputs, see `inputs.collect`.

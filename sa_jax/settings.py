@@ -21,7 +21,8 @@ class RunConfig:
       dataset: 'digits', 'mnist', 'fashion_mnist' or the path of an .npz.
       input_mean: subtracted from the inputs, after pixels are scaled to 0..1.
       input_std: then divides them.
-      weights: 'random', 'pretrain', or a file .npz or .safetensors, whose shapes then fix the layers.
+      weights: 'random', 'pretrain', or a file, one of `weights.SUFFIXES`, whose shapes then fix
+        the layers.
       hidden: widths of the hidden layers; unused with a weights file.
       activation: 'relu', 'tanh' or 'gelu'.
       density: kept / total, in (0, 1]; None searches the sparsest one that reaches the target accuracy.

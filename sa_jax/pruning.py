@@ -233,24 +233,24 @@ def prepare(
     saliency = models.saliency(network, x, options.activation)
     magnitude = jnp.abs(masks.flatten(network.kernels))
     if mask is not None:
-        mask = jnp.asarray(mask, bool)
+        first = jnp.asarray(mask, bool)
     elif options.start == "random":
-        mask = masks.random(mask_key, network.total, kept)
+        first = masks.random(mask_key, network.total, kept)
     else:
-        mask = masks.by_score(magnitude if options.start == "magnitude" else saliency, kept)
+        first = masks.by_score(magnitude if options.start == "magnitude" else saliency, kept)
     dense_logits = models.forward(network, x, options.activation)
-    start_logits = models.forward(models.masked(network, mask), x, options.activation)
+    start_logits = models.forward(models.masked(network, first), x, options.activation)
     targets = y.astype(jnp.int32)
     logit_scale, trained = calibrated_scale(dense_logits, start_logits, targets, options)
     if options.energy == "kl_to_teacher":
         targets = teacher_of(dense_logits).T
     data = (x.T, targets)
     nothing = jnp.float32(0)
-    problem = Problem(network, data, mask, saliency, logit_scale, nothing, nothing)
+    problem = Problem(network, data, first, saliency, logit_scale, nothing, nothing)
     # From swaps alone, and all of them: temperatures are the same with nudges or informed swaps.
     move = "saliency" if options.move == "informed" else options.move
     plain = make_landscape(problem, options._replace(nudge_share=0.0, move=move))
-    start, end = calibrated_temperatures(calibration_key, plain, mask, data, trained, options)
+    start, end = calibrated_temperatures(calibration_key, plain, first, data, trained, options)
     return problem._replace(temperature_start=start, temperature_end=end)
 
 

@@ -291,9 +291,12 @@ def test_widths_are_annealed_to_those_of_least_loss_within_the_budget():
     def size(layer):
         return len(packed.layer_bytes(layer))
 
+    logits = export.predict(cleaned, x)
+    scale = min(quantization.LOGIT_SCALES, key=lambda scale: float(cross_entropy(scale)(logits, y)))
+
     def loss(bits):
         logits = export.predict(export.simulate(export.quantize(cleaned, bits)), x)
-        return float(cross_entropy()(logits, y))
+        return float(cross_entropy(scale)(logits, y))
 
     choices = [
         (bits, sum(map(size, export.quantize(cleaned, bits).layers)))

@@ -13,7 +13,7 @@ import numpy as np
 
 from sa_jax.anneal import anneal
 from sa_jax.energies import cross_entropy
-from sa_jax.export.cleanup import Cleaned
+from sa_jax.export.cleanup import Cleaned, predict
 from sa_jax.landscape import from_energy
 from sa_jax.models import ACTIVATIONS
 from sa_jax.schedules import geometric
@@ -27,6 +27,8 @@ ROUNDS = 10
 # A search for widths makes so many proposals a layer, from a temperature of the first share of the energies'
 # spread to one of the second.
 SEARCH_STEPS, SEARCH_SPREAD = 60, (0.3, 0.003)
+
+LOGIT_SCALES = [2.0**power for power in np.arange(-4, 8.1, 0.25)]
 
 
 class QuantizedLayer(NamedTuple):
@@ -202,7 +204,9 @@ def choose_bits(
 ) -> tuple[int, ...]:
     """Anneals the width of each layer for the lowest cross-entropy within a budget of bytes.
 
-    The job that HAQ gives to reinforcement learning (Wang et al. 2019).
+    The job that HAQ gives to reinforcement learning (Wang et al. 2019). Logits are scaled by what suits the
+    network best before it is quantized (temperature scaling; Guo et al. 2017): pruning shrinks them, and widths
+    would else be chosen for how much they let them grow.
 
     Args:
       rng_key: a key, `[]`.
@@ -229,7 +233,8 @@ def choose_bits(
     networks = [simulate(one) for one in tried]
     kernels = tuple(jnp.stack([network.kernels[layer] for network in networks]) for layer in layers)
     biases = tuple(jnp.stack([network.biases[layer] for network in networks]) for layer in layers)
-    energy_of = cross_entropy()
+    logits = predict(cleaned, inputs)
+    energy_of = cross_entropy(min(LOGIT_SCALES, key=lambda scale: float(cross_entropy(scale)(logits, labels))))
 
     def loss(choice, x, y, kernels, biases):
         for layer in layers:

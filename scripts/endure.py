@@ -135,7 +135,9 @@ def cost(folder: Path) -> dict[str, Any]:
 def soak(folder: Path, minutes: float = 30) -> dict[str, Any]:
     """A long run of as many chains as there are cores: its memory over time, and its drift."""
     macros = {"DENSITY": 0.05, "NUM_CHAINS": os.cpu_count() or 1, "NUM_SAMPLES": 10_000}
-    macros |= {"NUM_STEPS": round(minutes * 60 * 1_500) // 1_000 * 1_000, "CHECKPOINT_SECONDS": 30}
+    finish(start(folder / "rate", "lenet300_mnist", **macros, NUM_STEPS=20_000))
+    rate = json.loads((folder / "rate/result.json").read_text())["steps_per_second"]
+    macros |= {"NUM_STEPS": round(minutes * 60 * rate) // 1_000 * 1_000, "CHECKPOINT_SECONDS": 30}
     process, sizes, begin = start(folder / "run", "lenet300_mnist", **macros), [], time.time()
     watched = psutil.Process(process.pid)
     while process.poll() is None:

@@ -406,15 +406,16 @@ def honest_line(result: Mapping[str, Any]) -> str:
         if row["density"] < 1 and row["engine"] == "C":
             by_density.setdefault(row["density"], []).append(row)
 
-    def losing(field: str, most: float) -> str:
+    def said(field: str, most: float, better: str) -> str:
         lost = [density for density, of in by_density.items() if min(row[field] for row in of) >= most]
-        return ", ".join(f"{100 * density:g} %" for density in lost) or "no density here"
+        kept = ", ".join(f"{100 * density:g} %" for density in lost)
+        return f"no form is {better} with {kept} kept" if lost else f"at every density here some form is {better}"
 
     return (
-        f"No form is faster than the fastest dense program ({fastest['engine']}, {fastest['bits']} bits, "
-        f"{fastest['microseconds']:.1f} us) with {losing('microseconds', fastest['microseconds'])} kept; none is "
-        f"smaller than the smallest dense one ({least['engine']}, {least['bits']} bits, {least['bytes']:,} bytes) "
-        f"with {losing('bytes', least['bytes'])} kept."
+        f"Does it pay? The fastest dense program is {fastest['engine']}, {fastest['bits']} bits, "
+        f"{fastest['microseconds']:.0f} us: {said('microseconds', fastest['microseconds'], 'faster')}. The "
+        f"smallest is {least['engine']}, {least['bits']} bits, {least['bytes']:,} bytes: "
+        f"{said('bytes', least['bytes'], 'smaller')}."
     )
 
 
@@ -483,7 +484,7 @@ def _draw_front(axes: Any, rows: Sequence[Mapping[str, Any]], field: str, label:
             sparsest = min(line, key=lambda row: row["density"])
             at = sparsest[field], charts.error_of(sparsest["test_accuracy"])
             points.append(Point(f"{bits} bits", *at, look))
-    charts.log_scale(axes, "x", 0.12)
+    charts.put_ticks(axes.xaxis, charts.log_scale(axes, "x", 0.12), lambda value: f"{value:,.7g}", apart=0.12)
     charts.error_axis(axes)
     axes.set_xlabel(label)
     axes.set_ylabel("test accuracy, %")

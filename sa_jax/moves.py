@@ -200,10 +200,11 @@ def swap_within(sets: np.ndarray) -> Swaps:
 def saliency_swap(saliency: jax.Array) -> Swaps:
     """Prunes a uniformly drawn kept branch and keeps a pruned one drawn by its saliency.
 
-    The candidates are drawn from a fixed distribution `p` over all branches and the first that is pruned is
-    taken, among `m = CANDIDATES`. With `K` the share of `p` on kept branches, a branch `b` is then proposed
-    with probability `p_b (1 - K^m) / (1 - K)`, and the log proposal ratio follows exactly. `p` is made of
-    integer weights, so that no rounding enters it.
+    The candidates are drawn from a fixed distribution `p` over all branches, which leaves 1 % to none, and the
+    first that is pruned is taken, among `m = CANDIDATES`. With `K` the share of `p` on kept branches and on none,
+    a branch `b` is then proposed with probability `p_b (1 - K^m) / (1 - K)`, and the log proposal ratio follows
+    exactly. `p` is made of integer weights out of a power of two, so that neither rounding nor a remainder enters
+    it (`jax.random.randint` favours low numbers by up to a quarter where the range is as wide).
 
     Args:
       saliency: non-negative float `[total]`, such as `|w| * norm(input)` (Sun et al. 2024, Wanda).
@@ -215,7 +216,6 @@ def saliency_swap(saliency: jax.Array) -> Swaps:
     by_share = jnp.floor(share * (0.99 * (1 - UNIFORM_SHARE) * WEIGHT_TOTAL)).astype(jnp.int32)
     weights = uniform + by_share
     cumulative = jnp.cumsum(weights, dtype=jnp.int32)
-    sum_weights = cumulative[-1]
 
     def init(mask):
         kept_first = jnp.argsort(~mask, stable=True).astype(jnp.int32)
@@ -224,18 +224,19 @@ def saliency_swap(saliency: jax.Array) -> Swaps:
 
     def draw(rng_key):
         slot_key, branch_key = jax.random.split(rng_key)
-        drawn = jax.random.randint(branch_key, (CANDIDATES,), 0, sum_weights)
+        drawn = (jax.random.bits(branch_key, (CANDIDATES,), jnp.uint32) % WEIGHT_TOTAL).astype(jnp.int32)
         candidates = jnp.searchsorted(cumulative, drawn, side="right").astype(jnp.int32)
         return jax.random.bits(slot_key, (), jnp.uint32), candidates
 
     def log_tries(kept_weight):
-        return _log_tries(kept_weight / sum_weights, CANDIDATES)
+        # What is short of the whole counts as kept.
+        return _log_tries(1 - (cumulative[-1] - kept_weight) / WEIGHT_TOTAL, CANDIDATES)
 
     def propose(noise, state, mask):
         bits, candidates = noise
         slot = _below(bits, state.num_kept)
         pruned = state.order[slot]
-        is_pruned = ~mask[candidates]
+        is_pruned = (candidates < total) & ~mask[jnp.minimum(candidates, total - 1)]
         found = is_pruned.any() & (state.num_kept > 0)
         grown = jnp.where(found, candidates[is_pruned.argmax()], pruned)
         weight_change = weights[grown] - weights[pruned]

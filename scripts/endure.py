@@ -22,14 +22,17 @@ import sys
 import tempfile
 import time
 import warnings
+import zlib
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import psutil
 import safetensors.numpy
 
-from sa_jax import bench, checkpoint, cli, data, models
+from sa_jax import bench, checkpoint, cli, data, export, keras_files, models
+from sa_jax.export.packed import pack
 from sa_jax.npz import npz_bytes
 from sa_jax.settings import RunConfig
 from sa_jax.types import InputError
@@ -37,7 +40,7 @@ from sa_jax.types import InputError
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "scripts" / "results" / "endure.json"
 KILLS, ROUNDS = 100, 5
-FUZZED = {"data": 2_500, "weights": 2_500, "gin": 2_500, "settings": 2_300, "checkpoint": 200}
+FUZZED = {"data": 2_500, "weights": 2_000, "packed": 1_000, "gin": 2_000, "settings": 2_300, "checkpoint": 200}
 
 
 def start(workdir: Path, config: str, **macros: Any) -> subprocess.Popen:
@@ -188,6 +191,11 @@ def fuzz(folder: Path) -> dict[str, Any]:
     kernels = {f"layer{i}/kernel": rng.random(s, np.float32) for i, s in enumerate(((6, 4), (4, 3)))}
     (folder / "weights.npz").write_bytes(npz_bytes(kernels))
     safetensors.numpy.save_file(kernels, folder / "weights.safetensors")
+    matrices = [*kernels.values()]
+    (folder / "weights.weights.h5").write_bytes(keras_files.sequential_bytes(matrices, [None, None]))
+    network = models.Network(tuple(map(jnp.asarray, matrices)), (None, None))
+    cleaned = export.clean(network, rng.random(network.total) < 0.6)
+    (folder / "network.sajx").write_bytes(pack(export.quantize(cleaned, [3, 8])))
     for name, array in (("images", rng.integers(0, 255, (30, 4, 4))), ("labels", rng.integers(0, 9, 30))):
         header = struct.pack(">HBB", 0, 8, array.ndim) + struct.pack(f">{array.ndim}I", *array.shape)
         (folder / f"{name}.idx").write_bytes(header + array.astype(np.uint8).tobytes())
@@ -229,9 +237,14 @@ def fuzz(folder: Path) -> dict[str, Any]:
             by = data.read_idx if "idx" in name else lambda path: data.load(str(path))
             read(folder / f"damaged-{name}", damaged((folder / name).read_bytes(), draw), by)
         elif kind == "weights":
-            name = draw.choice(("weights.npz", "weights.safetensors"))
+            name = draw.choice(("weights.npz", "weights.safetensors", "weights.weights.h5"))
             by = lambda path: models.network_of(models.load_weights(path))  # noqa: E731
             read(folder / f"damaged-{name}", damaged((folder / name).read_bytes(), draw), by)
+        elif kind == "packed":
+            content = damaged((folder / "network.sajx").read_bytes()[:-4], draw)
+            # With a checksum that is right, so that the reader has to look at every number.
+            content += struct.pack("<I", zlib.crc32(content))
+            read(folder / "damaged.sajx", content, export.read_packed)
         elif kind == "gin":
             by = lambda path: cli.load_config(str(path), [], cli.gin_run, cli.MACROS)  # noqa: E731
             read(folder / "damaged.gin", damaged(gin_text, draw), by)

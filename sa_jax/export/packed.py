@@ -77,7 +77,7 @@ def unrice(coded: RiceCoded, inputs: int, outputs: int) -> np.ndarray:
     flat, total, branch, at = np.full(inputs * outputs, coded.of_pruned), inputs * outputs, -1, 0
     while branch < total:
         number = int(np.searchsorted(ones, at))
-        end = int(ones[number]) + 1 if number < len(ones) else len(bits)
+        end = int(ones[number]) + 1 if number < len(ones) else len(bits) + 1
         if end + coded.shift > len(bits):
             raise InputError("a mask ends too early")
         remainder = int(np.dot(bits[end : end + coded.shift], 1 << np.arange(coded.shift)))
@@ -173,7 +173,8 @@ def unpack(content: bytes) -> Quantized:
     units = [number() for _ in range(min(number(), len(content)) + 1)]
     layers = []
     for inputs, outputs in itertools.pairwise(units):
-        if inputs * outputs > MOST_BRANCHES:
+        # Its biases alone take more than there is where outputs are claimed that are not there.
+        if inputs * outputs > MOST_BRANCHES or 2 * outputs > len(content):
             raise InputError(f"it claims a layer of {inputs:,} by {outputs:,} units")
         bits, form = take(2)
         if bits not in WIDTHS:

@@ -97,9 +97,12 @@ def main(argv: list[str] | None = None) -> int:
     exporting.add_argument("rundir", type=Path, metavar="WORKDIR", help="of the run")
     exporting.add_argument("--format", required=True, metavar="FORMAT", help=", ".join(export.FORMATS))
     exporting.add_argument("--out", type=Path, required=True, metavar="PATH", help="a file; for c a folder")
-    few = exporting.add_mutually_exclusive_group()
-    few.add_argument("--bits", type=int, default=32, metavar="N", help="of each kept weight: 1, 2, 3, 4, 8 or 32")
-    few.add_argument("--max_bytes", type=int, metavar="N", help="the bits of each layer are chosen to fit")
+    width = exporting.add_mutually_exclusive_group()
+    width.add_argument(
+        "--bits", type=int, metavar="N", help="of each kept weight: 1, 2, 3, 4, 8 or 32, the default"
+    )
+    budget_help = f"of {', '.join(export.BUDGETED)}; of C the tables: the bits of each layer are chosen to fit"
+    width.add_argument("--max_bytes", type=int, metavar="N", help=budget_help)
     exporting.add_argument("--overwrite", action="store_true", help="replace what is there")
     measuring = commands.add_parser("bench", help="measure proposals per second, or exported networks")
     measuring.add_argument("what", nargs="?", choices=["proposals", "export"], default="proposals")
@@ -123,7 +126,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"sa-jax: {stopped}; the same command goes on from there", file=sys.stderr)
         return RESUMABLE
     except KeyboardInterrupt:
-        kept = " but the cases measured before" if getattr(arguments, "out", None) else ""
+        measured = arguments.command == "bench" and arguments.out
+        kept = " but the cases measured before" if measured else ""
         if arguments.command in ("compare", "layers"):
             print("sa-jax: interrupted; the same command goes on where it stopped", file=sys.stderr)
             return 130
@@ -313,9 +317,12 @@ def layers_command(arguments: argparse.Namespace) -> int:
 
 def export_command(arguments: argparse.Namespace) -> int:
     """`sa-jax export`."""
-    bits, most = arguments.bits, arguments.max_bytes
-    for path in export.export(arguments.rundir, arguments.format, arguments.out, arguments.overwrite, bits, most):
+    chosen = arguments.bits, arguments.max_bytes
+    written = export.export(arguments.rundir, arguments.format, arguments.out, arguments.overwrite, *chosen)
+    for path in written:
         print(f"{path}: {path.stat().st_size:,} bytes")
+    if arguments.format in export.FOLDERS and not any(path.name == "classify.c" for path in written):
+        print("sa-jax: no classify.c: the data are no images, or cannot be loaded", file=sys.stderr)
     return 0
 
 

@@ -88,6 +88,7 @@ def write_file(path: Path, content: str | bytes) -> None:
         aside.write_bytes(content.encode() if isinstance(content, str) else content)
         os.replace(aside, path)
     except OSError as error:
+        aside.unlink(missing_ok=True)
         raise InputError(f"{path} could not be written: {error.strerror}") from None
 
 

@@ -178,7 +178,41 @@ def test_bits_are_chosen_for_a_budget(finished, tmp_path):
         export.export(finished, "packed", tmp_path / "out", max_bytes=50)
     with refusal("bits must be of 1, 2, 3, 4, 8, 32, not 5"):
         export.export(finished, "packed", tmp_path / "out", bits=5)
-    assert not (tmp_path / "out").exists()
+    with refusal("max_bytes is for the formats c, c_packed, packed, not 'npz'"):
+        export.export(finished, "npz", tmp_path / "out", max_bytes=5_000)
+    with refusal("is a folder: format 'packed' is one file"):
+        export.export(finished, "packed", tmp_path, overwrite=True)
+    with refusal("is no folder: format 'c' is several files"):
+        export.export(finished, "c", path, overwrite=True)
+    assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".*"))
+
+
+def test_a_run_whose_layers_are_dead_is_exported_too(tmp_path):
+    network = network_of((64, 16, 8, 10))
+    cleaned = export.clean(network, np.zeros(network.total, bool))
+    for bits in quantization.WIDTHS:
+        quantized = export.quantize(cleaned, bits)
+        assert_equal(packed.unpack(packed.pack(quantized)), quantized)
+        for forms in (c.FORMS, c.PACKED_FORMS):
+            assert set(c.files(quantized, forms)) == {"network.h", "network.c", "test.c"}
+
+
+def test_parts_that_do_not_belong_together_are_refused(mixed):
+    first, *others = mixed.layers
+    for changes, parts in (
+        ({"bits": 5}, "weights of 5 bits"),
+        ({"bits": 2, "scales": first.scales[:, :2]}, "codes of more than 2 bits"),
+        ({"scales": np.full_like(first.scales, np.nan)}, "NaN or infinite"),
+        ({"codes": first.codes[:-1]}, "the codes of layer 0 must be"),
+        ({"bias": first.bias[1:]}, "the bias of layer 0 must be"),
+        ({"mask": first.mask[:, 1:]}, "of layer 0 must be"),
+    ):
+        with refusal(parts):
+            quantization.check(mixed._replace(layers=(type(first)(**(first._asdict() | changes)), *others)))
+    with refusal("activation must be one of"):
+        quantization.check(mixed._replace(activation="sine"))
+    with refusal("there are no layers"):
+        quantization.check(mixed._replace(layers=()))
 
 
 def test_what_cannot_be_exported_is_refused(finished, tmp_path):
@@ -230,8 +264,7 @@ def test_eight_bits_are_half_a_step_off_at_most_and_32_are_exact():
     cleaned = export.clean(Network((weights,), (None,)), np.random.default_rng(8).random(600) < 0.7)
     layer = export.quantize(cleaned, 8).layers[0]
     off = np.abs(export.simulate(export.Quantized((layer,), "relu")).kernels[0] - cleaned.kernels[0])
-    # The step and the lowest weight are rounded to bfloat16.
-    assert off.max() <= 0.5 * layer.scales[:, 1].max() + 2**-8 * np.abs(weights).max()
+    assert off.max() <= 0.5001 * layer.scales[:, 1].max() < 0.51 * np.ptp(weights) / 255 * 2
     assert len(layer.scales) == len(quantization.group_sizes(layer.mask)) > 1
     np.testing.assert_array_equal(export.simulate(export.quantize(cleaned, 32)).kernels[0], cleaned.kernels[0])
 
@@ -302,12 +335,16 @@ def test_widths_are_annealed_to_those_of_least_loss_within_the_budget():
         (bits, sum(map(size, export.quantize(cleaned, bits).layers)))
         for bits in itertools.product((1, 2, 3, 4, 8), repeat=3)
     ]
-    budget = 190
-    possible = sorted(loss(bits) for bits, taken in choices if taken <= budget)
-    assert 20 < len(possible) < 105
-    found = export.choose_bits(jax.random.key(0), cleaned, x, y, budget, size)
-    assert sum(map(size, export.quantize(cleaned, found).layers)) <= budget
-    assert loss(found) <= possible[1] + 1e-6  # of all, the best or the next
+    losses = {bits: loss(bits) for bits, _ in choices}
+    best = 0
+    for budget in (120, 150, 170, 190, 220):
+        possible = sorted(losses[bits] for bits, taken in choices if taken <= budget)
+        assert 2 < len(possible) < 125
+        found = export.choose_bits(jax.random.key(0), cleaned, x, y, budget, size)
+        assert sum(map(size, export.quantize(cleaned, found).layers)) <= budget
+        assert losses[found] <= possible[1] + 1e-6  # of all, the best or the next
+        best += losses[found] <= possible[0] + 1e-6
+    assert best >= 4
     with refusal("at least", "more than max_bytes = 10"):
         export.choose_bits(jax.random.key(0), cleaned, x, y, 10, size)
 
@@ -320,7 +357,8 @@ def test_every_form_is_compiled_timed_and_gives_the_same_predictions(finished, t
     assert {(row["form"], row["bits"]) for row in rows} >= {("smallest", bits) for bits in (32, 8, 4, 2)}
     accuracy = json.loads((finished / "result.json").read_text())["test_accuracy"]
     for row in rows:
-        assert row["other_predictions"] == 0 and row["largest_relative_error"] < 1e-5
+        if row["engine"] != "onnxruntime" or row["bits"] == 32:
+            assert row["other_predictions"] == 0 and row["largest_relative_error"] < 1e-5
         assert row["microseconds"] > 0 and row["bytes"] > 100
         if row["bits"] == 32 and row["density"] < 1:
             assert row["test_accuracy"] == pytest.approx(accuracy)

@@ -12,8 +12,9 @@ import numpy as np
 from sa_jax import data, models, workdirs
 from sa_jax.export import c, files, graphs, packed
 from sa_jax.export.cleanup import Cleaned, clean, predict
+from sa_jax.export.files import read_safetensors_packed
 from sa_jax.export.packed import read_packed
-from sa_jax.export.quantization import WIDTHS, Quantized, QuantizedLayer, choose_bits, quantize, simulate
+from sa_jax.export.quantization import Quantized, QuantizedLayer, choose_bits, quantize, simulate
 from sa_jax.npz import read_npz
 from sa_jax.types import InputError
 
@@ -29,9 +30,13 @@ __all__ = [
     "quantize",
     "read_packed",
     "read_run",
+    "read_safetensors_packed",
     "simulate",
 ]
 
+# Formats of several files, and those that can be asked to take so many bytes at most.
+FOLDERS = ("c", "c_packed")
+BUDGETED = (*FOLDERS, "packed")
 # What makes the files, by name, from a network and what is known of its inputs.
 Format = Callable[[Quantized, c.Inputs | None], Mapping[str, bytes]]
 
@@ -65,7 +70,7 @@ def read_run(workdir: Path) -> tuple[Cleaned, dict[str, Any]]:
         raise InputError(f"{workdir} {what}; it has no result.json")
     try:
         result = json.loads(path.read_text())
-        activation = result["activation"]
+        activation, _ = str(result["activation"]), int(result["seed"])
     except (OSError, ValueError, KeyError, TypeError):
         raise InputError(f"{path} is no result of sa-jax run") from None
     models.check_activation(activation)
@@ -83,7 +88,7 @@ def export(
     form: str,
     out: Path,
     overwrite: bool = False,
-    bits: int = 32,
+    bits: int | None = None,
     max_bytes: int | None = None,
 ) -> list[Path]:
     """Writes a finished run's network in one of `FORMATS`.
@@ -93,9 +98,10 @@ def export(
       form: a key of `FORMATS`.
       out: a file, or for 'c' and 'c_packed' a folder, made if missing.
       overwrite: whether files there are replaced.
-      bits: of each kept weight, of `quantization.WIDTHS`. Formats of other frameworks get their float32 values.
-      max_bytes: of the tables in C, or of the packed file: the bits of each layer are then chosen by `choose_bits`
-        on the run's validation split.
+      bits: of each kept weight, of `quantization.WIDTHS`; 32 where neither these nor `max_bytes` are given. The
+        formats of other frameworks get the float32 values of these, in files as large as before.
+      max_bytes: of the tables in C, or of the packed file: the bits of each layer, at most 8, are then chosen by
+        `choose_bits` on the run's validation split.
 
     Returns:
       What was written.
@@ -106,51 +112,67 @@ def export(
     """
     if form not in FORMATS:
         raise InputError(f"format must be one of {', '.join(FORMATS)}, not {form!r}")
-    if bits not in WIDTHS:
-        raise InputError(f"bits must be of {', '.join(map(str, WIDTHS))}, not {bits!r}")
-    cleaned, result = read_run(workdir)
-    widths = bits if max_bytes is None else _fitting(workdir, cleaned, result, form, max_bytes)
-    made = FORMATS[form](quantize(cleaned, widths), _inputs_of(result) if form in ("c", "c_packed") else None)
-    paths = {out if len(made) == 1 else out / name: content for name, content in made.items()}
-    for path in paths:
+    if max_bytes is not None and form not in BUDGETED:
+        raise InputError(f"max_bytes is for the formats {', '.join(BUDGETED)}, not {form!r}: give bits")
+    if max_bytes is not None and bits is not None:
+        raise InputError("give bits or max_bytes, not both")
+    in_folder = form in FOLDERS
+    for path in [out / name for name in c.NAMES] if in_folder else [out]:
         if path.exists() and not overwrite:
             raise InputError(f"{path} exists; name another, or add --overwrite")
-    if len(made) > 1:
-        workdirs.make(out)
-    elif not out.parent.is_dir():
+    if in_folder and out.exists() and not out.is_dir():
+        raise InputError(f"{out} is no folder: format {form!r} is several files")
+    if not in_folder and out.is_dir():
+        raise InputError(f"{out} is a folder: format {form!r} is one file")
+    if not in_folder and not out.parent.is_dir():
         raise InputError(f"{out.parent} is no folder")
+    cleaned, result = read_run(workdir)
+    dataset, problem = _dataset(result, cleaned) if in_folder or max_bytes is not None else (None, "")
+    if max_bytes is None:
+        widths = 32 if bits is None else bits
+    elif dataset is None:
+        raise InputError(f"max_bytes needs the data of {workdir}: {problem}")
+    else:
+        widths = _fitting(cleaned, dataset, result["seed"], form, max_bytes)
+    made = FORMATS[form](quantize(cleaned, widths), _inputs_of(result, dataset))
+    paths = {out / name if in_folder else out: content for name, content in made.items()}
+    if in_folder:
+        workdirs.make(out)
     for path, content in paths.items():
         workdirs.write_file(path, content)
+    for path in {out / name for name in c.NAMES if in_folder} - set(paths):
+        path.unlink(missing_ok=True)  # of an earlier export
     return list(paths)
 
 
-def _fitting(
-    workdir: Path, cleaned: Cleaned, result: Mapping[str, Any], form: str, max_bytes: int
-) -> tuple[int, ...]:
-    dataset = _dataset(result)
-    if dataset is None:
-        raise InputError(f"max_bytes needs the data of {workdir}, which cannot be loaded: give bits instead")
-    if form in ("c", "c_packed"):
+def _fitting(cleaned: Cleaned, dataset: data.Dataset, seed: int, form: str, max_bytes: int) -> tuple[int, ...]:
+    if form in FOLDERS:
         size, beside = partial(c.table_bytes, forms=c.FORMS if form == "c" else c.PACKED_FORMS), 0
     else:
         size, least = lambda layer: len(packed.layer_bytes(layer)), quantize(cleaned, 1)
         beside = len(packed.pack(least)) - sum(map(size, least.layers))
-    key = jax.random.fold_in(jax.random.key(result["seed"]), 4)
+    key = jax.random.fold_in(jax.random.key(seed), 4)
     return choose_bits(key, cleaned, *dataset.validation, max_bytes, size, beside)
 
 
-def _dataset(result: Mapping[str, Any]) -> data.Dataset | None:
-    """The data of a run, None where they cannot be had any more."""
+def _dataset(result: Mapping[str, Any], cleaned: Cleaned) -> tuple[data.Dataset | None, str]:
+    """The data of a run; None, and why, where they cannot be had any more."""
     try:
-        return data.load(result["data"], result["input_mean"], result["input_std"])
-    except (InputError, KeyError):
-        return None
+        dataset = data.load(result["data"], result["input_mean"], result["input_std"])
+    except KeyError:
+        return None, "the run is of an earlier version"
+    except InputError as error:
+        return None, str(error)
+    features = cleaned.kernels[0].shape[0]
+    if dataset.test.inputs.shape[1] != features:
+        return None, f"{result['data']} has other inputs than the network's {features}"
+    return dataset, ""
 
 
-def _inputs_of(result: Mapping[str, Any]) -> c.Inputs | None:
+def _inputs_of(result: Mapping[str, Any], dataset: data.Dataset | None) -> c.Inputs | None:
     if not {"input_mean", "input_std"} <= result.keys():
         return None
-    mean, std, dataset = result["input_mean"], result["input_std"], _dataset(result)
+    mean, std = result["input_mean"], result["input_std"]
     if dataset is None or dataset.image_shape is None:
         return c.Inputs(mean, std, None)
     pixels = dataset.test.inputs * std + mean

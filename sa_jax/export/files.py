@@ -9,8 +9,8 @@ from safetensors import safe_open
 from safetensors.numpy import save
 
 from sa_jax.export.cleanup import Cleaned
-from sa_jax.export.packed import pack_codes, unpack_codes
-from sa_jax.export.quantization import Quantized, QuantizedLayer, group_sizes
+from sa_jax.export.packed import MOST_BRANCHES, pack_codes, unpack_codes
+from sa_jax.export.quantization import Quantized, QuantizedLayer, check
 from sa_jax.npz import npz_bytes
 from sa_jax.types import InputError
 
@@ -67,13 +67,13 @@ def read_safetensors_packed(path: Path) -> Quantized:
                     file.get_tensor(f"layers.{number}.{name}") for name in ("mask", "codes", "scales", "bias")
                 )
                 mask, codes, scales, bias = arrays
+                if inputs * outputs > MOST_BRANCHES or mask.shape != (-(-inputs * outputs // 8),):
+                    raise ValueError("a mask is not as long as its layer")
                 flat = np.unpackbits(mask, count=inputs * outputs, bitorder="little").astype(bool)
                 kept = np.ascontiguousarray(flat.reshape(outputs, inputs).T)
                 codes = codes if bits == 32 else unpack_codes(codes.tobytes(), int(kept.sum()), bits)
-                if len(codes) != kept.sum() or len(scales) != len(group_sizes(kept)) or bias.shape != (outputs,):
-                    raise ValueError("its arrays do not belong together")
                 layers.append(QuantizedLayer(kept, bits, codes, scales, bias))
-            return Quantized(tuple(layers), about["activation"])
+            return check(Quantized(tuple(layers), about["activation"]))
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
     except Exception as error:  # safetensors, json and numpy each raise their own kinds

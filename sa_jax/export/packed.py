@@ -24,12 +24,11 @@ from typing import NamedTuple
 import numpy as np
 
 from sa_jax.export.cleanup import Cleaned
-from sa_jax.export.quantization import WIDTHS, Quantized, QuantizedLayer, group_sizes, quantize
-from sa_jax.models import ACTIVATIONS
+from sa_jax.export.quantization import WIDTHS, Quantized, QuantizedLayer, check, group_sizes, quantize
 from sa_jax.types import InputError
 
 MAGIC, VERSION = b"SAJX", 1
-# A file that claims more branches is refused before any memory is taken.
+# A file that claims a layer of more branches is refused before it takes that memory.
 MOST_BRANCHES = 2**27
 
 
@@ -105,16 +104,27 @@ def pack_codes(codes: np.ndarray, bits: int) -> bytes:
 
 
 def unpack_codes(packed: bytes, kept: int, bits: int) -> np.ndarray:
-    """What `pack_codes` packed, `[kept]`."""
+    """What `pack_codes` packed, `[kept]`.
+
+    Raises:
+      InputError: it is of another length.
+    """
+    if len(packed) != (4 * kept if bits == 32 else -(-kept * bits // 8)):
+        raise InputError(f"{len(packed)} bytes cannot be {kept} codes of {bits} bits")
     if bits == 32:
         return np.frombuffer(packed, "<f4").astype(np.float32)
     each = np.unpackbits(np.frombuffer(packed, np.uint8), count=kept * bits, bitorder="little")
     return (each.reshape(kept, bits) << np.arange(bits)).sum(1).astype(np.uint8)
 
 
+def bfloat16_bits(values: np.ndarray) -> np.ndarray:
+    """The upper halves of float32 values of any shape, in order, uint16 `[values]`."""
+    return (values.astype(np.float32).ravel().view(np.uint32) >> 16).astype("<u2")
+
+
 def bfloat16_bytes(values: np.ndarray) -> bytes:
-    """The upper halves of float32 values of any shape, in order."""
-    return (values.astype(np.float32).ravel().view(np.uint32) >> 16).astype("<u2").tobytes()
+    """Those of `bfloat16_bits`, little-endian; values of any shape."""
+    return bfloat16_bits(values).tobytes()
 
 
 def layer_bytes(layer: QuantizedLayer) -> bytes:
@@ -168,8 +178,6 @@ def unpack(content: bytes) -> Quantized:
         raise InputError("it holds a number that is too large")
 
     activation = take(content[5]).decode("ascii", "replace")
-    if activation not in ACTIVATIONS:
-        raise InputError(f"its activation {activation!r} is unknown")
     units = [number() for _ in range(min(number(), len(content)) + 1)]
     layers = []
     for inputs, outputs in itertools.pairwise(units):
@@ -179,6 +187,8 @@ def unpack(content: bytes) -> Quantized:
         bits, form = take(2)
         if bits not in WIDTHS:
             raise InputError(f"it claims weights of {bits} bits")
+        if form & 96:
+            raise InputError(f"it claims a mask of form {form}")
         mask = unrice(RiceCoded(take(number()), form & 31, form > 127), inputs, outputs)
         kept, groups = int(mask.sum()), len(group_sizes(mask))
         packed = take(4 * kept if bits == 32 else -(-kept * bits // 8))
@@ -190,12 +200,10 @@ def unpack(content: bytes) -> Quantized:
             if bits == 32
             else _bfloat16(take(2 * outputs))
         )
-        if not all(np.isfinite(array).all() for array in (codes, scales, bias)):
-            raise InputError("it holds NaN or infinite values")
         layers.append(QuantizedLayer(mask, bits, codes, scales, bias))
     if at != len(content) or not layers:
         raise InputError("its layers are not as long as it is")
-    return Quantized(tuple(layers), activation)
+    return check(Quantized(tuple(layers), activation))
 
 
 def read_packed(path: Path) -> Quantized:

@@ -15,7 +15,7 @@ from sa_jax.anneal import anneal
 from sa_jax.energies import cross_entropy
 from sa_jax.export.cleanup import Cleaned, predict
 from sa_jax.landscape import from_energy
-from sa_jax.models import ACTIVATIONS
+from sa_jax.models import ACTIVATIONS, check_activation
 from sa_jax.schedules import geometric
 from sa_jax.types import InputError
 
@@ -24,9 +24,9 @@ WIDTHS = (1, 2, 3, 4, 8, 32)
 GROUP_WEIGHTS = 128
 # Rounds of alternation; Xu et al. use two for weights.
 ROUNDS = 10
-# A search for widths makes so many proposals a layer, from a temperature of the first share of the energies'
-# spread to one of the second.
-SEARCH_STEPS, SEARCH_SPREAD = 60, (0.3, 0.003)
+# A search for widths makes so many proposals a layer on so many samples, from a temperature of the first share of
+# the energies' spread to one of the second.
+SEARCH_STEPS, SEARCH_SAMPLES, SEARCH_SPREAD = 150, 2_000, (0.3, 0.003)
 
 LOGIT_SCALES = [2.0**power for power in np.arange(-4, 8.1, 0.25)]
 
@@ -81,7 +81,7 @@ def quantize(cleaned: Cleaned, bits: int | Sequence[int]) -> Quantized:
     >>> layer.codes.tolist(), layer.scales.tolist()
     ([3, 0, 1], [[0.375, 0.125]])
     """
-    widths = (bits,) * len(cleaned.kernels) if isinstance(bits, int) else tuple(bits)
+    widths = (int(bits),) * len(cleaned.kernels) if isinstance(bits, int | np.integer) else tuple(bits)
     if len(widths) != len(cleaned.kernels):
         raise InputError(
             f"bits must be one number or {len(cleaned.kernels)}, one for each layer, not {len(widths)}"
@@ -103,6 +103,38 @@ def _quantized_layer(kernel: np.ndarray, mask: np.ndarray, bias: np.ndarray, bit
     parts = np.split(weights.astype(np.float64), np.cumsum(sizes)[:-1])
     codes, scales = zip(*(fit(part, bits) for part in parts), strict=True)
     return QuantizedLayer(mask, bits, np.concatenate(codes), to_bfloat16(np.stack(scales)), to_bfloat16(bias))
+
+
+def check(quantized: Quantized) -> Quantized:
+    """Returns a network whose parts belong together.
+
+    Raises:
+      InputError: they do not, or hold NaN or infinite values.
+    """
+    check_activation(quantized.activation)
+    if not quantized.layers:
+        raise InputError("there are no layers")
+    units = quantized.layers[0].mask.shape[0]
+    for number, layer in enumerate(quantized.layers):
+        if layer.bits not in WIDTHS:
+            raise InputError(f"layer {number} has weights of {layer.bits} bits")
+        each = {8: 2, 32: 0}.get(layer.bits, layer.bits)
+        wanted = {
+            "mask": (layer.mask, (units, layer.mask.shape[1]), "bool"),
+            "codes": (layer.codes, (int(layer.mask.sum()),), "float32" if layer.bits == 32 else "uint8"),
+            "scales": (layer.scales, (len(group_sizes(layer.mask)), each), "float32"),
+            "bias": (layer.bias, (layer.mask.shape[1],), "float32"),
+        }
+        for name, (array, shape, dtype) in wanted.items():
+            if array.shape != shape or array.dtype != dtype:
+                found = f"{array.dtype}{list(array.shape)}"
+                raise InputError(f"the {name} of layer {number} must be {dtype}{list(shape)}, not {found}")
+            if not np.isfinite(array).all():
+                raise InputError(f"the {name} of layer {number} holds NaN or infinite values")
+        if layer.bits < 8 and (layer.codes >> layer.bits).any():
+            raise InputError(f"layer {number} has codes of more than {layer.bits} bits")
+        units = layer.mask.shape[1]
+    return quantized
 
 
 def group_sizes(mask: np.ndarray) -> list[int]:
@@ -136,12 +168,22 @@ def levels(scales: np.ndarray, bits: int) -> np.ndarray:
     return total
 
 
+def _bfloat16_towards(value: float, up: bool) -> float:
+    near = float(to_bfloat16(np.asarray(value, np.float32)))
+    if near >= value if up else near <= value:
+        return near
+    bits = np.float32(near).view(np.uint32) >> 16
+    outwards = 1 if (near > 0) == up or near == 0 else -1
+    return float((np.uint32(int(bits) + outwards) << 16).view(np.float32))
+
+
 def _affine(weights: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
     if not weights.size:
         return np.zeros(0, np.uint8), np.zeros(2)
     top = 2**bits - 1
-    lowest = float(to_bfloat16(weights.min()))
-    step = float(to_bfloat16((weights.max() - lowest) / top))
+    # Rounded outwards, so that no weight is farther off than half a step.
+    lowest = _bfloat16_towards(weights.min(), up=False)
+    step = _bfloat16_towards((weights.max() - lowest) / top, up=True)
     if step <= 0:
         return np.zeros(len(weights), np.uint8), np.array([lowest, 0.0])
     return np.clip(np.round((weights - lowest) / step), 0, top).astype(np.uint8), np.array([lowest, step])
@@ -211,7 +253,7 @@ def choose_bits(
     Args:
       rng_key: a key, `[]`.
       cleaned: from `clean`.
-      inputs: of validation samples, float `[samples, features]`.
+      inputs: of validation samples, float `[samples, features]`; the first `SEARCH_SAMPLES` are looked at.
       labels: of those, int `[samples]`.
       max_bytes: of all layers, and what is beside them.
       size: the bytes that a layer takes.
@@ -248,12 +290,14 @@ def choose_bits(
         return jax.lax.cond(fits, lambda: loss(choice, *data), lambda: jnp.float32(jnp.inf))
 
     def move(rng_key, choice):
+        # Of one layer or two, so that bytes can go from one to the other.
         layer_key, width_key = jax.random.split(rng_key)
-        layer = jax.random.randint(layer_key, (), 0, len(layers))
-        other = jax.random.randint(width_key, (), 1, len(widths))
-        return choice.at[layer].set((choice[layer] + other) % len(widths))
+        moved = jax.random.randint(layer_key, (2,), 0, len(layers))
+        others = jax.random.randint(width_key, (2,), 0, len(widths))
+        return choice.at[moved].add(others) % len(widths)
 
-    data = jnp.asarray(inputs, jnp.float32), jnp.asarray(labels, jnp.int32), kernels, biases
+    samples = slice(SEARCH_SAMPLES)
+    data = jnp.asarray(inputs[samples], jnp.float32), jnp.asarray(labels[samples], jnp.int32), kernels, biases
     start = sizes.argmin(0).astype(jnp.int32)
     uniform = jax.jit(jax.vmap(loss, in_axes=(0, None, None, None, None)))
     spread = uniform(jnp.arange(len(widths))[:, None].repeat(len(layers), 1), *data)

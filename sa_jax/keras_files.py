@@ -19,7 +19,7 @@ LEFT_OUT = ("optimizer/", "optimizer_weights/", "seed_generator/")
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Reads the layers' arrays, by their places in the HDF5 file; links to other places are not followed.
+    """Reads the layers' arrays, of any shape, by their places in the HDF5 file; no link to another is followed.
 
     Raises:
       InputError: h5py is missing, or the file cannot be read, is damaged, keeps arrays in other files, or declares

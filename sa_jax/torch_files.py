@@ -67,7 +67,7 @@ class Tensor(NamedTuple):
 
 
 def read_tensors(path: Path) -> dict[str, np.ndarray]:
-    """Reads the tensors of a file of `torch.save`, by their names in its state dict.
+    """Reads the tensors, of any shape, of a file of `torch.save`, by their names in its state dict.
 
     Takes what PyTorch wrote before version 1.6 and what it has written since. A state dict may stand alone, or
     under a name of `STATE_DICTS` in a mapping of other things. No array is larger than the file.

@@ -66,7 +66,7 @@ class _Part(NamedTuple):
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Reads all arrays of a file with one of `SUFFIXES`, by their names in it.
+    """Reads all arrays, of any shape, of a file with one of `SUFFIXES`, by their names in it.
 
     Raises:
       InputError: the file cannot be read, is damaged or of another kind, or holds more than plain arrays.

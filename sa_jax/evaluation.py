@@ -50,6 +50,8 @@ class Annealed(NamedTuple):
       num_steps: proposals of each chain.
       trace: arrays by name; `step` and `temperature` `[entries]`, `energy`, `best_energy` and `acceptance`
         (since the entry before) `[chains, entries]`.
+      snapshots: masks on the way by name: `step`, int64 `[snapshots]`, and `masks`, uint8
+        `[snapshots, chains, total / 8]`, eight branches to a byte.
       memory_bytes: what the programs need, over all devices of a CPU or on one of an accelerator; 0 if unknown.
       chain_batch: chains vmapped together.
       compile_seconds: wall time.
@@ -68,6 +70,7 @@ class Annealed(NamedTuple):
     num_samples: int
     num_steps: int
     trace: dict[str, np.ndarray]
+    snapshots: dict[str, np.ndarray]
     memory_bytes: int
     chain_batch: int
     compile_seconds: float

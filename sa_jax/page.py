@@ -1,10 +1,14 @@
 """What the HTML pages share: their frame and style, tables, and charts as inline SVG in the page's colors."""
 
+import base64
 import html
 import io
 import re
+import urllib.parse
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,6 +51,7 @@ dt { color: var(--soft); font-size: .85rem; }
 dd { margin: 0; font-size: 1.15rem; font-weight: 600; }
 figure { margin: 0; }
 .columns > figure:only-child { grid-column: 1 / -1; width: 100%; max-width: 560px; margin: auto; }
+.wide > figure { max-width: 800px; margin: auto; }
 figcaption { margin-top: 8px; }
 figcaption, .soft { color: var(--soft); font-size: .95rem; }
 svg { display: block; width: 100%; height: auto; }
@@ -67,6 +72,27 @@ th { width: 50%; font-weight: 400; color: var(--soft); vertical-align: top; }
 .class span { position: sticky; left: 0; }
 .mark { display: inline-block; width: .9em; color: var(--soft); }
 ul { margin: 0 0 12px; padding-left: 20px; }
+a { color: var(--accent); }
+:focus-visible { outline: 3px solid var(--accent); outline-offset: 2px; border-radius: 3px; }
+.saves { margin: 8px 0 0; font-size: .92rem; color: var(--soft); }
+.saves a::before { content: "\2193\00a0"; }
+img { display: block; image-rendering: pixelated; }
+.unseen { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
+.slider { display: grid; position: relative; }
+.slider::before { content: ""; position: absolute; top: 13px; left: 5%; right: 5%; height: 2px;
+  background: var(--soft); opacity: .5; }
+.slider input { grid-row: 1; justify-self: center; position: relative; width: 20px; height: 20px; margin: 4px 0;
+  accent-color: var(--accent); background: var(--card); }
+.slider label { grid-row: 2; text-align: center; font-size: .72rem; padding: 2px 0 8px; cursor: pointer;
+  color: var(--soft); position: relative; }
+.slider input:checked + label { color: var(--ink); font-weight: 700; }
+.slider figure { grid-area: 3 / 1 / 4 / -1; display: none; }
+.slider input:checked + label + figure { display: block; }
+.slider img { width: 100%; height: 340px; object-fit: contain; }
+.slider img.matrix { object-fit: fill; }
+.slider figcaption { min-height: 4.5em; }
+.key { display: flex; gap: 8px; align-items: center; font-size: .85rem; color: var(--soft); flex-wrap: wrap; }
+.key img { width: 90px; height: 12px; }
 summary { cursor: pointer; margin-bottom: 8px; }
 pre { margin: 0; padding: 10px 12px; white-space: pre-wrap; font-size: .8rem; background: var(--page); }
 @media (max-width: 760px) { main { padding: 8px; } section, aside { padding: 16px 14px; }
@@ -106,6 +132,34 @@ def row_html(name: str, *cells: str) -> str:
     return f'<tr><th scope="row">{html.escape(name)}</th>{texts}</tr>'
 
 
+def scroll_html(name: str, table: str) -> str:
+    """Returns a table, named for those who do not see it, in a frame that also the keyboard scrolls."""
+    return f'<div class="scroll" role="region" tabindex="0" aria-label="{html.escape(name)}">{table}</div>'
+
+
+def csv_link(name: str, text: str, note: str = "") -> str:
+    """Returns a link that saves numbers, which the page itself holds.
+
+    Args:
+      name: of the file that is saved.
+      text: the CSV.
+      note: what it is, if the name does not say.
+    """
+    url = f"data:text/csv;charset=utf-8,{urllib.parse.quote(text, safe=',-.')}"
+    after = f" ({html.escape(note)})" if note else ""
+    name = html.escape(name)
+    return f'<p class="saves"><a download="{name}" href="{url}">{name}</a>{after}</p>'
+
+
+def png_url(colors: np.ndarray) -> str:
+    """Returns a picture, RGBA float `[rows, columns, 4]`, as the address of an image inside the page."""
+    from matplotlib.image import imsave
+
+    buffer = io.BytesIO()
+    imsave(buffer, np.asarray(colors), format="png")
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
 def format_value(key: str, value: Any) -> str:
     """Formats a figure for people: '-' for None, shares in %, thousands with commas.
 
@@ -141,6 +195,12 @@ def strip_axes(axes: "Axes") -> None:
     """Removes the frame and the ticks, but not their labels."""
     axes.spines[:].set_visible(False)
     axes.tick_params(which="both", length=0)
+
+
+def legend_above(axes: "Axes") -> None:
+    """Puts a legend in one line above the axes, where it hides nothing."""
+    place = {"loc": "lower left", "bbox_to_anchor": (0, 1.02), "ncols": 4, "borderaxespad": 0}
+    axes.legend(frameon=False, fontsize=9, handlelength=1.3, columnspacing=1.2, handletextpad=0.4, **place)
 
 
 def figure_html(name: str, figure: "Figure", description: str, caption: str) -> str:

@@ -1,8 +1,11 @@
 """One self-contained HTML page on a finished run: no script, no request; light, dark, phone and desktop."""
 
+import csv
 import html
+import io
+import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,23 +16,24 @@ from sa_jax.page import (
     INK,
     SECOND,
     WIDTH,
+    csv_link,
     figure_html,
     format_percent,
     format_value,
+    legend_above,
     new_figure,
     page_html,
     row_html,
+    scroll_html,
     strip_axes,
     table_html,
 )
+from sa_jax.pictures import GREY, bands, draw_evolution, draw_matrix, draw_network, draw_pixels, draw_units
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_GREY, _BLUE = (0.5, 0.5, 0.5, 0.2), (0.10, 0.53, 0.82, 1.0)  # pictures are pixels, so one tone for both
-
-_MAX_UNITS, _COLUMNS = 40, 8
-_MAX_SIDE = 256  # of a picture of a mask, in cells
+_MAX_CSV = 150_000  # bytes of a trace inside the page
 _MAX_POINTS = 8000  # of a panel's faint lines; bounds the size of the page
 
 
@@ -39,6 +43,8 @@ def render_report(
     masks: Mapping[str, np.ndarray],
     image_shape: tuple[int, int] | None,
     survival: Mapping[str, np.ndarray] | None = None,
+    weights: Sequence[np.ndarray] | None = None,
+    evolution: Mapping[str, np.ndarray] | None = None,
 ) -> str:
     """Renders a finished run as one HTML page; the same input gives the same text.
 
@@ -50,6 +56,9 @@ def render_report(
       image_shape: rows and columns where the inputs are the pixels of an image, else None.
       survival: the share of the chains whose best mask keeps each branch, one float `[inputs, outputs]` per layer;
         None where there is one chain.
+      weights: one float `[inputs, outputs]` per layer, to draw the network with; None for no drawing.
+      evolution: masks of the best chain on the way: `step` `[times]`, and `masks`, flat, bool `[times, total]`;
+        None where none were noted.
     """
     import matplotlib
 
@@ -59,6 +68,8 @@ def render_report(
             _warnings(result.get("warnings") or []),
             _probes(result) if result.get("probes") else "",
             _first_layer(next(iter(masks.values())), image_shape),
+            "" if evolution is None else draw_evolution(evolution, trace, masks, image_shape),
+            "" if weights is None else _network(masks, weights, image_shape),
             "" if survival is None else _agreement(result, survival, image_shape),
             f'<div class="columns">{_course(trace)}<div>{_layers(result, masks)}{_reproduce(result)}</div></div>',
             _settings(result),
@@ -150,26 +161,25 @@ def _probes(result: Mapping[str, Any]) -> str:
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.xaxis.set_minor_locator(NullLocator())
     axes.grid(color=INK, alpha=0.12, linewidth=0.6)
-    _legend_above(axes)
+    legend_above(axes)
     strip_axes(axes)
     caption = "Validation accuracy against the share of branches kept, one point for each annealing run."
     head = ["Probe", "Density", "Kept", "Validation accuracy", "CPU time"]
     rows = [
-        row_html(
+        [
             str(number),
             format_percent(probe["density"]),
             f"{probe['kept']:,}",
             f"{100 * probe['validation_accuracy']:.2f} %",
             f"{probe['cpu_seconds']:,.1f} s",
-        )
+        ]
         for number, probe in enumerate(probes, 1)
     ]
+    saves = csv_link("probes.csv", _csv(probes[0], (probe.values() for probe in probes)))
     return f"""<section><h2>How the density was found</h2>
 <p>Wanted: the sparsest density with a validation accuracy of at least {100 * target:.2f} %.</p>
 <div class="columns">{figure_html("probes", figure, caption, caption)}
-<div class="scroll"><table class="numbers">
-<thead><tr>{"".join(f'<th scope="col">{name}</th>' for name in head)}</tr></thead>
-<tbody>{"".join(rows)}</tbody></table></div></div></section>"""
+<div>{_numbers("Probes", head, rows)}{saves}</div></div></section>"""
 
 
 def _warnings(warnings: Iterable[str]) -> str:
@@ -181,10 +191,24 @@ def _first_layer(mask: np.ndarray, image_shape: tuple[int, int] | None) -> str:
     mask = np.asarray(mask, bool)
     if image_shape is None:
         fed = f"{np.count_nonzero(mask.any(1)):,} of {len(mask):,} inputs still feed the network."
-        pictures = _matrix(mask, "matrix", f"The mask of the first layer: {fed}")
+        pictures = draw_matrix(mask, "matrix", f"The mask of the first layer: {fed}")
     else:
-        pictures = _pixels(mask, image_shape) + _units(mask, image_shape)
+        pictures = draw_pixels(mask, image_shape) + draw_units(mask, image_shape)
     return f'<section><h2>What the first layer still sees</h2><div class="columns">{pictures}</div></section>'
+
+
+def _network(
+    masks: Mapping[str, np.ndarray], weights: Sequence[np.ndarray], image_shape: tuple[int, int] | None
+) -> str:
+    drawn = draw_network(masks, weights, image_shape)
+    return f'<section class="wide"><h2>The network that is left</h2>{drawn}</section>'
+
+
+def _numbers(name: str, head: Iterable[str], rows: Iterable[Sequence[str]]) -> str:
+    columns = "".join(f'<th scope="col">{html.escape(column)}</th>' for column in head)
+    body = "".join(row_html(*row) for row in rows)
+    table = f'<table class="numbers"><thead><tr>{columns}</tr></thead><tbody>{body}</tbody></table>'
+    return scroll_html(name, table)
 
 
 def _agreement(
@@ -203,7 +227,7 @@ def _agreement(
     )
     first = next(iter(survival.values()))
     if image_shape is None:
-        picture = _matrix(first, "common", "First layer: the more chains keep a branch, the bluer.")
+        picture = draw_matrix(first, "common", "First layer: the more chains keep a branch, the bluer.")
     else:
         picture = _common_pixels(result, first, image_shape)
     return f"""<section><h2>Do the chains agree?</h2><p>{sentence}</p>
@@ -230,7 +254,7 @@ def _survivals(result: Mapping[str, Any], survival: Mapping[str, np.ndarray]) ->
     axes.set(xlabel="chains that keep a branch", ylabel="branches", yticks=[])
     axes.margins(y=0.1)
     axes.xaxis.set_major_locator(MaxNLocator(12, integer=True))
-    _legend_above(axes)
+    legend_above(axes)
     strip_axes(axes)
     caption = f"{counts[-1]:,} branches survive in every chain; by chance it would be {_rounded(chance[-1])}."
     return figure_html(
@@ -246,7 +270,7 @@ def _common_pixels(result: Mapping[str, Any], survival: np.ndarray, image_shape:
     share = np.ma.masked_array(kept_again / np.maximum(kept, 1), kept == 0)
     figure = new_figure(WIDTH * min(1.5, 0.83 * image_shape[0] / image_shape[1]) + 0.2)
     axes = figure.add_subplot()
-    colors = _bands(64).with_extremes(bad=_GREY)
+    colors = bands(64).with_extremes(bad=GREY)
     top = max(1, 100 * share.max()) if kept.any() else 1
     image = axes.imshow(100 * share.reshape(image_shape), colors, vmin=0, vmax=top, interpolation="none")
     bar = figure.colorbar(image, shrink=0.86, pad=0.03)
@@ -259,64 +283,6 @@ def _common_pixels(result: Mapping[str, Any], survival: np.ndarray, image_shape:
         f"{format_percent(kept_again.sum() / max(kept.sum(), 1))} over all pixels."
     )
     return figure_html("common", figure, f"Picture of the pixels. {caption}", caption)
-
-
-def _pixels(mask: np.ndarray, image_shape: tuple[int, int]) -> str:
-    """Draws how many hidden units each pixel still feeds."""
-    from matplotlib.ticker import MaxNLocator
-
-    counts = mask.sum(1).reshape(image_shape)
-    top = max(1, int(counts.max()))
-    figure = new_figure(WIDTH * min(1.5, 0.83 * image_shape[0] / image_shape[1]) + 0.2)
-    axes = figure.add_subplot()
-    # One band per count while they are few; the darkest fifth would vanish on a dark page.
-    colors = _bands(top if top <= 12 else 64)
-    image = axes.imshow(counts, colors, vmin=0.5, vmax=top + 0.5, interpolation="none")
-    bar = figure.colorbar(image, extend="min", ticks=MaxNLocator(6, integer=True), shrink=0.86, pad=0.03)
-    bar.set_label("hidden units fed (grey: none)")
-    bar.outline.set_visible(False)
-    axes.set(xticks=[], yticks=[])
-    strip_axes(axes)
-    caption = f"{np.count_nonzero(counts):,} of {counts.size:,} pixels still feed the network."
-    return figure_html("pixels", figure, f"Picture of the hidden units each pixel feeds. {caption}", caption)
-
-
-def _units(mask: np.ndarray, image_shape: tuple[int, int]) -> str:
-    """Draws the masks of the hidden units, those of most branches first, as one picture."""
-    counts = mask.sum(0)
-    order = np.argsort(-counts, kind="stable")[:_MAX_UNITS]
-    tiles = [_shrink(mask[:, unit].reshape(image_shape), 64) for unit in order]
-    scale = max(1, 32 // tiles[0].shape[1])  # small images need finer cells for the gaps between them
-    tiles = [np.kron(tile, np.ones((scale, scale))) for tile in tiles]
-    rows, columns = tiles[0].shape
-    row_step, column_step = rows + math.ceil(0.42 * columns), columns + math.ceil(0.12 * columns)
-    picture = np.zeros((row_step * math.ceil(len(tiles) / _COLUMNS), column_step * _COLUMNS, 4))
-    figure = new_figure(WIDTH * picture.shape[0] / picture.shape[1], layout=None)
-    axes = figure.add_axes((0, 0, 1, 1), frame_on=False, xticks=[], yticks=[])
-    for i, tile in enumerate(tiles):
-        bottom, left = row_step * (i // _COLUMNS + 1), column_step * (i % _COLUMNS)
-        picture[bottom - rows : bottom, left : left + columns] = _colored(tile)
-        middle, above = left + columns / 2, bottom - rows - 0.06 * columns
-        axes.text(middle, above, f"{counts[order[i]]}", ha="center", va="bottom", fontsize=9)
-    axes.imshow(picture, interpolation="none", aspect="auto")
-    caption = f"{len(order)} of {mask.shape[1]} hidden units, each with its number of kept branches."
-    return figure_html("units", figure, caption, caption)
-
-
-def _matrix(share: np.ndarray, name: str, caption: str) -> str:
-    """Draws a mask, or the share of masks that keep each branch, one row per input and one column per unit."""
-    from matplotlib.ticker import MaxNLocator
-
-    inputs, units = share.shape
-    figure = new_figure(WIDTH * min(1.0, max(0.3, inputs / units)))
-    axes = figure.add_subplot()
-    extent = (0.5, units + 0.5, inputs + 0.5, 0.5)
-    axes.imshow(_colored(_shrink(share, _MAX_SIDE)), interpolation="none", aspect="auto", extent=extent)
-    axes.set(xlabel="unit of the first layer", ylabel="input")
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(MaxNLocator("auto", integer=True))
-    strip_axes(axes)
-    return figure_html(name, figure, f"Picture of inputs against units. {caption}", caption)
 
 
 def _course(trace: Mapping[str, np.ndarray]) -> str:
@@ -349,7 +315,33 @@ def _course(trace: Mapping[str, np.ndarray]) -> str:
         for line in axes.legend(frameon=False, loc="upper right").get_lines():
             line.set(alpha=1, linewidth=1.5)
     text = "Energy, temperature and accepted fraction against the step."
-    return f"<section><h2>How the search went</h2>{figure_html('course', figure, text, text)}</section>"
+    drawn = figure_html("course", figure, text, text)
+    return f"<section><h2>How the search went</h2>{drawn}{_trace_link(trace, winner)}</section>"
+
+
+def trace_csv(trace: Mapping[str, np.ndarray], chains: Iterable[int] | None = None) -> str:
+    """Returns the trace as CSV, a row for each chain and entry.
+
+    Args:
+      trace: as of `render_report`.
+      chains: which; None for all.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["chain", "step", "temperature", "energy", "best_energy", "acceptance"])
+    for chain in range(len(trace["energy"])) if chains is None else chains:
+        for entry in range(len(trace["step"])):
+            per_chain = (float(trace[name][chain, entry]) for name in ("energy", "best_energy", "acceptance"))
+            writer.writerow([chain, int(trace["step"][entry]), float(trace["temperature"][entry]), *per_chain])
+    return text.getvalue()
+
+
+def _trace_link(trace: Mapping[str, np.ndarray], winner: int) -> str:
+    text = trace_csv(trace)
+    if len(text) <= _MAX_CSV:
+        return csv_link("trace.csv", text)
+    note = "the best chain; all are in trace.csv, beside this page"
+    return csv_link("trace_best_chain.csv", trace_csv(trace, [winner]), note)
 
 
 def _chains(axes: "Axes", step: np.ndarray, values: np.ndarray, style: str) -> None:
@@ -394,11 +386,13 @@ def _layers(result: Mapping[str, Any], masks: Mapping[str, np.ndarray]) -> str:
         effective = f"{result['effective_kept']:,} of {sum(kept):,} kept branches"
         caption += f" {effective} lie on a path from input to output."
     head = ["Layer", "Kept", "Of", "Density", "Inputs in use", "Units in use"]
+    plain = _csv(
+        ("layer", "kept", "total", "inputs_in_use", "units_in_use"),
+        ((name, mask.sum(), mask.size, mask.any(1).sum(), mask.any(0).sum()) for name, mask in masks.items()),
+    )
     return f"""<section><h2>Where the kept branches are</h2>
 {figure_html("layers", figure, f"Bar chart of the kept share of each layer: {text}", caption)}
-<h3>Layer by layer</h3><div class="scroll"><table class="numbers">
-<thead><tr>{"".join(f'<th scope="col">{name}</th>' for name in head)}</tr></thead>
-<tbody>{"".join(row_html(*row) for row in rows)}</tbody></table></div></section>"""
+<h3>Layer by layer</h3>{_numbers("Layer by layer", head, rows)}{csv_link("layers.csv", plain)}</section>"""
 
 
 def _in_use(mask: np.ndarray, axis: int) -> str:
@@ -422,7 +416,23 @@ def _settings(result: Mapping[str, Any]) -> str:
     timing = {name: figures.pop(name) for name in list(figures) if "second" in name}
     return f"""<section><h2>Settings and figures</h2>
 <div class="columns"><div><h3>Run</h3>{table_html(figures)}</div><div><h3>Time</h3>{table_html(timing)}
-<h3>Versions</h3>{table_html(result.get("versions") or {})}</div></div></section>"""
+<h3>Versions</h3>{table_html(result.get("versions") or {})}
+{csv_link("figures.csv", _csv(("field", "value"), _fields(result)))}</div></div></section>"""
+
+
+def _fields(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """All fields of a result, those of fields that hold others by a dot; lists as JSON."""
+    fields = {}
+    for name, value in result.items():
+        items = value.items() if isinstance(value, Mapping) else ()
+        fields |= {f"{name}.{inner}": item for inner, item in items} or {name: value}
+    return [(name, item if isinstance(item, str) else json.dumps(item)) for name, item in fields.items()]
+
+
+def _csv(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([head, *rows])
+    return text.getvalue()
 
 
 def _setting(key: str, value: Any) -> str:
@@ -433,34 +443,3 @@ def _setting(key: str, value: Any) -> str:
 
 def _rounded(count: float) -> str:
     return f"{count:,.0f}" if count >= 10 else f"{count:.2g}"
-
-
-def _legend_above(axes: "Axes") -> None:
-    """A legend in one line above the panel, where it hides nothing."""
-    place = {"loc": "lower left", "bbox_to_anchor": (0, 1.02), "ncols": 4, "borderaxespad": 0}
-    axes.legend(frameon=False, fontsize=9, handlelength=1.3, columnspacing=1.2, handletextpad=0.4, **place)
-
-
-def _bands(count: int) -> Any:
-    """Returns a colormap of `count` bands, grey below the first."""
-    import matplotlib
-    from matplotlib.colors import ListedColormap
-
-    colors = ListedColormap(matplotlib.colormaps["viridis"](np.linspace(0.2, 1, count)))
-    return colors.with_extremes(under=_GREY)
-
-
-def _colored(share: np.ndarray) -> np.ndarray:
-    """Turns the kept share of each cell into RGBA, from grey to blue."""
-    share = np.asarray(share, float)[..., None]
-    return (1 - share) * np.array(_GREY) + share * np.array(_BLUE)
-
-
-def _shrink(mask: np.ndarray, side: int) -> np.ndarray:
-    """Averages blocks of cells where the mask has more than `side` rows or columns."""
-    share = mask.astype(float)
-    for axis in (0, 1):
-        starts = np.unique(np.linspace(0, share.shape[axis], side, endpoint=False).astype(int))
-        widths = np.diff(starts, append=share.shape[axis])
-        share = np.add.reduceat(share, starts, axis) / np.expand_dims(widths, 1 - axis)
-    return share

@@ -1,16 +1,14 @@
 """The host's part of a run: data and weights in, jitted chunks of steps over sharded chains, results out."""
 
 import contextlib
-import csv
 import dataclasses
 import hashlib
-import io
 import itertools
 import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,7 +29,7 @@ from sa_jax.evaluation import SECONDS, Annealed, Probe, Search, accuracy, evalua
 from sa_jax.models import Network
 from sa_jax.npz import npz_bytes
 from sa_jax.pruning import Problem
-from sa_jax.report import render_report
+from sa_jax.report import render_report, trace_csv
 from sa_jax.settings import RunConfig
 from sa_jax.types import AnnealState, InputError
 
@@ -40,6 +38,8 @@ CHUNKS = 200
 LEAST_CHUNK_STEPS = 1_000
 # How often the energy is compared with its full evaluation, and how far it may be off, of 1 or of itself.
 DRIFTS_MEASURED, MOST_DRIFT = 5, 1e-3
+# How often the masks are noted, besides the first, for the pictures of a run; a bit for each branch and chain.
+SNAPSHOTS = 8
 # In a run's folder, until it is done.
 CHECKPOINTS = "checkpoints"
 TRACED: tuple[str, ...] = ("step", "temperature", "energy", "best_energy", "acceptance")
@@ -152,12 +152,10 @@ def run(
         }
         if config.num_chains > 1:
             arrays["survival.npz"] = by_kernel(annealed.masks.mean(0, dtype=np.float32))
-        page = render_report(
-            result, annealed.trace, arrays["masks.npz"], dataset.image_shape, arrays.get("survival.npz")
-        )
+        page = _report(result, annealed, arrays["masks.npz"], found, dataset, arrays.get("survival.npz"))
         files = {name: npz_bytes(by_name) for name, by_name in arrays.items()} | {
             "operative.gin": operative_config.encode(),
-            "trace.csv": _trace_csv(annealed.trace).encode(),
+            "trace.csv": trace_csv(annealed.trace).encode(),
             "report.html": page.encode(),
             "result.json": (json.dumps(result, indent=2) + "\n").encode(),
         }
@@ -176,14 +174,20 @@ def _by_kernel(names: Sequence[str], network: Network, flat: Any) -> dict[str, n
     return {f"{name}/kernel": np.asarray(part) for name, part in zip(names, parts, strict=True)}
 
 
+def _report(result, annealed: Annealed, kernels, found: Network, dataset: data.Dataset, survival=None) -> str:
+    bits = annealed.snapshots["masks"][:, int(annealed.best_energy.argmin())]
+    evolution = {"step": annealed.snapshots["step"]}
+    evolution["masks"] = np.unpackbits(bits, axis=-1, count=annealed.mask.size).astype(bool)
+    weights = [np.asarray(kernel) for kernel in found.kernels]
+    return render_report(result, annealed.trace, kernels, dataset.image_shape, survival, weights, evolution)
+
+
 def _write_partial(config, dataset, network, names, annealed: Annealed, workdir: Path) -> None:
     """Writes what a stopped run has found so far."""
     found = network_with(network, annealed.weights)
     config = dataclasses.replace(config, density=int(annealed.mask.sum()) / network.total, target_accuracy=None)
     kernels = _by_kernel(names, network, annealed.mask)
-    page = render_report(
-        evaluate(config, dataset, network, found, annealed, None), annealed.trace, kernels, dataset.image_shape
-    )
+    page = _report(evaluate(config, dataset, network, found, annealed, None), annealed, kernels, found, dataset)
     workdirs.write_file(workdir / "partial_masks.npz", npz_bytes(kernels))
     workdirs.write_file(workdir / "partial_report.html", page)
 
@@ -441,11 +445,13 @@ class Course(NamedTuple):
 
     Attributes:
       entries: after each chunk the step, the temperature, and `[chains]` energies, lowest energies, acceptances.
+      noted: now and then the step, and the masks of all chains, bits `[chains, total / 8]`.
       drifts: differences met between energies and their full evaluations.
       seconds: 'anneal' and 'cpu', of the run before it was stopped.
     """
 
     entries: list[tuple[Any, ...]]
+    noted: list[tuple[int, np.ndarray]]
     drifts: list[float]
     seconds: dict[str, float]
 
@@ -454,6 +460,12 @@ class Course(NamedTuple):
         """The entries as arrays, `[entries]` or `[entries, chains]`."""
         columns = (np.array(column) for column in zip(*self.entries, strict=True))
         return dict(zip(TRACED, columns, strict=True))
+
+    @property
+    def snapshots(self) -> dict[str, np.ndarray]:
+        """What was noted as arrays, `step` `[snapshots]` and `masks` `[snapshots, chains, total / 8]`."""
+        steps, bits = zip(*self.noted, strict=True)
+        return {"step": np.array(steps), "masks": np.array(bits)}
 
 
 def anneal_chains(
@@ -483,6 +495,10 @@ def anneal_chains(
     def of_chains(tree):
         return jax.tree.map(lambda leaf: _on_host(leaf)[: config.num_chains], tree)
 
+    def mask_bits(states: AnnealState) -> np.ndarray:
+        position = states.walk.position
+        return np.packbits(of_chains(position[0] if config.options.nudge_share else position), axis=-1)
+
     def annealed_so_far() -> Annealed:
         trace = {name: values.T for name, values in course.trace.items()}
         best, best_energy = of_chains((states.best, states.best_energy))
@@ -499,6 +515,7 @@ def anneal_chains(
             ready.num_samples,
             num_steps,
             trace,
+            course.snapshots,
             ready.memory_bytes,
             ready.chain_batch,
             compile_seconds,
@@ -507,7 +524,7 @@ def anneal_chains(
         )
 
     with contextlib.ExitStack() as stack:
-        course, previous = Course([], [], {"anneal": 0.0, "cpu": 0.0}), np.zeros(config.num_chains, np.int64)
+        course, previous = Course([], [], [], {"anneal": 0.0, "cpu": 0.0}), np.zeros(config.num_chains, np.int64)
         checkpoints, first, last_saved = None, 0, time.monotonic()
         if saving is not None:
             checkpoints = stack.enter_context(Checkpoints(saving.folder / str(kept), on_message))
@@ -515,6 +532,8 @@ def anneal_chains(
                 on_message(f"going on from step {saved.step:,} of {num_steps:,}")
                 states, course = _gone_on(ready, saved)
                 first, previous = saved.step, saved.chains["num_accepted"]
+        if first == 0:
+            course.noted.append((0, mask_bits(states)))
         wall_start = time.perf_counter()
         for first_step in range(first, num_steps, ready.chunk):
             steps = min(ready.chunk, num_steps - first_step)
@@ -530,6 +549,8 @@ def anneal_chains(
             now, lowest, share = (float(values[leader]) for values in (energy, best_energy, acceptance))
             rate = (done - first) / (time.perf_counter() - wall_start)
             on_progress(Progress(done, num_steps, temperature, now, lowest, share, rate))
+            if done * SNAPSHOTS // num_steps > first_step * SNAPSHOTS // num_steps:
+                course.noted.append((done, mask_bits(states)))
             # Where a refresh follows the chains need not be saved whole, and their drift is at its greatest.
             at_refresh = done % ready.refresh_steps == 0 or done == num_steps
             if at_refresh and done * DRIFTS_MEASURED // num_steps > first_step * DRIFTS_MEASURED // num_steps:
@@ -544,7 +565,8 @@ def anneal_chains(
                 numbers = {"anneal": so_far.anneal_seconds, "cpu": so_far.cpu_seconds}
                 numbers |= {"drift": so_far.max_drift} if course.drifts else {}
                 essence = of_chains(jax.jit(checkpoint.essence)(states))
-                begun = checkpoints.save(Saved(done, essence, course.trace, numbers))
+                trace = course.trace | {f"snapshots.{name}": a for name, a in course.snapshots.items()}
+                begun = checkpoints.save(Saved(done, essence, trace, numbers))
                 last_saved = time.monotonic()
                 if stopped and begun and checkpoints.wait():
                     raise Stopped(done, num_steps, so_far)
@@ -559,9 +581,9 @@ def _gone_on(ready: Ready, saved: Saved) -> tuple[AnnealState, Course]:
     everyone = np.minimum(np.arange(len(ready.keys)), wanted - 1)
     states = restore(ready.states, {name: array[everyone] for name, array in saved.chains.items()})
     entries = list(zip(*(saved.trace[name] for name in TRACED), strict=True))
-    return states, Course(
-        entries, [saved.figures[name] for name in ("drift",) if name in saved.figures], saved.figures
-    )
+    noted = list(zip(*(saved.trace[f"snapshots.{name}"] for name in ("step", "masks")), strict=True))
+    drifts = [saved.figures[name] for name in ("drift",) if name in saved.figures]
+    return states, Course(entries, noted, drifts, saved.figures)
 
 
 def _checked_drift(step: int, energies: np.ndarray, whole: np.ndarray) -> float:
@@ -726,14 +748,3 @@ def load_network(config: RunConfig, dataset: data.Dataset) -> tuple[list[str], N
             f"which has {features} features and {dataset.num_classes} classes"
         )
     return names, network
-
-
-def _trace_csv(trace: Mapping[str, np.ndarray]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["chain", "step", "temperature", "energy", "best_energy", "acceptance"])
-    for chain in range(len(trace["energy"])):
-        for entry in range(len(trace["step"])):
-            per_chain = (float(trace[name][chain, entry]) for name in ("energy", "best_energy", "acceptance"))
-            writer.writerow([chain, int(trace["step"][entry]), float(trace["temperature"][entry]), *per_chain])
-    return text.getvalue()

@@ -39,6 +39,7 @@ ORDER = [
     "baselines",
     "page",
     "charts",
+    "pictures",
     "report",
     "comparison",
     "checkpoint",

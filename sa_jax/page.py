@@ -75,7 +75,7 @@ ul { margin: 0 0 12px; padding-left: 20px; }
 a { color: var(--accent); }
 :focus-visible { outline: 3px solid var(--accent); outline-offset: 2px; border-radius: 3px; }
 .saves { margin: 8px 0 0; font-size: .92rem; color: var(--soft); }
-.saves a::before { content: "\2193\00a0"; }
+.saves a::before { content: "↓ "; }
 img { display: block; image-rendering: pixelated; }
 .unseen { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
 .slider { display: grid; position: relative; }

@@ -87,6 +87,11 @@ def test_chains_that_are_stopped_end_as_those_that_are_not(changes, tmp_path):
         np.testing.assert_array_equal(getattr(whole, name), getattr(ended, name))
     for name, values in whole.trace.items():
         np.testing.assert_array_equal(values, ended.trace[name])
+    for name, values in whole.snapshots.items():
+        np.testing.assert_array_equal(values, ended.snapshots[name])
+    assert whole.snapshots["step"][[0, -1]].tolist() == [0, config.num_steps] and len(whole.snapshots["step"]) > 3
+    for bits in whole.snapshots["masks"].reshape(-1, whole.snapshots["masks"].shape[-1]):
+        assert np.unpackbits(bits).sum() == whole.mask.sum()
 
 
 def test_a_run_that_is_stopped_ends_as_one_that_is_not(undisturbed, tmp_path):

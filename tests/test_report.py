@@ -1,15 +1,23 @@
 """The page on a run: well-formed, self-contained, complete, and made for every shape of run."""
 
+import csv
+import html
+import io
 import itertools
+import json
 import re
+import shutil
+import subprocess
+import urllib.parse
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 
+from sa_jax.page import STYLE
 from sa_jax.report import render_report
 
-VOID = {"meta", "link", "br", "hr", "img"}
+VOID = {"meta", "link", "br", "hr", "img", "input"}
 OPTIONAL = (
     "magnitude_test_accuracy",
     "random_test_accuracy",
@@ -29,6 +37,7 @@ class Page(HTMLParser):
         self.ids: list[str] = []
         self.loads: list[str] = []
         self.svgs: list[dict[str, str | None]] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
         self.tags: list[str] = []
         self.words: list[str] = []
         self.feed(text)
@@ -39,6 +48,7 @@ class Page(HTMLParser):
     def handle_startendtag(self, tag, attributes):
         values = dict(attributes)
         self.tags.append(tag)
+        self.elements.append((tag, values))
         self.ids += [values["id"]] if "id" in values else []
         self.loads += [value for name, value in attributes if name in ("src", "href", "xlink:href")]
         if tag == "svg":
@@ -298,3 +308,162 @@ def test_same_run_same_page():
     run = (*make_run(), (4, 4))
     assert render_report(*run) == render_report(*run)
     assert "(50.0 %)" in render_report(*make_run(density=0.5), (4, 4))
+
+
+def saved(text):
+    """The rows of each CSV that a page holds, by its name."""
+    links = [values for tag, values in Page(text).elements if tag == "a" and "download" in values]
+    files = {values["download"]: values["href"].removeprefix("data:text/csv;charset=utf-8,") for values in links}
+    return {name: list(csv.reader(io.StringIO(urllib.parse.unquote(file)))) for name, file in files.items()}
+
+
+def test_numbers_are_in_the_page_as_csv():
+    result, trace, masks = make_run()
+    result |= {"probes": make_probes(), "target_accuracy": 0.95, "dense_validation_accuracy": 0.955}
+    result |= {"dataset": 'di,g"its &#', "one_shot_test_accuracy": {"snip": 0.4321}}
+    files = saved(render_report(result, trace, masks, (4, 4)))
+    rows = files["trace.csv"]
+    assert rows[0] == ["chain", "step", "temperature", "energy", "best_energy", "acceptance"]
+    assert [float(row[3]) for row in rows[1:]] == np.ravel(trace["energy"]).tolist()
+    figures = dict(files["figures.csv"])
+    assert figures["dataset"] == result["dataset"] and figures["one_shot_test_accuracy.snip"] == "0.4321"
+    assert json.loads(figures["kept_per_layer"]) == result["kept_per_layer"]
+    kept = [str(int(mask.sum())) for mask in masks.values()]
+    assert [row[1] for row in files["layers.csv"][1:]] == kept
+    assert [float(row[2]) for row in files["probes.csv"][1:]] == [0.9612, 0.9434, 0.9501, 0.9499]
+
+
+def test_of_a_long_trace_the_best_chain_is_in_the_page():
+    result, trace, masks = make_run(chains=20, entries=400)
+    trace["best_energy"][7, -1] = 0.01
+    text = render_report(result, trace, masks, (4, 4))
+    rows = saved(text)["trace_best_chain.csv"][1:]
+    assert len(rows) == 400 and {row[0] for row in rows} == {"7"}
+    assert "the best chain; all are in trace.csv, beside this page" in Page(text).text
+
+
+def make_weights(masks):
+    rng = np.random.default_rng(2)
+    return [rng.normal(size=mask.shape) for mask in masks.values()]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("image_shape", [(2, 2), None])
+def test_live_branches_are_drawn_by_sign(image_shape):
+    result, trace, _ = make_run(sizes=(4, 3, 2))
+    first, second = np.zeros((4, 3), bool), np.zeros((3, 2), bool)
+    first[0, 0] = first[1, 0] = first[2, 1] = second[0, 0] = second[0, 1] = True  # unit 1 feeds nothing
+    weights = [np.where(np.arange(4)[:, None] == 0, -1.0, 1.0) * np.ones((4, 3)), np.ones((3, 2))]
+    text = render_report(result, trace, {"a": first, "b": second}, image_shape, None, weights)
+    drawing = re.search(r"<svg[^>]*Drawing of the network.*?</svg>", text, re.DOTALL)[0]
+    lines = re.findall(r'<path d="([^"]*)" clip-path[^>]*fill: none; opacity[^>]* stroke: (var\(--\w+\))', drawing)
+    lines = [(path.count("L"), color) for path, color in lines]
+    assert sorted(lines) == [(1, "var(--accent)"), (1, "var(--second)"), (2, "var(--accent)")]
+    assert "The 4 branches that lie on a path" in drawing and "2 of 4, 1 of 3, 2 of 2 units" in drawing
+
+
+@pytest.mark.parametrize(("dead", "said"), [(False, "Drawn up to 1,500 branches"), (True, "Drawn where branches")])
+def test_a_network_that_cannot_be_drawn_says_why(dead, said):
+    result, trace, masks = make_run(sizes=(100, 20, 5), density=0.9)
+    if dead:
+        masks["Dense_1"][:] = False
+    assert said in Page(render_report(result, trace, masks, (10, 10), None, make_weights(masks))).text
+
+
+def make_evolution(trace, masks, times=5):
+    """Masks that come nearer to the best one, at steps of the trace."""
+    rng = np.random.default_rng(3)
+    best = np.concatenate([np.ravel(mask) for mask in masks.values()])
+    drawn = [np.where(rng.random(best.size) < i / (times - 1), best, rng.permuted(best)) for i in range(times)]
+    return {"step": np.array([0, *trace["step"][-times + 1 :]]), "masks": np.array(drawn)}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("image_shape", [(4, 4), None])
+def test_evolution_is_a_slider_without_script(image_shape):
+    result, trace, masks = make_run()
+    evolution = make_evolution(trace, masks)
+    page = Page(render_report(result, trace, masks, image_shape, None, None, evolution))
+    radios = [values for tag, values in page.elements if tag == "input"]
+    assert len(radios) == 5 and ["checked" in values for values in radios] == [True] + [False] * 4
+    labels = {values["for"] for tag, values in page.elements if tag == "label"}
+    assert labels == {values["id"] for values in radios}
+    assert {values["aria-describedby"] for values in radios} <= set(page.ids)
+    alts = [values["alt"] for tag, values in page.elements if tag == "img"]
+    assert "Step 0, the mask that annealing began with" in alts[0]
+    assert f"Step {trace['step'][-1]:,}, temperature 2e-05: 100.0 % of its branches are in the best" in alts[4]
+    seen = np.count_nonzero(evolution["masks"][0][:96].reshape(16, 6).any(1))
+    assert f"{seen} of 16 {'pixels' if image_shape else 'inputs'} feed the network" in alts[0]
+    assert "script" not in page.tags
+    short = {name: values[:2] for name, values in evolution.items()}
+    assert "How the mask evolved" not in render_report(result, trace, masks, image_shape, None, None, short)
+
+
+def test_headings_are_in_order():
+    result, trace, masks = make_run()
+    result["warnings"] = ["look"]
+    survival, weights = with_survival(result, masks, 3), make_weights(masks)
+    page = Page(render_report(result, trace, masks, (4, 4), survival, weights, make_evolution(trace, masks)))
+    levels = [int(tag[1]) for tag in page.tags if re.fullmatch(r"h\d", tag)]
+    assert levels[0] == 1 and all(after <= before + 1 for before, after in itertools.pairwise(levels))
+
+
+def luminance(color):
+    color = color if len(color) == 7 else "#" + "".join(2 * digit for digit in color[1:])
+    parts = (int(color[i : i + 2], 16) / 255 for i in (1, 3, 5))
+    linear = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_colors_have_the_contrast_that_wcag_asks_for(scheme):
+    light, dark = re.findall(r":root \{([^}]*)\}", STYLE)
+    colors = dict(re.findall(r"--(\w+): (#\w+)", light if scheme == "light" else dark))
+    text = [("ink", "card"), ("ink", "page"), ("ink", "warn"), ("soft", "card"), ("accent", "card")]
+    for needed, pairs in ((4.5, text), (3, [("second", "card")])):
+        for pair in pairs:
+            low, high = sorted(luminance(colors[name]) for name in pair)
+            assert (high + 0.05) / (low + 0.05) >= needed, pair
+
+
+# Asks a page in a frame how wide it is, and which pictures show as its slider is moved.
+ASKS = """<script>
+const shown = [...document.querySelectorAll(".slider input")].map(radio => {
+  radio.click();
+  return [...document.querySelectorAll(".slider figure")].map(figure => +(figure.offsetHeight > 0)).join("");
+});
+parent.document.body.dataset["w" + innerWidth] = document.documentElement.scrollWidth + " " + shown.join(" ");
+</script></body>"""
+
+
+def test_page_fits_phone_and_desktop_in_a_browser(tmp_path):
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("needs Chromium or Chrome")
+    result, trace, masks = make_run(sizes=(16, 6, 5, 3))
+    result |= {"probes": make_probes(), "target_accuracy": 0.95, "dense_validation_accuracy": 0.955}
+    survival, weights = with_survival(result, masks, 3), make_weights(masks)
+    text = render_report(result, trace, masks, (4, 4), survival, weights, make_evolution(trace, masks, 9))
+    (tmp_path / "report.html").write_text(text)
+    asking = re.sub(r"<meta http-equiv[^>]*>", "", text).replace("</body>", ASKS)
+    frames = (
+        f'<iframe width="{width}" height="800" srcdoc="{html.escape(asking)}"></iframe>' for width in (390, 1200)
+    )
+    (tmp_path / "frames.html").write_text(f"<body>{''.join(frames)}</body>")
+
+    def browse(page):
+        options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--enable-logging=stderr"]
+        command = [
+            chromium,
+            *options,
+            f"--user-data-dir={tmp_path / 'profile'}",
+            "--dump-dom",
+            str(tmp_path / page),
+        ]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+
+    assert ":CONSOLE" not in browse("report.html").stderr
+    said = browse("frames.html").stdout
+    one_at_a_time = " ".join("0" * i + "1" + "0" * (8 - i) for i in range(9))
+    for width in (390, 1200):
+        assert f'data-w{width}="{width} {one_at_a_time}"' in said

@@ -34,7 +34,12 @@ _STRENGTHS = 4  # widths of the lines for weak to strong branches
 
 
 def draw_pixels(mask: np.ndarray, image_shape: tuple[int, int]) -> str:
-    """Draws how many hidden units each pixel still feeds."""
+    """Draws how many hidden units each pixel still feeds.
+
+    Args:
+      mask: of the first layer, bool `[inputs, outputs]`.
+      image_shape: rows and columns of the image whose pixels the inputs are.
+    """
     from matplotlib.ticker import MaxNLocator
 
     counts = mask.sum(1).reshape(image_shape)
@@ -54,7 +59,12 @@ def draw_pixels(mask: np.ndarray, image_shape: tuple[int, int]) -> str:
 
 
 def draw_units(mask: np.ndarray, image_shape: tuple[int, int]) -> str:
-    """Draws the masks of the hidden units, those of most branches first, as one picture."""
+    """Draws the masks of the hidden units, those of most branches first, as one picture.
+
+    Args:
+      mask: of the first layer, bool `[inputs, outputs]`.
+      image_shape: rows and columns of the image whose pixels the inputs are.
+    """
     counts = mask.sum(0)
     order = np.argsort(-counts, kind="stable")[:_MAX_UNITS]
     tiles = [_shrink(mask[:, unit].reshape(image_shape), 64) for unit in order]
@@ -76,7 +86,13 @@ def draw_units(mask: np.ndarray, image_shape: tuple[int, int]) -> str:
 
 
 def draw_matrix(share: np.ndarray, name: str, caption: str) -> str:
-    """Draws a mask, or the share of masks that keep each branch, one row per input and one column per unit."""
+    """Draws a mask, or the share of masks that keep each branch, one row per input and one column per unit.
+
+    Args:
+      share: bool or float `[inputs, outputs]`.
+      name: of the figure, as in `figure_html`.
+      caption: likewise.
+    """
     from matplotlib.ticker import MaxNLocator
 
     inputs, units = share.shape

@@ -323,7 +323,7 @@ def trace_csv(trace: Mapping[str, np.ndarray], chains: Iterable[int] | None = No
     """Returns the trace as CSV, a row for each chain and entry.
 
     Args:
-      trace: as of `render_report`.
+      trace: as of `render_report`, arrays `[entries]` or `[chains, entries]`.
       chains: which; None for all.
     """
     text = io.StringIO()

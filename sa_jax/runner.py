@@ -40,6 +40,8 @@ LEAST_CHUNK_STEPS = 1_000
 DRIFTS_MEASURED, MOST_DRIFT = 5, 1e-3
 # How often the masks are noted, besides the first, for the pictures of a run; a bit for each branch and chain.
 SNAPSHOTS = 8
+# Of what a checkpoint holds; one more whenever that changes.
+CHECKPOINT_FORMAT = 2
 # In a run's folder, until it is done.
 CHECKPOINTS = "checkpoints"
 TRACED: tuple[str, ...] = ("step", "temperature", "energy", "best_energy", "acceptance")
@@ -202,6 +204,7 @@ def _settings(config: RunConfig, dataset: data.Dataset, network: Network) -> dic
     for array in (*dataset.train, *jax.tree.leaves(network)):
         digest.update(np.ascontiguousarray(array).tobytes())
     settings |= {"data and weights": digest.hexdigest()[:16], "platform": jax.local_devices()[0].platform}
+    settings["checkpoint format"] = CHECKPOINT_FORMAT
     return settings | {"jax": jax.__version__, "key implementation": str(jax.random.key_impl(jax.random.key(0)))}
 
 

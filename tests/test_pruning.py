@@ -201,7 +201,7 @@ def test_random_masks_are_uniform():
         ({"params": {}}, "the parameters hold no kernel"),
         (
             {"params": {n: {"kernel": np.ones((8, 8))} for n in ("input", "hidden")}, "y": np.zeros(300, int)},
-            "fit each other in several orders",
+            "fit each other as hidden, input and as input, hidden",
         ),
     ],
 )

@@ -76,6 +76,8 @@ def quantize(cleaned: Cleaned, bits: int | Sequence[int]) -> Quantized:
     Raises:
       InputError: bits that are not of `WIDTHS`, or of another number of layers.
 
+    >>> from sa_jax.export import clean
+    >>> from sa_jax.models import Network
     >>> network = Network((np.array([[0.5], [-0.5], [0.25]], np.float32),), (None,))
     >>> layer = quantize(clean(network, np.ones(3, bool)), 2).layers[0]
     >>> layer.codes.tolist(), layer.scales.tolist()

@@ -149,7 +149,7 @@ def draw_network(
     kernels = _live(list(masks.values()))
     live = sum(int(kernel.sum()) for kernel in kernels)
     if not 0 < live <= _MAX_BRANCHES:
-        why = f"Drawn up to {_MAX_BRANCHES:,} branches" if live else "Drawn where branches"
+        why = f"Drawn where at most {_MAX_BRANCHES:,} branches" if live else "Drawn where branches"
         return f'<p class="soft">{why} lie on a path from input to output; here {live:,} do.</p>'
     figure = new_figure(3.6)
     axes = figure.add_subplot()

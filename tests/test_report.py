@@ -362,7 +362,9 @@ def test_live_branches_are_drawn_by_sign(image_shape):
     assert "The 4 branches that lie on a path" in drawing and "2 of 4, 1 of 3, 2 of 2 units" in drawing
 
 
-@pytest.mark.parametrize(("dead", "said"), [(False, "Drawn where at most 1,500 branches"), (True, "Drawn where branches")])
+@pytest.mark.parametrize(
+    ("dead", "said"), [(False, "Drawn where at most 1,500 branches"), (True, "Drawn where branches")]
+)
 def test_a_network_that_cannot_be_drawn_says_why(dead, said):
     result, trace, masks = make_run(sizes=(100, 20, 5), density=0.9)
     if dead:

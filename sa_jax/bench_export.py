@@ -305,8 +305,7 @@ def flash_bytes(path: Path) -> int:
 
 def buffer_bytes(quantized: Quantized) -> int:
     """The units and logits that a network's C holds while it runs; its input is beside them."""
-    widths = [layer.mask.shape[1] for layer in quantized.layers]
-    return 4 * (sum(max(widths[start:-1:2], default=0) for start in (0, 1)) + widths[-1])
+    return c.stack_bytes(quantized) + 4 * quantized.layers[-1].mask.shape[1]
 
 
 def onnx_program(path: Path, about: dict[str, Any], expected: np.ndarray) -> Program:

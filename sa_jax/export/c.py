@@ -29,6 +29,18 @@ ACTIVATIONS = {
     "gelu": "0.5f * x * (1.0f + tanhf(0.79788456f * (x + 0.044715f * x * x * x)))",
 }
 # Rows summed in each form; filled with what a layer's weights and tables ask for by `_functions`.
+# Of CER and CSER: the inputs that share a code are summed, and multiplied once.
+PART = """            float part = 0.0f;
+            const float *at = x;
+            unsigned n = *counts++;
+            w.served += n;
+            for (; n > 0; n--) {
+                while (*steps == 255) { at += 255; steps++; }
+                at += *steps++;
+                part += *at;
+            }
+            sum += $value * part;
+"""
 FUNCTIONS = {
     "dense": """static void $name(const float *x, float *y, long inputs, long outputs, $weights) {
     $declare
@@ -94,17 +106,7 @@ static void $name(const float *x, float *y, long outputs, const $count *counts, 
         float sum = 0.0f;
         $begin
         for (int code = 0; code < $codes; code++) {
-            float part = 0.0f;
-            const float *at = x;
-            unsigned n = *counts++;
-            w.served += n;
-            for (; n > 0; n--) {
-                while (*steps == 255) { at += 255; steps++; }
-                at += *steps++;
-                part += *at;
-            }
-            sum += $value * part;
-        }
+$part        }
         y[o] += sum;
     }
 }
@@ -118,17 +120,7 @@ static void $name(const float *x, float *y, long outputs, const uint16_t *parts,
         $begin
         for (unsigned p = parts[o]; p > 0; p--) {
             int code = *codes++;
-            float part = 0.0f;
-            const float *at = x;
-            unsigned n = *counts++;
-            w.served += n;
-            for (; n > 0; n--) {
-                while (*steps == 255) { at += 255; steps++; }
-                at += *steps++;
-                part += *at;
-            }
-            sum += $value * part;
-        }
+$part        }
         y[o] += sum;
     }
 }
@@ -399,7 +391,7 @@ def files(
     layers = [smallest(layer, forms) for layer in quantized.layers]
     features, outputs = quantized.layers[0].mask.shape[0], quantized.layers[-1].mask.shape[1]
     made = {
-        "network.h": _header(features, outputs, _stack_bytes(quantized), inputs),
+        "network.h": _header(features, outputs, stack_bytes(quantized), inputs),
         "network.c": _source(quantized, layers),
     }
     made["test.c"] = _test(simulate(quantized), features)
@@ -411,7 +403,8 @@ def files(
     return files | {"classify.c": CLASSIFY.encode(), "example.pgm": image}
 
 
-def _stack_bytes(quantized: Quantized) -> int:
+def stack_bytes(quantized: Quantized) -> int:
+    """What the units between layers take while the network runs."""
     widths = [layer.mask.shape[1] for layer in quantized.layers]
     return 4 * sum(max(widths[start:-1:2], default=0) for start in (0, 1))
 
@@ -512,7 +505,7 @@ def _functions(one: Stored, bodies: dict[str, str]) -> str:
 
 
 def _filled(template: str, words: Mapping[str, str]) -> str:
-    filled = Template(template).substitute(words)
+    filled = Template(template.replace("$part", PART)).substitute(words)
     return "".join(line for line in filled.splitlines(keepends=True) if line.strip())
 
 

@@ -35,12 +35,12 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from sa_jax import masks, models, workdirs
 from sa_jax.anneal import BLOCK_STEPS, anneal, init
 from sa_jax.anneal import run as run_steps
+from sa_jax.chains import program_bytes
 from sa_jax.energies import cross_entropy
 from sa_jax.incremental import masked_mlp
 from sa_jax.landscape import from_energy
 from sa_jax.models import Network
 from sa_jax.moves import move_fn, uniform_swap
-from sa_jax.runner import program_bytes
 from sa_jax.schedules import END_SHARE, START_SHARE, constant
 from sa_jax.types import InputError, Landscape
 

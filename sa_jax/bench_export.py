@@ -428,8 +428,16 @@ def render(result: Mapping[str, Any]) -> str:
             description = f"Test accuracy against {label}, one point a program"
             caption = f"Test accuracy against {label}; along a line fewer and fewer branches are kept."
             figures.append(page.figure_html(field, figure, description, caption))
-    head = ("kept, program", "bytes", "RAM", "us a sample", "samples a second", "accuracy, %", "other predictions")
-    body = "".join(
+    heads = (
+        "kept, program",
+        "bytes",
+        "RAM",
+        "us a sample",
+        "samples a second",
+        "accuracy, %",
+        "other predictions",
+    )
+    lines = (
         page.row_html(
             f"{100 * row['density']:g} %: {name_of(row)}",
             f"{row['bytes']:,}",
@@ -441,13 +449,13 @@ def render(result: Mapping[str, Any]) -> str:
         )
         for row in result["rows"]
     )
-    heads = "".join(f'<th scope="col">{name}</th>' for name in head)
+    table = page.numbers_html("Every program", heads, lines)
+    table += page.csv_link("programs.csv", page.table_csv(result["rows"], list(result["rows"][0])))
     machine = result["machine"]
     sections = [
         f"<section><h1>{sizes} on {result['dataset']}, exported</h1><p>{honest_line(result)}</p>"
         f'<div class="columns">{"".join(figures)}</div></section>',
-        '<section><h2>Every program</h2><div class="scroll"><table class="numbers">'
-        f"<thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>"
+        f"<section><h2>Every program</h2>{table}"
         '<p class="soft">Bytes are tables and code of a compiled network, or a model file; RAM is what units and '
         "logits take. Latency is one sample at a time, median over rounds in which all took turns on one core; "
         f"onnxruntime and scipy are called from Python, and many samples at once are {BATCH} for them, one for C. "

@@ -21,7 +21,7 @@ import jax
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from sa_jax import bench, bench_export, compare, export, layers, pruning, runner, workdirs
+from sa_jax import bench, bench_export, chains, compare, export, layers, pruning, runner, workdirs
 from sa_jax.grid import CompareConfig
 from sa_jax.layers import LayersConfig
 from sa_jax.settings import RunConfig
@@ -122,7 +122,7 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read the output has gone, as in `... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except runner.Stopped as stopped:
+    except chains.Stopped as stopped:
         print(f"sa-jax: {stopped}; the same command goes on from there", file=sys.stderr)
         return RESUMABLE
     except KeyboardInterrupt:
@@ -161,7 +161,7 @@ def run_command(arguments: argparse.Namespace) -> int:
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
         task = bar.add_task("", total=None, steps="", figures="preparing and compiling")
 
-        def show(progress: runner.Progress) -> None:
+        def show(progress: chains.Progress) -> None:
             figures = (
                 f"T {progress.temperature:.1e}  energy {progress.energy:.4f}  best {progress.best_energy:.4f}  "
                 f"accepted {progress.acceptance:.1%}  {progress.steps_per_second:,.0f} steps/s"

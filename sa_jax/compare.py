@@ -1,11 +1,9 @@
 """The host of a comparison: cells measured in worker processes and kept one by one, then tables and a page."""
 
 import contextlib
-import csv
 import functools
 import hashlib
 import importlib.metadata
-import io
 import itertools
 import json
 import os
@@ -42,6 +40,7 @@ from sa_jax.energies import cross_entropy
 from sa_jax.grid import DENSE, SEARCHES, Cell, CompareConfig, cell_run, digest
 from sa_jax.models import Network
 from sa_jax.npz import npz_bytes, read_npz
+from sa_jax.page import table_csv
 from sa_jax.settings import RunConfig
 from sa_jax.types import InputError
 
@@ -518,14 +517,3 @@ def worth_sentences(config: CompareConfig, rows: Sequence[dict[str, Any]]) -> li
             f"time; within {100 * config.tolerance:g} points on validation samples the dense accuracy is {where}."
         )
     return sentences
-
-
-def table_csv(rows: Sequence[Mapping[str, Any]], fields: Sequence[str]) -> str:
-    """The rows as CSV; lists are joined by spaces, and what is not known is empty."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(fields)
-    for row in rows:
-        values = (row[name] for name in fields)
-        writer.writerow([" ".join(map(str, v)) if isinstance(v, list) else "" if v is None else v for v in values])
-    return text.getvalue()

@@ -25,10 +25,13 @@ from sa_jax.page import (
     CHARTS,
     INK,
     SECOND,
+    csv_link,
     figure_html,
     new_figure,
+    numbers_html,
     page_html,
     row_html,
+    table_csv,
     table_html,
 )
 
@@ -106,7 +109,7 @@ def render_comparison(
     groups = _groups(rows, paired)
     with matplotlib.rc_context(CHARTS):
         sections = [_headline(rows, worth), *(_section(group, f"g{i}") for i, group in enumerate(groups))]
-    sections += [_uses(groups), _reproduce(command, versions, machine)]
+    sections += [_uses(groups), _saves(rows, paired), _reproduce(command, versions, machine)]
     return page_html("Pruning methods compared", sections)
 
 
@@ -279,13 +282,6 @@ def _markdown(group: _Group) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _grid(heads: Sequence[str], lines: Sequence[str], kind: str = "numbers") -> str:
-    """A table of numbers, in a box that scrolls where the page is narrow; `lines` are HTML."""
-    head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in heads)
-    table = f'<table class="{kind}"><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table>'
-    return f'<div class="scroll">{table}</div>'
-
-
 def _class_row(title: str, columns: int) -> str:
     return f'<tr class="class"><th colspan="{columns}" scope="rowgroup"><span>{title}</span></th></tr>'
 
@@ -307,7 +303,8 @@ def _accuracy_table(group: _Group) -> str:
         body.append(_class_row(title, len(heads)))
         body += [_grid_row(line.method, [*line.cells, _Cell(line.seconds)]) for line in of_class]
     notes = "<br>".join(map(html.escape, _notes(group, reasons)))
-    return f'<h3>Test accuracy</h3>{_grid(heads, body, "numbers marked")}<p class="soft">{notes}</p>'
+    table = numbers_html(f"Test accuracy, {group.title}", heads, body, "numbers marked")
+    return f'<h3>Test accuracy</h3>{table}<p class="soft">{notes}</p>'
 
 
 def _paired(group: _Group) -> str:
@@ -350,8 +347,10 @@ def _differences(group: _Group) -> str:
     ]
     reference = display_name(group.paired[0]["reference"])
     note = f"{reference} less the method, in points, ± standard error; =: not shown to differ."
-    return f"""<details><summary>All differences from {html.escape(reference)}</summary>
-{_grid(["Method", *_heads(group)], lines, "numbers marked")}<p class="soft">{html.escape(note)}</p></details>"""
+    title = f"All differences from {reference}"
+    table = numbers_html(f"{title}, {group.title}", ["Method", *_heads(group)], lines, "numbers marked")
+    return f"""<details><summary>{html.escape(title)}</summary>
+{table}<p class="soft">{html.escape(note)}</p></details>"""
 
 
 def _uses(groups: Sequence[_Group]) -> str:
@@ -367,8 +366,9 @@ def _uses(groups: Sequence[_Group]) -> str:
             costs = (_seconds(group.mean("cpu_seconds", row["method"])) for group in groups)
             lines.append(row_html(display_name(row["method"]), *uses, *costs))
     note = "CPU seconds of one cell, on average over densities and seeds."
-    return f"""<section><h2>What each method may use, and its cost</h2>
-{_grid(heads, lines)}<p class="soft">{note}</p></section>"""
+    title = "What each method may use, and its cost"
+    return f"""<section><h2>{title}</h2>
+{numbers_html(title, heads, lines)}<p class="soft">{note}</p></section>"""
 
 
 def _headline(rows: Rows, worth: Sequence[str]) -> str:
@@ -386,6 +386,14 @@ def _headline(rows: Rows, worth: Sequence[str]) -> str:
 <p>Every method keeps the same number of branches of the same networks, but for smaller dense networks, which
 have at most as many. Accuracies are those on test samples, which no method saw.</p><dl>{facts}</dl></div>
 <div>{gained}</div></section>"""
+
+
+def _saves(rows: Rows, paired: Rows) -> str:
+    """All numbers, for other programs."""
+    tables = {"results.csv": (rows, "a row for each method, share kept and seed")}
+    tables |= {"paired.csv": (paired, "the paired tests")} if paired else {}
+    links = (csv_link(name, table_csv(of, list(of[0])), note) for name, (of, note) in tables.items())
+    return f"<section><h2>All numbers</h2>{''.join(links)}</section>"
 
 
 def _reproduce(command: str, versions: Mapping[str, str], machine: str) -> str:

@@ -21,7 +21,6 @@ import scipy.linalg
 
 from sa_jax import allocation, data, inputs, page, patterns, reconstruction, workdirs
 from sa_jax.baselines import layerwise
-from sa_jax.compare import table_csv
 from sa_jax.inputs import Moments
 from sa_jax.npz import npz_bytes, read_npz
 from sa_jax.types import InputError, is_number
@@ -187,7 +186,7 @@ def prune_layers(
                 on_progress(Progress(len(rows), len(names), rows[-1]))
         workdirs.write_file(workdir / "pruned.safetensors", safetensors.numpy.save(_contiguous(found)))
         workdirs.write_file(workdir / "masks.safetensors", safetensors.numpy.save(_contiguous(masks)))
-        workdirs.write_file(workdir / "layers.csv", table_csv(rows, FIELDS))
+        workdirs.write_file(workdir / "layers.csv", page.table_csv(rows, FIELDS))
         workdirs.write_file(workdir / "operative.gin", operative_config)
         workdirs.write_file(workdir / "report.html", render(config, rows))
     return rows
@@ -441,8 +440,7 @@ def render(config: LayersConfig, rows: Sequence[Mapping[str, Any]]) -> str:
         f"Squared error of a layer's outputs over their square, mean over the layers: {lost}. Weights that stay "
         f"are {'moved in the last column only' if config.refit else 'not moved'}."
     )
-    header = "".join(f'<th scope="col">{label}</th>' for label in ("layer", "shape", "kept", *columns, "s"))
-    body = "".join(
+    lines = (
         page.row_html(
             row["layer"],
             f"{row['outputs']} x {row['inputs']}",
@@ -452,10 +450,8 @@ def render(config: LayersConfig, rows: Sequence[Mapping[str, Any]]) -> str:
         )
         for row in rows
     )
-    table = (
-        f'<div class="scroll"><table class="numbers"><thead><tr>{header}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
-    )
+    table = page.numbers_html("Each layer", ("layer", "shape", "kept", *columns, "s"), lines)
+    table += page.csv_link("layers.csv", page.table_csv(rows, FIELDS))
     chart = f'<div class="columns">{_chart(rows, columns)}</div>'
     sections = [
         f"<section><h1>{heading}</h1><p>{html.escape(about)}</p>{chart}</section>",

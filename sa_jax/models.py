@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sa_jax import masks, weights
+from sa_jax import layer_order, masks, weights
 from sa_jax.types import InputError, PyTree
 
 # gelu is the tanh approximation, as in Flax.
@@ -205,9 +205,9 @@ def network_of(params: PyTree) -> tuple[list[str], Network]:
         if "bias" in arrays:
             lengths[name] = arrays["bias"].shape[0]
     shapes = {name: (arrays["kernel"].shape[0], arrays["kernel"].shape[1]) for name, arrays in layers.items()}
-    fitting = weights.orders(shapes)
+    fitting = layer_order.orders(shapes)
     if not fitting or any(length != shapes[name][1] for name, length in lengths.items()):
-        raise InputError(weights.misfit(shapes, lengths))
+        raise InputError(layer_order.misfit(shapes, lengths))
     if len(fitting) > 1:
         one, other = (", ".join(order) for order in fitting)
         raise InputError(f"the layers fit each other as {one} and as {other}: number them in network order")
@@ -254,7 +254,7 @@ def weight_arrays(names: Sequence[str], network: Network) -> dict[str, np.ndarra
 def flat_mask(tree: PyTree) -> jax.Array:
     """Joins a tree from `mask_tree` to a flat mask, bool `[total]`."""
     kernel_masks = {path.rpartition("/")[0]: leaf for path, leaf in _flat(tree).items()}
-    order = weights.orders({name: (len(mask), len(mask[0])) for name, mask in kernel_masks.items()})[0]
+    order = layer_order.orders({name: (len(mask), len(mask[0])) for name, mask in kernel_masks.items()})[0]
     return masks.flatten([kernel_masks[name] for name in order])
 
 

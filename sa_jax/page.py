@@ -1,11 +1,12 @@
 """What the HTML pages share: their frame and style, tables, and charts as inline SVG in the page's colors."""
 
 import base64
+import csv
 import html
 import io
 import re
 import urllib.parse
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -132,9 +133,34 @@ def row_html(name: str, *cells: str) -> str:
     return f'<tr><th scope="row">{html.escape(name)}</th>{texts}</tr>'
 
 
-def scroll_html(name: str, table: str) -> str:
-    """Returns a table, named for those who do not see it, in a frame that also the keyboard scrolls."""
+def numbers_html(name: str, heads: Iterable[str], lines: Iterable[str], kind: str = "numbers") -> str:
+    """Returns a table of numbers, in a frame that scrolls where the page is narrow, also by keyboard.
+
+    Args:
+      name: for those who do not see it.
+      heads: of the columns.
+      lines: HTML of the rows, as of `row_html`.
+      kind: classes of the page's style.
+    """
+    head = "".join(f'<th scope="col">{html.escape(column)}</th>' for column in heads)
+    table = f'<table class="{kind}"><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table>'
     return f'<div class="scroll" role="region" tabindex="0" aria-label="{html.escape(name)}">{table}</div>'
+
+
+def csv_text(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
+    """Returns rows as CSV; lists are joined by spaces, and what is None is empty."""
+
+    def plain(value: Any) -> Any:
+        return " ".join(map(str, value)) if isinstance(value, list | tuple) else value
+
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([head, *(map(plain, row) for row in rows)])
+    return text.getvalue()
+
+
+def table_csv(rows: Iterable[Mapping[str, Any]], fields: Sequence[str]) -> str:
+    """Returns the fields of rows as CSV, see `csv_text`."""
+    return csv_text(fields, ([row[name] for name in fields] for row in rows))
 
 
 def csv_link(name: str, text: str, note: str = "") -> str:

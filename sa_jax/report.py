@@ -1,8 +1,6 @@
 """One self-contained HTML page on a finished run: no script, no request; light, dark, phone and desktop."""
 
-import csv
 import html
-import io
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,14 +15,15 @@ from sa_jax.page import (
     SECOND,
     WIDTH,
     csv_link,
+    csv_text,
     figure_html,
     format_percent,
     format_value,
     legend_above,
     new_figure,
+    numbers_html,
     page_html,
     row_html,
-    scroll_html,
     strip_axes,
     table_html,
 )
@@ -175,11 +174,11 @@ def _probes(result: Mapping[str, Any]) -> str:
         ]
         for number, probe in enumerate(probes, 1)
     ]
-    saves = csv_link("probes.csv", _csv(probes[0], (probe.values() for probe in probes)))
+    saves = csv_link("probes.csv", csv_text(probes[0], (probe.values() for probe in probes)))
     return f"""<section><h2>How the density was found</h2>
 <p>Wanted: the sparsest density with a validation accuracy of at least {100 * target:.2f} %.</p>
 <div class="columns">{figure_html("probes", figure, caption, caption)}
-<div>{_numbers("Probes", head, rows)}{saves}</div></div></section>"""
+<div>{numbers_html("Probes", head, (row_html(*row) for row in rows))}{saves}</div></div></section>"""
 
 
 def _warnings(warnings: Iterable[str]) -> str:
@@ -202,13 +201,6 @@ def _network(
 ) -> str:
     drawn = draw_network(masks, weights, image_shape)
     return f'<section class="wide"><h2>The network that is left</h2>{drawn}</section>'
-
-
-def _numbers(name: str, head: Iterable[str], rows: Iterable[Sequence[str]]) -> str:
-    columns = "".join(f'<th scope="col">{html.escape(column)}</th>' for column in head)
-    body = "".join(row_html(*row) for row in rows)
-    table = f'<table class="numbers"><thead><tr>{columns}</tr></thead><tbody>{body}</tbody></table>'
-    return scroll_html(name, table)
 
 
 def _agreement(
@@ -326,14 +318,12 @@ def trace_csv(trace: Mapping[str, np.ndarray], chains: Iterable[int] | None = No
       trace: as of `render_report`, arrays `[entries]` or `[chains, entries]`.
       chains: which; None for all.
     """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["chain", "step", "temperature", "energy", "best_energy", "acceptance"])
+    rows = []
     for chain in range(len(trace["energy"])) if chains is None else chains:
         for entry in range(len(trace["step"])):
             per_chain = (float(trace[name][chain, entry]) for name in ("energy", "best_energy", "acceptance"))
-            writer.writerow([chain, int(trace["step"][entry]), float(trace["temperature"][entry]), *per_chain])
-    return text.getvalue()
+            rows.append([chain, int(trace["step"][entry]), float(trace["temperature"][entry]), *per_chain])
+    return csv_text(("chain", "step", "temperature", "energy", "best_energy", "acceptance"), rows)
 
 
 def _trace_link(trace: Mapping[str, np.ndarray], winner: int) -> str:
@@ -386,13 +376,14 @@ def _layers(result: Mapping[str, Any], masks: Mapping[str, np.ndarray]) -> str:
         effective = f"{result['effective_kept']:,} of {sum(kept):,} kept branches"
         caption += f" {effective} lie on a path from input to output."
     head = ["Layer", "Kept", "Of", "Density", "Inputs in use", "Units in use"]
-    plain = _csv(
+    plain = csv_text(
         ("layer", "kept", "total", "inputs_in_use", "units_in_use"),
         ((name, mask.sum(), mask.size, mask.any(1).sum(), mask.any(0).sum()) for name, mask in masks.items()),
     )
     return f"""<section><h2>Where the kept branches are</h2>
 {figure_html("layers", figure, f"Bar chart of the kept share of each layer: {text}", caption)}
-<h3>Layer by layer</h3>{_numbers("Layer by layer", head, rows)}{csv_link("layers.csv", plain)}</section>"""
+<h3>Layer by layer</h3>{numbers_html("Layer by layer", head, (row_html(*row) for row in rows))}
+{csv_link("layers.csv", plain)}</section>"""
 
 
 def _in_use(mask: np.ndarray, axis: int) -> str:
@@ -417,7 +408,7 @@ def _settings(result: Mapping[str, Any]) -> str:
     return f"""<section><h2>Settings and figures</h2>
 <div class="columns"><div><h3>Run</h3>{table_html(figures)}</div><div><h3>Time</h3>{table_html(timing)}
 <h3>Versions</h3>{table_html(result.get("versions") or {})}
-{csv_link("figures.csv", _csv(("field", "value"), _fields(result)))}</div></div></section>"""
+{csv_link("figures.csv", csv_text(("field", "value"), _fields(result)))}</div></div></section>"""
 
 
 def _fields(result: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -427,12 +418,6 @@ def _fields(result: Mapping[str, Any]) -> list[tuple[str, str]]:
         items = value.items() if isinstance(value, Mapping) else ()
         fields |= {f"{name}.{inner}": item for inner, item in items} or {name: value}
     return [(name, item if isinstance(item, str) else json.dumps(item)) for name, item in fields.items()]
-
-
-def _csv(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([head, *rows])
-    return text.getvalue()
 
 
 def _setting(key: str, value: Any) -> str:

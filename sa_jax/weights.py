@@ -5,7 +5,6 @@ of PyTorch, lists of arrays. Which arrays are kernels and biases is read from th
 their order is, from names and shapes. What could be read in two ways is refused, with both of them named.
 """
 
-import itertools
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
-from sa_jax import keras_files, torch_files, workdirs
+from sa_jax import keras_files, layer_order, torch_files, workdirs
 from sa_jax.npz import npz_bytes, read_npz
 from sa_jax.types import InputError, PyTree
 
@@ -26,8 +25,7 @@ TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
 SUFFIXES = (".npz", ".safetensors", *TORCH_SUFFIXES, *keras_files.SUFFIXES)
 # How a kernel lies: [inputs, outputs] as in Flax and Keras, or [outputs, inputs] as in PyTorch and Equinox.
 LAYOUTS = ("inputs_first", "outputs_first")
-# Orders of layers that are looked at before giving up, and the layers of a network.
-MOST_TRIED, MOST_LAYERS = 10_000, 1_000
+MOST_LAYERS = 1_000
 
 # Which the names 'fc1.weight', 'Dense_0/kernel' say; of 'W1', 'fc1_b' and their kind only the shapes tell.
 _KNOWN = {"kernel": "inputs_first", "weight": "outputs_first"}
@@ -260,8 +258,8 @@ def layers_of(
         if any(layer.bias and arrays[layer.bias].shape[0] != shapes[name][1] for name, layer in layers.items()):
             return []
         if order is not None:
-            return [list(order)] if _first_misfit(order, shapes) is None else []
-        return _orders(shapes, _numbered_before(shapes) if by_number else {})
+            return [list(order)] if layer_order.first_misfit(order, shapes) is None else []
+        return (layer_order.orders_by_number if by_number else layer_order.orders_by_shape)(shapes)
 
     # First as names have it. Where that does not fit, they may be wrong of the layout, or of the order.
     as_named = [lying(layout)] if layout or None not in known.values() else [lying(one) for one in LAYOUTS]
@@ -273,97 +271,13 @@ def layers_of(
     if not readings:
         shapes = shapes_of(as_named[0])
         lengths = {name: arrays[layer.bias].shape[0] for name, layer in as_named[0].items() if layer.bias}
-        raise InputError(misfit(shapes, lengths, order))
+        raise InputError(layer_order.misfit(shapes, lengths, order))
     if len(readings) > 1:
         raise InputError(_two_readings(readings[0], readings[1], shapes_of))
     layers, names = readings[0]
     if order is not None:
         return [layers[name]._replace(name=f"Dense_{number}") for number, name in enumerate(names)]
     return [layers[name] for name in names]
-
-
-def orders(shapes: Mapping[str, tuple[int, int]]) -> list[list[str]]:
-    """The orders in which layers can follow each other, at most two of them.
-
-    Layers whose names differ first in a number follow each other by it, such as `Dense_2` and `Dense_10`, or
-    `dense` and `dense_1`, if there is any such order.
-
-    Args:
-      shapes: `(inputs, outputs)` by name.
-
-    Raises:
-      InputError: so many orders that it cannot be told.
-
-    >>> orders({"body": (4, 3), "head": (3, 2), "entry": (5, 4)})
-    [['entry', 'body', 'head']]
-    >>> orders({"body": (3, 3), "neck": (3, 3)})
-    [['body', 'neck'], ['neck', 'body']]
-    >>> orders({"fc2": (3, 3), "fc1": (3, 3)})
-    [['fc1', 'fc2']]
-    """
-    return _orders(shapes, _numbered_before(shapes)) or _orders(shapes, {})
-
-
-def _numbered_before(shapes: Mapping[str, Any]) -> dict[str, set[str]]:
-    """By each layer's name, those of lower numbers."""
-    keys = {name: natural(name) for name in shapes}
-    return {name: {other for other in shapes if _is_before(keys[other], keys[name])} for name in shapes}
-
-
-def _orders(shapes: Mapping[str, tuple[int, int]], before: Mapping[str, set[str]]) -> list[list[str]]:
-    found: list[list[str]] = []
-    begun: list[list[str]] = [[]]
-    for _ in range(MOST_TRIED):
-        if not begun or len(found) == 2:
-            return found
-        order = begun.pop()
-        if len(order) == len(shapes):
-            found.append(order)
-            continue
-        used = set(order)
-        follows = [
-            name
-            for name, (inputs, _) in shapes.items()
-            if name not in used
-            and before.get(name, used) <= used
-            and (not order or shapes[order[-1]][1] == inputs)
-        ]
-        begun += [[*order, name] for name in sorted(follows, key=natural, reverse=True)]
-    raise InputError("the layers could follow each other in too many orders to try: number them in network order")
-
-
-def misfit(
-    shapes: Mapping[str, tuple[int, int]], bias_lengths: Mapping[str, int], order: Sequence[str] | None = None
-) -> str:
-    """Says what keeps layers from being a network: `shapes` are `(inputs, outputs)` by name."""
-    for name, length in bias_lengths.items():
-        if length != shapes[name][1]:
-            return f"layer {name!r}: bias {[length]} does not fit kernel {list(shapes[name])}"
-    names = sorted(shapes, key=natural) if order is None else list(order)
-    wrong = _first_misfit(names, shapes)
-    assert wrong is not None
-    before, name = wrong
-    return (
-        f"layer {name!r} takes {shapes[name][0]} inputs, but the layer before it has {shapes[before][1]} outputs; "
-        f"layers in order of {'their names' if order is None else 'order'}: {', '.join(names)}"
-    )
-
-
-def natural(name: str) -> list[Any]:
-    """A key that sorts names by the values of the numbers in them; a name without one comes first."""
-    return [int(part) if part.isdecimal() else part for part in re.split(r"_?(\d+)", name)]
-
-
-def _is_before(key: list[Any], other: list[Any]) -> bool:
-    for part, another in zip(key, other, strict=False):
-        if part != another:
-            return isinstance(part, int) and part < another
-    return len(key) < len(other)
-
-
-def _first_misfit(names: Sequence[str], shapes: Mapping[str, tuple[int, int]]) -> tuple[str, str] | None:
-    pairs = itertools.pairwise(names)
-    return next(((one, other) for one, other in pairs if shapes[one][1] != shapes[other][0]), None)
 
 
 def _two_readings(one: Any, other: Any, shapes_of: Callable) -> str:
@@ -438,7 +352,7 @@ def _numbered(arrays: Mapping[str, Any]) -> dict[str, _Part] | None:
         return None
     parts: dict[str, _Part] = {}
     layer = -1
-    for name in sorted(arrays, key=natural):
+    for name in sorted(arrays, key=layer_order.natural):
         is_bias = len(arrays[name].shape) == 1
         layer += not is_bias
         parts[name] = _Part(str(layer), "bias" if is_bias else "kernel")

@@ -112,7 +112,7 @@ def cost(folder: Path) -> dict[str, Any]:
     for number in range(ROUNDS):
         for every, found in rates.items():
             workdir = folder / f"{every}-{number}"
-            macros = {"DENSITY": 0.05, "NUM_CHAINS": 2, "NUM_STEPS": 200_000, "CHECKPOINT_SECONDS": every}
+            macros = {"DENSITY": 0.05, "NUM_CHAINS": 2, "NUM_STEPS": 20_000, "CHECKPOINT_SECONDS": every}
             finish(start(workdir, "mlpnet_mnist", **macros))
             found.append(json.loads((workdir / "result.json").read_text())["anneal_seconds"])
             print(f"checkpoints every {every} s: {found[-1]:.1f} s", flush=True)

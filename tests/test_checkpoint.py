@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sa_jax import checkpoint, cli, data, runner
+from sa_jax import chains, checkpoint, cli, data, runner
 from sa_jax.settings import RunConfig
 from tests.conftest import refusal
 
@@ -37,7 +37,7 @@ def run(config, workdir, chunks=10**9, messages=None, overwrite=False):
 
 
 def stop(config, workdir, chunks=1):
-    with pytest.raises(runner.Stopped):
+    with pytest.raises(chains.Stopped):
         run(config, workdir, chunks)
 
 
@@ -75,12 +75,12 @@ def test_chains_that_are_stopped_end_as_those_that_are_not(changes, tmp_path):
     _, network = runner.load_network(config, dataset)
 
     def anneal(folder, chunks):
-        saving = runner.Saving(tmp_path / folder, 60.0, stop_after(chunks))
+        saving = chains.Saving(tmp_path / folder, 60.0, stop_after(chunks))
         return runner.anneal_density(config, dataset, network, saving=saving)[0]
 
     whole = anneal("undisturbed", 10**9)
     for _ in range(2):
-        with pytest.raises(runner.Stopped):
+        with pytest.raises(chains.Stopped):
             anneal("stopped", 1)
     ended = anneal("stopped", 10**9)
     for name in ("masks", "weights", "best_energy", "num_accepted"):
@@ -131,7 +131,7 @@ def test_other_settings_are_refused_with_the_difference_named(tmp_path):
 
 def test_a_run_that_overwrites_another_goes_on_too(undisturbed, tmp_path):
     shutil.copytree(undisturbed, tmp_path / "run")
-    with pytest.raises(runner.Stopped):
+    with pytest.raises(chains.Stopped):
         run(SMALL, tmp_path / "run", 1, overwrite=True)
     messages = []
     run(SMALL, tmp_path / "run", messages=messages, overwrite=True)

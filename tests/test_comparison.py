@@ -6,7 +6,7 @@ import zlib
 
 import numpy as np
 import pytest
-from test_report import Page
+from test_report import Page, saved
 
 from sa_jax.comparison import display_name, markdown_tables, render_comparison
 
@@ -233,8 +233,23 @@ def test_page_is_complete_loads_nothing_and_runs_nothing():
     assert {load[1:] for load in page.loads if load.startswith("#")} <= set(page.ids)
     assert "script" not in page.tags and "@import" not in text
     assert "mathdefault" not in text  # a tick that no one chose
-    assert len(text) < 600_000
+    assert len(text) < 900_000
     assert text == render(rows, paired, **rest)
+
+
+def test_all_numbers_are_in_the_page_as_csv():
+    rows, paired = make_comparison()
+    files = saved(render(rows, paired))
+    for name, of in (("results.csv", rows), ("paired.csv", paired)):
+        head, *lines = files[name]
+        assert head == list(of[0]) and len(lines) == len(of)
+        for row, line in zip(of, lines, strict=True):
+            written = dict(zip(head, line, strict=True))
+            assert written["method"] == row["method"] and float(written["density"]) == row["density"]
+    one = dict(zip(*files["results.csv"][:2], strict=True))
+    assert one["kept_per_layer"] == " ".join(map(str, rows[0]["kept_per_layer"])) and one["num_evaluations"] == ""
+    assert float(one["test_accuracy"]) == rows[0]["test_accuracy"]
+    assert "paired.csv" not in saved(render(few(ACCURACIES)))
 
 
 def test_text_from_outside_is_escaped():

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sa_jax import baselines, data, evaluation, models, runner
+from sa_jax import baselines, chains, data, evaluation, models, runner
 from sa_jax.baselines import scores
 from sa_jax.evaluation import worth_sentence
 from sa_jax.settings import RunConfig
@@ -163,7 +163,7 @@ def pretended(monkeypatch):
 
     def anneal(config, dataset, network, on_progress, on_message, saving):
         on_message("needs memory")
-        on_progress(runner.Progress(1, 1, 0.1, 1.0, 1.0, 0.5, 10.0))
+        on_progress(chains.Progress(1, 1, 0.1, 1.0, 1.0, 0.5, 10.0))
         densities.append(config.density)
         kept = round(config.density * 640)
         return real._replace(masks=(np.arange(640) < kept)[None], cpu_seconds=2.0), None

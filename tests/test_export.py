@@ -3,9 +3,11 @@
 import contextlib
 import itertools
 import json
+import re
 import shutil
 import struct
 import subprocess
+import urllib.parse
 import zlib
 
 import jax
@@ -366,6 +368,8 @@ def test_every_form_is_compiled_timed_and_gives_the_same_predictions(finished, t
     assert by_bits[32] > by_bits[8] > by_bits[4] > by_bits[2]
     page = (tmp_path / "report.html").read_text()
     assert "Does it pay?" in page and page.count("<svg ") == 2
+    saved = re.search(r'download="programs.csv" href="data:text/csv;charset=utf-8,([^"]*)"', page)
+    assert saved and len(urllib.parse.unquote(saved[1]).splitlines()) == 1 + len(rows)
     assert (tmp_path / "results.md").read_text() in capsys.readouterr().out
     with refusal("holds no finished run"):
         bench_export.measure([tmp_path])

@@ -1,6 +1,7 @@
 """The layers of a whole model: files in, a pruned model out, resumed, sequential, and what is refused."""
 
 import itertools
+import urllib.parse
 
 import jax
 import numpy as np
@@ -70,6 +71,8 @@ def test_prunes_every_layer_in_its_own_layout_and_type(model):
         assert 0 < row["annealed_error"] <= row["wanda_error"] and row["refit_error"] is None
     for name in ("layers.csv", "report.html", "operative.gin"):
         assert (folder / "out" / name).stat().st_size
+    page = (folder / "out/report.html").read_text()
+    assert urllib.parse.quote((folder / "out/layers.csv").read_text(), safe=",-.") in page
 
 
 def test_errors_are_those_of_the_layers_outputs(model):

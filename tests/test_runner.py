@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import refusal
 
-from sa_jax import InputError, data, evaluation, runner, workdirs
+from sa_jax import InputError, chains, data, evaluation, runner, workdirs
 from sa_jax.settings import RunConfig
 
 SMALL = RunConfig(
@@ -63,7 +63,7 @@ def annealed(config, dataset=None, on_progress=lambda progress: None):
     dataset = dataset or data.load(config.dataset)
     _, network = runner.load_network(config, dataset)
     x, y = dataset.train.inputs[: config.num_samples], dataset.train.labels[: config.num_samples]
-    return runner.anneal_chains(config, network, x, y, kept=100, on_progress=on_progress)
+    return chains.anneal_chains(config, network, x, y, kept=100, on_progress=on_progress)
 
 
 def test_folder_holds_the_whole_run(finished):
@@ -178,7 +178,7 @@ def test_chain_count_changes_no_bit_of_a_chain():
 @pytest.mark.usefixtures("optimized")
 def test_chunk_length_changes_no_bit(monkeypatch):
     long = annealed(UNEVEN)
-    monkeypatch.setattr(runner, "LEAST_CHUNK_STEPS", 300)
+    monkeypatch.setattr(chains, "LEAST_CHUNK_STEPS", 300)
     short = annealed(UNEVEN)
     assert len(short.trace["step"]) > len(long.trace["step"])
     np.testing.assert_array_equal(long.mask, short.mask)
@@ -391,7 +391,7 @@ def test_a_bad_chain_batch_is_refused(value):
 
 
 def test_a_run_that_does_not_fit_is_refused_before_it_begins(tmp_path, monkeypatch):
-    monkeypatch.setattr(runner, "free_memory", lambda device: 20_000)
+    monkeypatch.setattr(chains, "free_memory", lambda device: 20_000)
     messages = []
     with refusal("the run needs", "MB of memory", "0.0 MB are free", "lower NUM_SAMPLES"):
         runner.run(SMALL, tmp_path / "run", on_message=messages.append)
@@ -412,4 +412,4 @@ def test_memory_is_stated_and_does_not_grow_with_the_steps():
 
 
 def test_free_memory_is_a_number_of_bytes():
-    assert 0 < runner.free_memory(jax.local_devices()[0]) < 2**50
+    assert 0 < chains.free_memory(jax.local_devices()[0]) < 2**50

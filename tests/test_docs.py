@@ -1,5 +1,6 @@
 """The pages' examples run, their commands exist, and their tables name all that there is and nothing else."""
 
+import ast
 import dataclasses
 import itertools
 import json
@@ -129,15 +130,32 @@ def test_every_config_and_script_has_its_line():
     assert sorted(rows_of(ROOT / "scripts/README.md", "script")) == sorted(scripts)
 
 
-def test_every_error_quoted_is_in_the_source():
-    """Messages are f-strings cut over lines: between two things filled in, the text is there."""
-    source = "".join(path.read_text() for path in sorted(ROOT.glob("sa_jax/**/*.py")))
-    joined = re.sub(r"\"\s*\n\s*f?\"", "", source)
-    messages = rows_of(ROOT / "sa_jax/docs/errors.md", "message")
-    assert len(messages) > 100
-    for message in messages:
-        for part in filter(None, map(str.strip, message.split("…"))):
-            assert part in joined, message
+def text_of(node):
+    """What an expression says, `…` for what it fills in."""
+    if isinstance(node, ast.JoinedStr | ast.BinOp):
+        parts = node.values if isinstance(node, ast.JoinedStr) else (node.left, node.right)
+        return re.sub("…+", "…", "".join(map(text_of, parts)))
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else "…"
+
+
+def test_every_error_has_its_row_and_every_row_its_error():
+    """A row quotes messages, or parts of them; those with no words of their own pass another's on."""
+    cells = cells_of(ROOT / "sa_jax/docs/errors.md", "message")
+    quotes = [quote.strip("… ") for cell in cells for quote in re.findall("`(.*?)`", cell)]
+    said, errors = set(), {}
+    for path in sorted(ROOT.glob("sa_jax/**/*.py")):
+        nodes = list(ast.walk(ast.parse(path.read_text())))
+        docstrings = {node.value for node in nodes if isinstance(node, ast.Expr)}
+        said |= {text_of(node) for node in nodes if node not in docstrings}
+        for node in nodes:
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "InputError":
+                errors[f"{name_of(path)}:{node.lineno}"] = text_of(node.args[0])
+    assert len(errors) > 200 and min(map(len, quotes)) > 8  # a shorter one would stand in any error
+    for place, text in errors.items():
+        wordless = not re.search("[a-z]", text)
+        assert wordless or any(quote in text for quote in quotes), f"{place}: no row of errors.md quotes {text!r}"
+    for quote in quotes:
+        assert any(quote in text for text in said), f"errors.md quotes {quote!r}, which nothing says"
 
 
 def test_links_lead_somewhere():

@@ -390,9 +390,11 @@ have at most as many. Accuracies are those on test samples, which no method saw.
 
 def _saves(rows: Rows, paired: Rows) -> str:
     """All numbers, for other programs."""
-    tables = {"results.csv": (rows, "a row for each method, share kept and seed")}
-    tables |= {"paired.csv": (paired, "the paired tests")} if paired else {}
-    links = (csv_link(name, table_csv(of, list(of[0])), note) for name, (of, note) in tables.items())
+    tables = (
+        ("results.csv", rows, "a row for each method, share kept and seed"),
+        ("paired.csv", paired, "the paired tests"),
+    )
+    links = (csv_link(name, table_csv(of, list(of[0])), note) for name, of, note in tables if of)
     return f"<section><h2>All numbers</h2>{''.join(links)}</section>"
 
 

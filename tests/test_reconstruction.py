@@ -14,13 +14,12 @@ from sa_jax.moves import saliency_swap, uniform_swap
 from sa_jax.patterns import best, of_weights, parse, sums
 from sa_jax.reconstruction import (
     compact,
-    heat_bath_rows,
-    linear_rows,
     prune_linear,
     prune_linear_sharded,
     refit,
     relative_error,
 )
+from sa_jax.rows import heat_bath_rows, linear_rows
 from sa_jax.testing import check_detailed_balance, energies_of
 from tests.conftest import refusal
 

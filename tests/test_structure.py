@@ -32,6 +32,7 @@ ORDER = [
     "tempering",
     "testing",
     "inputs",
+    "rows",
     "reconstruction",
     "allocation",
     "pruning",

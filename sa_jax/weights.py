@@ -444,7 +444,7 @@ def _place(source: PyTree) -> str:
 def _by_layer(tree: PyTree, kind: str) -> dict[str, Any]:
     """The leaves called `kind` of nested or flat mappings, by layer, whatever stands between its parts."""
     if not isinstance(tree, Mapping):
-        raise InputError(f"masks must be nested mappings of arrays, not {type(tree).__name__}")
+        raise InputError(f"masks and params must be nested mappings of arrays, not {type(tree).__name__}")
     flat: Any = flax.traverse_util.flatten_dict(dict(tree))
     names = {".".join(map(str, path)).replace("/", "."): leaf for path, leaf in flat.items()}
     parts = {name: name.rpartition(".") for name in names}

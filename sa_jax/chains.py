@@ -226,7 +226,22 @@ def anneal_chains(
     """Anneals `config.num_chains` chains, spread over the devices of all processes, in chunks.
 
     Chain `i` draws from `fold_in(key, i)` alone: how many chains there are, and the cutting into chunks,
-    change no bit of it. All begin with `mask`, flat, bool `[total]`, or where that is None as the options say.
+    change no bit of it.
+
+    Args:
+      config: the settings.
+      network: the fixed weights.
+      x: inputs, float `[samples, features]`.
+      y: labels, int `[samples]`.
+      kept: number of branches that stay.
+      on_progress: called after each chunk.
+      on_message: told the memory that is needed, and what becomes of checkpoints.
+      mask: the initial one, flat, bool `[total]`; None for that of the options.
+      saving: where checkpoints are made, and gone on from; None for none.
+
+    Raises:
+      InputError: as for `make_ready`; or an energy that drifted from its full evaluation.
+      Stopped: as `saving.stop` said; the chains are saved.
     """
     cpu_start, wall_start = time.process_time(), time.perf_counter()
     ready = make_ready(config, network, x, y, kept, on_message, mask)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sa_jax import masks, models, pruning
+from sa_jax import masks, models, pruning, weights
 from sa_jax.anneal import anneal
 from sa_jax.energies import Energy
 from sa_jax.landscape import from_energy
@@ -54,11 +54,12 @@ def prune_kernels(
 
     Returns:
       The masks by path, bool like the kernels, for `masked`; and the `AnnealResult`, whose positions are flat
-      masks, bool `[total]`, the kernels following each other in the order of the masks.
+      masks, bool `[total]`, the kernels following each other in the order of the masks: that of the params, or of
+      the network where it is a multilayer perceptron. `jax.tree.map` would sort them by name.
 
     Raises:
-      InputError: no such kernel, logits or labels that do not fit each other, a density that keeps nothing, or an
-        unknown option.
+      InputError: no such kernel, logits or labels that do not fit each other, values that are not finite, a
+        density that keeps nothing, or an unknown option.
 
     >>> x = jax.random.normal(jax.random.key(0), (64, 8))
     >>> y = (x[:, 0] > x[:, 1]).astype(jnp.int32)
@@ -82,13 +83,14 @@ def prune_kernels(
     paths = _chosen(params, chosen)
     x, y = jnp.asarray(x), jnp.asarray(y)
     shape = jax.eval_shape(apply_fn, params, x).shape
+    kernels = {path: leaf for path, leaf in _leaves(params).items() if path in paths}
     if len(shape) != 2 or y.shape != shape[:1] or not jnp.issubdtype(y.dtype, jnp.integer):
         raise InputError(
             "apply_fn must give logits [samples, classes], and labels be whole numbers [samples]: not "
             f"{list(shape)} and {y.dtype}{list(y.shape)}"
         )
-    sizes = [leaf.size for path, leaf in _leaves(params).items() if path in paths]
-    kept = masks.num_kept(density, sum(sizes))
+    pruning.check_values(list(kernels.values()), x, y, shape[1])
+    kept = masks.num_kept(density, sum(kernel.size for kernel in kernels.values()))
     perceptron = _perceptron(apply_fn, params, paths, x)
     if perceptron is not None:
         in_order, activation = perceptron
@@ -100,7 +102,7 @@ def prune_kernels(
     except TypeError:  # a method of a module with lists in it
         apply_fn = partial(apply_fn)  # hashed as what it is, and compiled anew each time
     result = _prune(rng_key, params, x, y, apply_fn, paths, kept, int(num_steps), settings)
-    return _unflatten(result.best, {path: _leaves(params)[path] for path in paths}), result
+    return _unflatten(result.best, kernels), result
 
 
 def masked(params: PyTree, kernel_masks: dict[str, jax.Array]) -> PyTree:
@@ -109,7 +111,20 @@ def masked(params: PyTree, kernel_masks: dict[str, jax.Array]) -> PyTree:
     Args:
       params: any pytree of arrays.
       kernel_masks: bool, of the kernels' shapes, by path.
+
+    Returns:
+      Of the structure of the params.
+
+    Raises:
+      InputError: a mask of no array of the params, or of another shape.
     """
+    leaves = _leaves(params)
+    for path, mask in kernel_masks.items():
+        if path not in leaves:
+            raise InputError(_no_array(path, leaves))
+        if jnp.shape(mask) != jnp.shape(leaves[path]):
+            shapes = list(jnp.shape(leaves[path])), list(jnp.shape(mask))
+            raise InputError(f"the mask of {path!r} must have its shape, {shapes[0]}, not {shapes[1]}")
 
     def one(path, leaf):
         mask = kernel_masks.get(_path(path))
@@ -190,23 +205,29 @@ def _perceptron(apply_fn, params, paths, x) -> tuple[list[str], str] | None:
 
 def _chosen(params: PyTree, chosen: Sequence[str] | None) -> tuple[str, ...]:
     leaves = _leaves(params)
-    kernels = [path for path, leaf in leaves.items() if jnp.ndim(leaf) == 2 and path.split("/")[-1] == "kernel"]
+    if isinstance(chosen, str):
+        raise InputError(f"chosen must be a list of paths, such as [{chosen!r}]")
     for path in chosen or ():
         if path not in leaves:
-            close = difflib.get_close_matches(str(path), leaves, 1) or kernels[:5]
-            raise InputError(f"no array {path!r} in the params; did you mean {' or '.join(close)}?")
+            raise InputError(_no_array(path, leaves))
+    kernels = [path for path, leaf in leaves.items() if jnp.ndim(leaf) == 2 and path.split("/")[-1] == "kernel"]
     wanted = kernels if chosen is None else [path for path in leaves if path in chosen]
     if not wanted:
         raise InputError(f"no kernel is chosen; the params hold {', '.join(list(leaves)[:8])}")
     return tuple(wanted)
 
 
+def _no_array(path: Any, leaves: dict[str, Any]) -> str:
+    close = difflib.get_close_matches(str(path), leaves, 1)
+    there = f"did you mean {close[0]}?" if close else f"the params hold {', '.join(list(leaves)[:8])}"
+    return f"no array {path!r} in the params; {there}"
+
+
 def _leaves(tree: PyTree) -> dict[str, Any]:
     return {_path(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
 
 
-def _path(path: Sequence[Any]) -> str:
-    return jax.tree_util.keystr(tuple(path), simple=True, separator="/")
+_path = weights.leaf_name
 
 
 def _unflatten(flat: jax.Array, kernels: dict[str, jax.Array]) -> dict[str, jax.Array]:

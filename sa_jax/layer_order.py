@@ -81,13 +81,14 @@ def misfit(
     before, name = wrong
     return (
         f"layer {name!r} takes {shapes[name][0]} inputs, but the layer before it has {shapes[before][1]} outputs; "
-        f"layers in order of {'their names' if order is None else 'order'}: {', '.join(names)}"
+        f"layers in the order {'of their names' if order is None else 'given'}: {', '.join(names)}"
     )
 
 
 def natural(name: str) -> list[Any]:
     """A key that sorts names by the values of the numbers in them; a name without one comes first."""
-    return [int(part) if part.isdecimal() else part for part in re.split(r"_?(\d+)", name)]
+    # At most so many digits: Python refuses to read thousands.
+    return [int(part) if part.isdecimal() else part for part in re.split(r"_?(\d{1,18})", name)]
 
 
 def _is_before(key: list[Any], other: list[Any]) -> bool:

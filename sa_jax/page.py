@@ -207,7 +207,9 @@ def format_value(key: str, value: Any) -> str:
 def format_percent(fraction: float) -> str:
     """Formats a fraction in %, small ones to two digits."""
     percent = 100 * fraction
-    return f"{percent:.2g} %" if 0 < percent < 1 else f"{percent:.1f} %"
+    if 0 < percent < 1:
+        return f"{percent:.2g} %"
+    return f"{percent:.2f} %" if 99.95 <= percent < 99.995 else f"{percent:.1f} %"
 
 
 def new_figure(height: float, layout: Literal["constrained"] | None = "constrained") -> "Figure":

@@ -403,9 +403,21 @@ def check_samples(network: Network, x: Any, y: Any) -> None:
         raise InputError(f"labels must be whole numbers, not {y.dtype}")
     if not any(jnp.issubdtype(x.dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_)):
         raise InputError(f"inputs must be numbers, not {x.dtype}")
-    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((network, x, y))):
+    check_values(network, x, y, classes)
+
+
+def check_values(weights: PyTree, x: Any, y: Any, classes: int) -> None:
+    """Raises `InputError` where weights or inputs are not finite, or labels are no classes.
+
+    Args:
+      weights: arrays.
+      x: inputs, numbers `[samples, ...]`.
+      y: labels, int `[samples]`.
+      classes: how many there are.
+    """
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((weights, x, y))):
         return  # inside someone's jit the values are not there to be looked at
-    if not all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(network)):
+    if not all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(weights)):
         raise InputError("the network's weights hold NaN or infinite values")
     with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite
         if not np.isfinite(np.asarray(x).astype(np.float32)).all():

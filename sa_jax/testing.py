@@ -16,8 +16,8 @@ import scipy.stats
 from sa_jax.anneal import BLOCK_STEPS, init, run
 from sa_jax.types import InputError, Landscape, PyTree
 
-# An energy change may be off by this share of the greatest energy: float32 rounding, several times.
-ENERGY_ERROR = 1e-4
+# An energy change may be off by this share of what energies differ by, and by so many roundings of the greatest.
+ENERGY_ERROR, ROUNDINGS = 1e-4, 32
 # A pair of positions is judged where a proposal was drawn so often either way, by so many standard errors.
 LEAST_DRAWS, MOST_ERRORS = 200, 5.0
 # Positions that are expected less often are judged together, or chi-square would be no chi-square.
@@ -32,7 +32,7 @@ class Balance(NamedTuple):
       probabilities: how often it should be, as a share, float64 `[positions]`.
       p_value: of the chi-square test of the one against the other.
       energy_error: greatest error of an energy change, in units of the energy.
-      ratio_error: greatest error of a stated proposal ratio, in its standard errors; 0 where none was judged.
+      ratio_error: greatest error of a stated proposal ratio, in its standard errors.
     """
 
     counts: np.ndarray
@@ -46,7 +46,7 @@ class Proposals(NamedTuple):
     """Proposals counted from every position; the last column is for positions that were not listed.
 
     Attributes:
-      draws: int64 `[positions, positions + 1]`, without those that stay by a log ratio of -inf.
+      draws: int64 `[positions, positions + 1]`, without those that a log ratio of -inf refuses.
       ratios: sum of the stated ratios `q(current | proposed) / q(proposed | current)`, float64, likewise.
       squares: sum of their squares, likewise.
       energy_errors: of each energy change, the greatest, float64 `[positions, positions + 1]`.
@@ -91,7 +91,8 @@ def check_detailed_balance(
 
     Raises:
       AssertionError: with what was found and what was expected of the worst cases.
-      InputError: a temperature that is not above 0, or a bad `steps_apart`.
+      InputError: a temperature that is not above 0, a bad `steps_apart`, positions that are not listed once each
+        along a leading axis, or too little effort to judge by.
 
     A ring of four wells, and a move that goes up more often than down and does not say so:
 
@@ -106,20 +107,26 @@ def check_detailed_balance(
     ...     print(str(error).partition(";")[0])
     proposal ratios are wrong for 8 of 8 pairs
     """
+    _check_steps(steps_apart)
     energies = energies_of(landscape, positions, data)
+    probabilities = boltzmann(energies, temperature)
     proposal_key, visit_key = jax.random.split(rng_key)
     proposals = count_proposals(proposal_key, landscape, positions, data, temperature, num_draws)
     energy_error = check_energy_changes(proposals, energies)
     ratio_error = check_proposal_ratios(proposals)
     counts = visits(visit_key, landscape, positions, data, temperature, num_chains, num_samples, steps_apart)
     p_value = check_boltzmann(counts, energies, temperature, significance)
-    return Balance(counts, boltzmann(energies, temperature), p_value, energy_error, ratio_error)
+    return Balance(counts, probabilities, p_value, energy_error, ratio_error)
 
 
 def energies_of(landscape: Landscape, positions: PyTree, data: tuple = ()) -> np.ndarray:
-    """The energy of each position by full evaluation, float64 `[positions]`."""
+    """The energy of each position by full evaluation, float64 `[positions]`.
+
+    Raises:
+      InputError: positions that are not listed once each along a leading axis.
+    """
     evaluate = jax.jit(partial(jax.lax.map, lambda position: landscape.init(position, data).energy))
-    return np.asarray(evaluate(jax.tree.map(jnp.asarray, positions)), np.float64)
+    return np.asarray(evaluate(_listed(positions)), np.float64)
 
 
 def boltzmann(energies: np.ndarray, temperature: float) -> np.ndarray:
@@ -155,8 +162,11 @@ def count_proposals(
       data: passed on to the landscape.
       temperature: which the proposals may depend on.
       num_draws: from each position.
+
+    Raises:
+      InputError: positions that are not listed once each along a leading axis.
     """
-    positions = jax.tree.map(jnp.asarray, positions)
+    positions = _listed(positions)
     size = len(jax.tree.leaves(positions)[0])
     energies = jax.lax.map(lambda position: landscape.init(position, data).energy, positions)
     energies = jnp.append(energies, jnp.nan)
@@ -173,9 +183,11 @@ def count_proposals(
             return _place(moved, positions), log_ratio, change
 
         places, log_ratios, changes = jax.vmap(propose)(jax.random.split(rng_key, num_draws))
-        real = log_ratios > -jnp.inf
+        real = log_ratios != -jnp.inf
         ratios = jnp.where(real, jnp.exp(log_ratios), 0.0)
-        errors = jnp.where(real, jnp.abs(changes - (energies[places] - energy)), 0.0)
+        wanted = energies[places] - energy  # NaN from one infinite energy to another, where any change will do
+        right = ~real | (changes == wanted) | jnp.isnan(wanted)
+        errors = jnp.where(right, 0.0, jnp.abs(changes - wanted))
         nothing = jnp.zeros(size + 1, jnp.float32)
         sums = (nothing.at[places].add(values) for values in (real, ratios, ratios**2))
         return (*sums, nothing.at[places].max(errors))
@@ -203,7 +215,9 @@ def check_energy_changes(proposals: Proposals, energies: np.ndarray) -> float:
         start = int(proposals.draws[:, -1].argmax())
         raise AssertionError(f"a proposal from position {start} led to a position that is not listed")
     errors = np.nan_to_num(proposals.energy_errors, nan=np.inf)
-    allowed = ENERGY_ERROR * max(1e-30, float(np.abs(energies).max()))
+    finite = energies[np.isfinite(energies)]
+    rounding = ROUNDINGS * np.finfo(np.float32).eps * np.abs(finite).max(initial=0)
+    allowed = ENERGY_ERROR * np.ptp(finite) + rounding if finite.size else 0.0
     if errors.max() > allowed:
         start, end = np.unravel_index(errors.argmax(), errors.shape)
         raise AssertionError(
@@ -224,10 +238,11 @@ def check_proposal_ratios(proposals: Proposals) -> float:
       proposals: from `count_proposals`.
 
     Returns:
-      The greatest error, in standard errors; 0 where no pair was judged.
+      The greatest error, in standard errors.
 
     Raises:
       AssertionError: a pair is off, or leads one way alone.
+      InputError: no pair was drawn often enough to be judged.
     """
     draws, ratios, squares = (values[:, :-1] for values in proposals[:3])
     one_way = (draws > LEAST_DRAWS) & (draws.T == 0)
@@ -238,18 +253,20 @@ def check_proposal_ratios(proposals: Proposals) -> float:
         )
     judged = (np.minimum(draws, draws.T) > LEAST_DRAWS) & ~np.eye(len(draws), dtype=bool)
     if not judged.any():
-        return 0.0
+        raise InputError(
+            f"no two positions were proposed from each other more than {LEAST_DRAWS} times: raise num_draws"
+        )
     starts, ends = np.nonzero(judged)
     back, stated = draws.T[judged], ratios[judged]
-    with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         errors = np.abs(np.log(back / stated)) / np.sqrt(squares[judged] / stated**2 + 1 / back)
+    # Ratios of 0 or beyond float32 have no standard error.
+    errors = np.where(np.isfinite(squares[judged]), np.nan_to_num(errors, nan=np.inf), np.inf)
     if errors.max() > MOST_ERRORS:
         worst = int(errors.argmax())
         start, end = starts[worst], ends[worst]
-        log_counted, log_stated = (
-            np.log(back[worst] / draws[start, end]),
-            np.log(stated[worst] / draws[start, end]),
-        )
+        with np.errstate(divide="ignore"):
+            log_counted, log_stated = (np.log(sums[worst] / draws[start, end]) for sums in (back, stated))
         raise AssertionError(
             f"proposal ratios are wrong for {(errors > MOST_ERRORS).sum()} of {len(errors)} pairs; the worst, "
             f"from {start} to {end}: counted log q(back) - log q(there) = {log_counted:.3f}, stated "
@@ -282,11 +299,11 @@ def visits(
 
     Raises:
       AssertionError: a position was visited that is not listed.
-      InputError: `steps_apart` is no positive multiple of `BLOCK_STEPS`.
+      InputError: `steps_apart` is no positive multiple of `BLOCK_STEPS`, or positions are not listed once each
+        along a leading axis.
     """
-    if steps_apart < 1 or steps_apart % BLOCK_STEPS:
-        raise InputError(f"steps_apart must be a multiple of {BLOCK_STEPS}, not {steps_apart}")
-    positions = jax.tree.map(jnp.asarray, positions)
+    _check_steps(steps_apart)
+    positions = _listed(positions)
     size = len(jax.tree.leaves(positions)[0])
 
     @jax.jit
@@ -324,7 +341,7 @@ def check_boltzmann(
 
     Raises:
       AssertionError: the p-value is below the significance.
-      InputError: a temperature that is not above 0.
+      InputError: a temperature that is not above 0, or fewer visits than can be judged.
 
     >>> check_boltzmann(np.array([580, 300, 120]), np.log([1.0, 2.0, 5.0]), 1.0) > 0.5
     True
@@ -333,6 +350,11 @@ def check_boltzmann(
     seldom = expected < LEAST_EXPECTED
     pooled = [np.append(values[~seldom], values[seldom].sum()) for values in (np.asarray(counts), expected)]
     found, wanted = (values[pooled[1] > 0] for values in pooled)
+    if len(found) < 2:
+        raise InputError(
+            f"{np.sum(counts):,} visits of {len(expected):,} positions are too few to judge: no more than one is "
+            f"expected {LEAST_EXPECTED:g} times; raise num_samples, num_chains or the temperature"
+        )
     chi_square = ((found - wanted) ** 2 / wanted).sum()
     p_value = float(scipy.stats.chi2.sf(chi_square, len(found) - 1))
     if p_value < significance:
@@ -344,6 +366,24 @@ def check_boltzmann(
             "may need more steps between visits"
         )
     return p_value
+
+
+def _check_steps(steps_apart: int) -> None:
+    if steps_apart < 1 or steps_apart % BLOCK_STEPS:
+        raise InputError(f"steps_apart must be a multiple of {BLOCK_STEPS}, not {steps_apart}")
+
+
+def _listed(positions: PyTree) -> PyTree:
+    """The positions as arrays, where each is there once."""
+    positions = jax.tree.map(jnp.asarray, positions)
+    shapes = [leaf.shape for leaf in jax.tree.leaves(positions)]
+    if not shapes or not all(shape and 0 < shape[0] == shapes[0][0] for shape in shapes):
+        raise InputError("positions must be arrays with a leading axis [positions], such as jnp.arange(4)")
+    places = np.asarray(jax.jit(partial(jax.lax.map, lambda one: _place(one, positions)))(positions))
+    if (again := places != np.arange(len(places))).any():
+        other = int(again.argmax())
+        raise InputError(f"positions {places[other]} and {other} are the same: list each once")
+    return positions
 
 
 def _place(position: PyTree, positions: PyTree) -> jax.Array:

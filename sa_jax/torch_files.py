@@ -32,6 +32,8 @@ DTYPES = {
     "ByteStorage": np.dtype("u1"),
     "BoolStorage": np.dtype("?"),
 }
+# Tensors may share a storage, as tied weights do; all of them are at most so many times what is stored.
+MOST_SHARED = 8
 # Where training scripts put a state dict beside other things.
 STATE_DICTS = ("model_state_dict", "state_dict", "model")
 MARK = object()
@@ -70,7 +72,8 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
     """Reads the tensors, of any shape, of a file of `torch.save`, by their names in its state dict.
 
     Takes what PyTorch wrote before version 1.6 and what it has written since. A state dict may stand alone, or
-    under a name of `STATE_DICTS` in a mapping of other things. No array is larger than the file.
+    under a name of `STATE_DICTS` in a mapping of other things. Tensors that are the same, as tied weights are,
+    become one array; no array is larger than its storage.
 
     Raises:
       InputError: the file cannot be read, is damaged or of another format, or holds more than tensors and plain
@@ -140,18 +143,23 @@ def _state_dict(content: Any) -> dict[str, Tensor]:
 
 
 def _arrays(tensors: dict[str, Tensor], buffers: dict[str, bytes]) -> dict[str, np.ndarray]:
-    arrays, left = {}, sum(map(len, buffers.values()))
-    for name, (storage, offset, shape, strides) in tensors.items():
+    made: dict[Tensor, np.ndarray] = {}
+    left = MOST_SHARED * sum(map(len, buffers.values()))
+    for name, tensor in tensors.items():
+        if tensor in made:
+            continue
+        storage, offset, shape, strides = tensor
         flat = np.frombuffer(buffers[storage.key], storage.dtype)
         last = offset + sum((length - 1) * stride for length, stride in zip(shape, strides, strict=True))
-        left -= math.prod(shape) * storage.dtype.itemsize
-        if min(offset, *shape, *strides, 0) < 0 or (math.prod(shape) and last >= flat.size):
+        size = math.prod(shape)
+        if min(offset, *shape, *strides, 0) < 0 or (size and last >= flat.size):
             raise ValueError(f"tensor {name!r} reaches out of its storage")
-        if left < 0:
+        left -= size * storage.dtype.itemsize
+        if size > flat.size or left < 0:
             raise ValueError(f"tensor {name!r} is larger than what is stored of it")
         in_bytes = [stride * storage.dtype.itemsize for stride in strides]
-        arrays[name] = np.lib.stride_tricks.as_strided(flat[offset:], shape, in_bytes).copy()
-    return arrays
+        made[tensor] = np.lib.stride_tricks.as_strided(flat[offset:], shape, in_bytes).copy()
+    return {name: made[tensor] for name, tensor in tensors.items()}
 
 
 def unpickle(file: BinaryIO, dtypes: dict[str, np.dtype] | None = None) -> Any:

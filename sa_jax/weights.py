@@ -33,6 +33,9 @@ _FULL_NAME = re.compile(r"_?(kernel|weight|bias)(_orig|_mask)?")
 _SHORT_NAME = re.compile(r"(?:(.*?)[_-])?(kernel|weight|bias|w|b)s?[_-]?(\d*)", re.IGNORECASE)
 _KERAS_NAME = re.compile(r"(?:layers\.)?(.+)\.vars\.([01])")
 _NUMBER = re.compile(r"(?:arr_)?\d+")
+_OTHER_LAYERS = (
+    "; other layers than dense ones: fold them into these, or see kernels.prune_kernels and sa-jax layers"
+)
 # What wrappers add to the names of the layers in them.
 _WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.|model_weights\.)+|\._layer(?=\.)|:0$")
 
@@ -211,7 +214,7 @@ def write_pruned(
         workdirs.write_file(out, safetensors.numpy.save(whole))
     elif out.suffix == ".npz":
         # Of bfloat16 numpy would read back bytes.
-        plain = {name: a if a.dtype.isbuiltin else a.astype(np.float32) for name, a in changed.items()}
+        plain = {name: a if a.dtype.isbuiltin == 1 else a.astype(np.float32) for name, a in changed.items()}
         workdirs.write_file(out, npz_bytes(plain))
     elif isinstance(source, Path | str) and Path(source).suffix == out.suffix in keras_files.SUFFIXES:
         keras_files.write_arrays(Path(source), out, changes)
@@ -243,8 +246,8 @@ def layers_of(
     found, known = _grouped(arrays)
     if len(found) > MOST_LAYERS:
         raise InputError(f"{len(found):,} layers; at most {MOST_LAYERS:,} are possible")
-    if order is not None and sorted(order) != sorted(found):
-        raise InputError(f"order must name each layer once, {', '.join(found)}; not {', '.join(map(str, order))}")
+    if order is not None and (isinstance(order, str) or sorted(map(repr, order)) != sorted(map(repr, found))):
+        raise InputError(f"order must be a list that names each layer once, {list(found)}; not {order!r}")
 
     def lying(layout: str | None) -> dict[str, Layer]:
         return {n: one._replace(outputs_first=(layout or known[n]) == LAYOUTS[1]) for n, one in found.items()}
@@ -306,14 +309,14 @@ def _grouped(arrays: Mapping[str, Any]) -> tuple[dict[str, Layer], dict[str, str
         masks = kind.endswith("_mask")
         if len(array.shape) != (1 if kind.startswith("bias") else 2) or not (masks or _is_number(array)):
             kept = f"{_dtype(array)}{list(array.shape)}"
-            raise InputError(f"array {name!r} is {kept}, not a matrix or a bias")
+            raise InputError(f"array {name!r} is {kept}, not a matrix or a bias{_OTHER_LAYERS}")
         if kind in layers.setdefault(layer, {}):
             raise InputError(f"layer {layer!r} has two arrays for its {kind}")
         layers[layer][kind] = name
         if kind == "kernel":
             known[layer] = layout
     if not layers:
-        raise InputError("the parameters hold no kernel")
+        raise InputError("the parameters hold no kernel: of a PyTorch module give its state_dict()")
     for layer, kinds in layers.items():
         if "kernel" not in kinds:
             raise InputError(f"layer {layer!r} has a bias and no kernel")
@@ -343,7 +346,7 @@ def _part(name: str, rank: int) -> _Part:
     if short := _SHORT_NAME.fullmatch(last):
         own = (short[1] or "") + short[3]
         return _Part(".".join(filter(None, (layer, own))), "bias" if short[2].lower()[0] == "b" else "kernel")
-    raise InputError(f"array {name!r} is none of LAYER.weight, LAYER.kernel, LAYER.bias")
+    raise InputError(f"array {name!r} is none of LAYER.weight, LAYER.kernel, LAYER.bias{_OTHER_LAYERS}")
 
 
 def _numbered(arrays: Mapping[str, Any]) -> dict[str, _Part] | None:
@@ -373,7 +376,10 @@ def _opened(source: PyTree) -> tuple[dict[str, Any], Callable[[Mapping[str, Any]
         leaves, structure = jax.tree_util.tree_flatten_with_path(source)
     except (TypeError, ValueError) as error:
         raise InputError(f"the source is no tree of arrays: {str(error).partition(chr(10))[0]}") from None
-    names = [_name(path) for path, _ in leaves]
+    names = [leaf_name(path) for path, _ in leaves]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InputError(f"two arrays are called {twice!r}")
     whole = isinstance(source, Mapping) and "params" in source  # all variables of a Flax model
     arrays = {
         name: leaf
@@ -388,7 +394,8 @@ def _opened(source: PyTree) -> tuple[dict[str, Any], Callable[[Mapping[str, Any]
     return arrays, rebuild
 
 
-def _name(path: Sequence[Any]) -> str:
+def leaf_name(path: Sequence[Any]) -> str:
+    """The name of a leaf of a pytree from its path, as `jax.tree_util.tree_flatten_with_path` gives it."""
     keys = [jax.tree_util.keystr((key,), simple=True) for key in path]
     # An NNX variable is a node of its own, with the array as its value.
     is_variable = len(path) > 1 and getattr(path[-1], "name", None) == "value"
@@ -467,27 +474,51 @@ def _fitted(
     for layer in layers:
         mask = np.asarray(found[layer.name]).astype(bool)
         mask = mask.T if layer.outputs_first else mask
-        if mask.shape != tuple(arrays[layer.kernel].shape):
-            shape = list(arrays[layer.kernel].shape)
-            raise InputError(f"{place}the mask of {layer.name!r} must lie as {layer.kernel!r} does, {shape}")
+        if mask.shape != (shape := tuple(arrays[layer.kernel].shape)):
+            given, wanted = ((s[::-1] if layer.outputs_first else s) for s in (mask.shape, shape))
+            raise InputError(
+                f"{place}the mask of {layer.name!r} must be [inputs, outputs], {list(wanted)}, not {list(given)}"
+            )
         fitted.append((layer, mask))
     return fitted
 
 
 def _pruned(arrays: Mapping[str, Any], masks, params, order, layout, place) -> dict[str, np.ndarray]:
     """The arrays that change, in their own layouts and dtypes."""
-    kernels, biases = ({}, {}) if params is None else (_by_layer(params, kind) for kind in ("kernel", "bias"))
-    changes: dict[str, np.ndarray] = {}
-    for layer, mask in _fitted(arrays, masks, order, layout, place):
-        old = _array(arrays[layer.kernel])
-        kernel = old
-        if layer.name in kernels:
-            moved = np.asarray(kernels[layer.name])
-            kernel = (moved.T if layer.outputs_first else moved).astype(old.dtype)
-        if kernel.shape != mask.shape:
-            raise InputError(f"{place}params of {layer.name!r} do not fit its mask")
-        changes[layer.kernel] = np.where(mask, kernel, np.zeros((), old.dtype))
-        if layer.bias is not None and layer.name in biases:
-            bias = _array(arrays[layer.bias])
-            changes[layer.bias] = np.asarray(biases[layer.name]).astype(bias.dtype).reshape(bias.shape)
+    fitted = _fitted(arrays, masks, order, layout, place)
+    moved = {}
+    if params is not None:
+        kernels, biases = (_by_layer(params, kind) for kind in ("kernel", "bias"))
+        wanted = {layer.name for layer, _ in fitted}, {layer.name for layer, _ in fitted if layer.bias is not None}
+        for kind, found, names in zip(("kernels", "biases"), (kernels, biases), wanted, strict=True):
+            if set(found) != names:
+                raise InputError(
+                    f"{place}the params have {kind} of {', '.join(found) or 'no layer'}; the weights "
+                    f"of {', '.join(sorted(names)) or 'none'}"
+                )
+        for layer, _ in fitted:
+            kernel = np.asarray(kernels[layer.name])
+            moved[layer.kernel] = kernel.T if layer.outputs_first else kernel
+            if layer.bias is not None:
+                moved[layer.bias] = np.asarray(biases[layer.name])
+    changes = {
+        name: _as_of(_array(arrays[name]), array, f"{place}the params for {name!r}")
+        for name, array in moved.items()
+    }
+    for layer, mask in fitted:
+        kernel = changes.get(layer.kernel, _array(arrays[layer.kernel]))
+        changes[layer.kernel] = np.where(mask, kernel, np.zeros((), kernel.dtype))
     return changes
+
+
+def _as_of(old: np.ndarray, new: np.ndarray, what: str) -> np.ndarray:
+    """A moved array in the dtype of the one it takes the place of."""
+    if new.shape != old.shape:
+        raise InputError(f"{what} are {list(new.shape)}, and its own shape is {list(old.shape)}, as it lies there")
+    if not jnp.issubdtype(old.dtype, jnp.floating):
+        raise InputError(f"{what} would be rounded to {old.dtype}: weights that moved need floats")
+    with np.errstate(over="ignore"):
+        made = new.astype(old.dtype)
+    if not np.isfinite(made.astype(np.float32)).all():
+        raise InputError(f"{what} are not finite in {old.dtype}")
+    return made

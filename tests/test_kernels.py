@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import refusal
+from flax import nnx
 
 from sa_jax import data, masks, models, moves, pruning
 from sa_jax.energies import cross_entropy, kl_to_teacher
@@ -127,6 +128,9 @@ def test_a_perceptron_is_annealed_incrementally(digits):
         ({"start": "saliency"}, "start must be one of magnitude, random, not 'saliency'"),
         ({"move": "informed"}, "unknown option 'move'; options: energy, start"),
         ({"num_steps": 0}, "num_steps must be a whole number of at least 1, not 0"),
+        ({"chosen": "head/kernel"}, "chosen must be a list of paths, such as ['head/kernel']"),
+        ({"y": jnp.full(50, 10)}, "labels run from 10 to 10, but the network has 10 classes"),
+        ({"x": jnp.full((50, 64), jnp.nan)}, "inputs hold NaN or infinite values"),
         ({"y": jnp.zeros(3, int)}, "apply_fn must give logits [samples, classes], and labels be whole numbers"),
     ],
 )
@@ -138,3 +142,30 @@ def test_bad_input_is_named(digits, changes, problem):
         prune_kernels(
             jax.random.key(0), lambda params, x: Convolution().apply({"params": params}, x), params, **arguments
         )
+
+
+def test_masks_of_no_kernel_or_another_shape_are_refused():
+    params = {"head": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}}
+    with refusal("no array 'haed/kernel' in the params; did you mean head/kernel?"):
+        masked(params, {"haed/kernel": jnp.ones((2, 3), bool)})
+    with refusal("the mask of 'head/kernel' must have its shape, [2, 3], not [3]"):
+        masked(params, {"head/kernel": jnp.ones(3, bool)})
+
+
+def test_kernels_of_nnx_are_found():
+    class Head(nnx.Module):
+        def __init__(self, rngs):
+            self.conv = nnx.Conv(1, 2, (3, 3), rngs=rngs)
+            self.head = nnx.Linear(32, 3, rngs=rngs)
+
+        def __call__(self, x):
+            return self.head(nnx.relu(self.conv(x)).reshape(len(x), -1))
+
+    graph, params = nnx.split(Head(nnx.Rngs(0)))
+    x, y = jax.random.normal(jax.random.key(0), (6, 4, 4, 1)), jnp.arange(6) % 3
+    found, _ = prune_kernels(
+        jax.random.key(1), lambda params, x: nnx.merge(graph, params)(x), params, x, y, density=0.5, num_steps=20
+    )
+    assert {path: int(mask.sum()) for path, mask in found.items()} == {"head/kernel": 48}
+    pruned = nnx.merge(graph, masked(params, found))
+    np.testing.assert_array_equal(pruned.head.kernel[...] != 0, found["head/kernel"])

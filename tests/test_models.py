@@ -325,8 +325,8 @@ def test_masks_that_do_not_fit_are_refused(kernel_masks, activation, problem):
         ({"a": {"kernel": ones(3, 2), "bias": ones(3)}}, "layer 'a': bias [3] does not fit kernel [3, 2]"),
         (
             {"a_2": {"kernel": ones(4, 5)}, "a_10": {"kernel": ones(4, 5)}},
-            "layer 'a_10' takes 4 inputs, but the layer before it has 5 outputs; layers in order of their names: "
-            "a_2, a_10",
+            "layer 'a_10' takes 4 inputs, but the layer before it has 5 outputs; layers in the order "
+            "of their names: a_2, a_10",
         ),
     ],
 )

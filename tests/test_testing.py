@@ -94,3 +94,50 @@ def test_bad_input_is_named():
         check_boltzmann(np.ones(3), np.ones(3), 0.0)
     with pytest.raises(InputError, match="steps_apart must be a multiple of 100, not 50"):
         visits(jax.random.key(0), RIGHT, jnp.arange(4), steps_apart=50)
+    for positions in ([0, 1, 2, 3], jnp.arange(0), (jnp.arange(4), jnp.arange(3))):
+        with pytest.raises(InputError, match="positions must be arrays with a leading axis"):
+            check(RIGHT, positions)
+    with pytest.raises(InputError, match="positions 1 and 3 are the same: list each once"):
+        check(RIGHT, jnp.array([0, 1, 2, 1]))
+
+
+def test_too_little_to_judge_by_is_no_pass():
+    """Many positions and few draws: a move that favours low numbers, and says that it favours none."""
+    steep = from_energy(lambda x: 0.0 * x, lambda key, x: (400 * jax.random.beta(key, 1.0, 4.0)).astype(jnp.int32))
+    with pytest.raises(InputError, match="more than 200 times: raise num_draws"):
+        check(steep, jnp.arange(400), num_draws=500)
+    with pytest.raises(InputError, match="1,000 visits of 3,000 positions are too few to judge"):
+        check_boltzmann(np.append(1_000, np.zeros(2_999, int)), np.zeros(3_000), 1.0)
+    with pytest.raises(InputError, match="0 visits of 3 positions are too few"):
+        check_boltzmann(np.zeros(3, int), np.zeros(3), 1.0)
+
+
+@pytest.mark.parametrize("stated", [-200.0, 60.0, 100.0, jnp.inf, jnp.nan])
+def test_absurd_ratios_are_wrong(stated):
+    def propose(noise, state, temperature):
+        moved, ratio = RIGHT.propose(noise, state, temperature)
+        return moved, jnp.full_like(ratio, stated)
+
+    with pytest.raises(AssertionError, match="proposal ratios are wrong for 8 of 8 pairs"):
+        check(RIGHT._replace(propose=propose))
+
+
+def test_a_great_energy_in_common_hides_no_wrong_change():
+    def changed(by):
+        landscape = from_energy(lambda x: 1e4 + WELLS[x], lopsided)
+
+        def delta(state, moved, data):
+            change, pending = landscape.delta(state, moved, data)
+            return change + by, pending
+
+        return landscape._replace(delta=delta)
+
+    assert check(changed(0.0)).energy_error < 0.01
+    with pytest.raises(AssertionError, match="energy changes are wrong"):
+        check(changed(0.1))
+
+
+def test_positions_of_infinite_energy_are_never_visited():
+    walled = from_energy(lambda x: jnp.where(x == 2, jnp.inf, WELLS[x]), lopsided)
+    found = check(walled)
+    assert found.counts[2] == 0 and np.isfinite(found.energy_error)

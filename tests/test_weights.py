@@ -234,8 +234,69 @@ def test_moved_weights_go_back_too():
     np.testing.assert_array_equal(pruned["net.0.bias"], BIASES[0] + 1)
     with refusal("the masks are of layers net.0; the weights of net.0, net.2, net.4"):
         weights.put_back(STATE_DICT, {"net.0": masks["net.0"]})
-    with refusal("the mask of 'net.0' must lie as 'net.0.weight' does"):
+    with refusal("the mask of 'net.0' must be [inputs, outputs], [6, 5], not [5, 6]"):
         weights.put_back(STATE_DICT, {**masks, "net.0": {"kernel": masks["net.0"]["kernel"].T}})
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda params: {"params": params}, "the params have kernels of params.net.0, params.net.2, params.net.4"),
+        (lambda params: params | {"net.0": {"kernel": params["net.0"]["kernel"]}}, "have biases of net.2, net.4"),
+        (
+            lambda params: params | {"net.0": params["net.0"] | {"bias": np.ones(3)}},
+            "the params for 'net.0.bias' are [3], and its own shape is [5]",
+        ),
+        (
+            lambda params: params | {"net.2": params["net.2"] | {"kernel": np.full((5, 4), 1e39)}},
+            "the params for 'net.2.weight' are not finite in float32",
+        ),
+    ],
+)
+def test_moved_weights_that_do_not_fit_are_refused(change, problem):
+    params = weights.params_of(STATE_DICT)
+    with refusal(problem):
+        weights.put_back(STATE_DICT, masks_for(params), change(params))
+
+
+def test_whole_numbers_are_masked_and_never_rounded():
+    whole = {"fc.weight": np.array([[3, -2]], np.int8)}
+    masks = {"fc": {"kernel": np.array([[True], [False]])}}
+    pruned = weights.put_back(whole, masks)["fc.weight"]
+    assert pruned.dtype == np.int8 and pruned.tolist() == [[3, 0]]
+    with refusal("would be rounded to int8"):
+        weights.put_back(whole, masks, {"fc": {"kernel": np.array([[2.7], [1.0]])}})
+
+
+def test_half_precision_is_read_back_from_npz(tmp_path):
+    half = {"fc.weight": jnp.array([[1.5, 2.0]], jnp.bfloat16)}
+    weights.write_pruned(half, {"fc": {"kernel": np.array([[True], [False]])}}, tmp_path / "half.npz")
+    np.testing.assert_array_equal(weights.params_of(tmp_path / "half.npz")["fc"]["kernel"], [[1.5], [0.0]])
+
+
+def test_tied_weights_are_read_and_views_of_one_storage_bounded(tmp_path):
+    square = np.arange(4, dtype=np.float32).reshape(2, 2)
+    tied = {"in.weight": tensor("0", (2, 2), (2, 1), 4), "out.weight": tensor("0", (2, 2), (2, 1), 4)}
+    turned = {"turned.weight": tensor("0", (2, 2), (1, 2), 4)}
+    arrays = weights.read_arrays(zipped(tmp_path / "net.pt", tied | turned, {"0": square}))
+    for name, wanted in (("in.weight", square), ("out.weight", square), ("turned.weight", square.T)):
+        np.testing.assert_array_equal(arrays[name], wanted)
+    views = {f"{i}.weight": tensor("0", (4 - i % 2, 1), (1, 1 + i), 4) for i in range(40)}
+    with refusal("is larger than what is stored of it"):
+        weights.read_arrays(zipped(tmp_path / "many.pt", views, {"0": square}))
+
+
+def test_names_that_cannot_be_told_apart_or_are_no_dense_layers_are_refused():
+    with refusal("two arrays are called 'a/kernel'"):
+        weights.params_of({"a/kernel": np.ones((2, 2)), "a": {"kernel": np.ones((2, 2))}})
+    with refusal("of a PyTorch module give its state_dict()"):
+        weights.params_of({"fc.weight": [[1.0, 2.0]]})
+    with refusal(
+        "array '1.weight' is float32[4], not a matrix or a bias; other layers than dense ones: fold them"
+    ):
+        weights.params_of({"0.weight": np.ones((4, 4)), "1.weight": np.ones(4, np.float32)})
+    long = {"fc2.weight": np.ones((3, 2)), f"fc{'3' * 5_000}.weight": np.ones((4, 3))}
+    assert len(weights.params_of(long)) == 2
 
 
 def test_masks_of_a_run_go_back(tmp_path):
@@ -306,8 +367,10 @@ def test_what_can_be_read_in_two_ways_is_refused_and_can_be_said(tmp_path):
     masks = {"Dense_0": {"kernel": np.zeros((3, 3), bool)}, "Dense_1": {"kernel": np.ones((3, 3), bool)}}
     pruned = weights.put_back(unordered, masks, order=["neck", "body"])
     assert pruned["neck.weight"].sum() == 0 and pruned["body.weight"].sum() == 9
-    with refusal("order must name each layer once, body, neck; not neck"):
+    with refusal("order must be a list that names each layer once, ['body', 'neck']; not ['neck']"):
         weights.params_of(unordered, order=["neck"])
+    with refusal("['body', 'neck']; not 'neck'"):
+        weights.params_of(unordered, order="neck")
     with refusal("layout must be 'inputs_first' or 'outputs_first', not 'rows'"):
         weights.params_of(unordered, layout="rows")
     with refusal("the layers fit each other as body, neck and as neck, body: number them in network order"):

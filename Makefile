@@ -26,10 +26,12 @@ lint: .venv/installed-dev
 	$(PYTHON) -m venv .venv
 
 .venv/installed: .venv/bin/python pyproject.toml
+	@echo "installing JAX and all else into .venv, about 1 GB: a minute or two"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
 	touch $@
 
 .venv/installed-dev: .venv/bin/python pyproject.toml
+	@echo "installing what tests need into .venv: a minute or two"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	touch $@
 

@@ -464,14 +464,17 @@ def _nearest(name: str, known: Sequence[str]) -> str:
 def summary(result: dict[str, Any], workdir: Path) -> str:
     """The few lines that a finished run prints."""
     annealed = "annealed, moved" if result["moves_weights"] else "annealed"
-    rows = [(annealed, "test_accuracy"), ("global magnitude", "magnitude_test_accuracy")]
-    rows += [("random", "random_test_accuracy"), ("dense", "dense_test_accuracy")]
+    accuracies = {annealed: result["test_accuracy"]}
+    accuracies["best one-shot"] = result["one_shot_test_accuracy"][result["best_one_shot"]]
+    names = {"global magnitude": "magnitude", "random": "random", "dense": "dense"}
+    accuracies |= {name: result[f"{field}_test_accuracy"] for name, field in names.items()}
     of_search = f", found by {len(result['probes'])} probes" if result["probes"] else ""
     seconds = result["compile_seconds"] + result["anneal_seconds"]
     lines = [
         f"{result['kept']:,} of {result['total']:,} branches kept ({result['kept'] / result['total']:.1%}) of "
-        f"{'-'.join(map(str, result['sizes']))} on {result['dataset']}{of_search}, in {seconds:.0f} s",
-        *(f"  {name:<17}{100 * result[field]:6.2f} % test accuracy" for name, field in rows),
+        f"{'-'.join(map(str, result['sizes']))} on {result['dataset']}{of_search}, compiled and annealed in "
+        f"{seconds:.0f} s",
+        *(f"  {name:<17}{100 * accuracy:6.2f} % test accuracy" for name, accuracy in accuracies.items()),
         f"  {result['worth']}",
         *(f"  warning: {warning}" for warning in result["warnings"]),
         f"  see {workdir / 'report.html'}",

@@ -70,12 +70,15 @@ def run(
     """
     workdirs.check(workdir, overwrite)
     dataset = data.load(config.dataset, config.input_mean, config.input_std)
-    names, network = load_network(config, dataset)
+    names, network = load_network(config, dataset, on_message)
     for split in (dataset.train, dataset.validation, dataset.test):
         pruning.check_samples(network, split.inputs, split.labels)
     made = workdirs.make(workdir)
     folder = workdir / CHECKPOINTS
     try:
+        earlier = folder.is_dir() and not overwrite and jax.process_index() == 0
+        if earlier and not any(folder.glob("*/[0-9]*")):
+            on_message("this run was ended before its first checkpoint: it begins anew")
         settings = _settings(config, dataset, network)
         if config.checkpoint_seconds or folder.is_dir():
             checkpoint.check_settings(folder, settings, anew=overwrite)
@@ -279,7 +282,9 @@ def fewest_branches(passes: Callable[[int], bool], total: int, dense_passes: boo
     return passing if passing < total else None
 
 
-def load_network(config: RunConfig, dataset: data.Dataset) -> tuple[list[str], Network]:
+def load_network(
+    config: RunConfig, dataset: data.Dataset, on_message: Callable[[str], None] = lambda message: None
+) -> tuple[list[str], Network]:
     """Makes, trains or loads the fixed weights; returns the layers' names beside them.
 
     Raises:
@@ -300,6 +305,7 @@ def load_network(config: RunConfig, dataset: data.Dataset) -> tuple[list[str], N
             return models.network_of(model.init(weights_key, dataset.train.inputs[:1])["params"])
         from sa_jax.pretrain import pretrain
 
+        on_message(f"training the dense network for {config.pretrain_epochs} epochs")
         params = pretrain(
             weights_key, model, *dataset.train, config.pretrain_epochs, config.pretrain_learning_rate
         )

@@ -138,7 +138,7 @@ def cost(folder: Path) -> dict[str, Any]:
 def soak(folder: Path, minutes: float = 30) -> dict[str, Any]:
     """A long run of as many chains as there are cores: its memory over time, and its drift."""
     macros = {"DENSITY": 0.05, "NUM_CHAINS": os.cpu_count() or 1, "NUM_SAMPLES": 10_000}
-    finish(start(folder / "rate", "lenet300_mnist", **macros, NUM_STEPS=20_000))
+    finish(start(folder / "rate", "lenet300_mnist", **macros, NUM_STEPS=50_000))
     rate = json.loads((folder / "rate/result.json").read_text())["steps_per_second"]
     macros |= {"NUM_STEPS": round(minutes * 60 * rate) // 1_000 * 1_000, "CHECKPOINT_SECONDS": 30}
     process, sizes, begin = start(folder / "run", "lenet300_mnist", **macros), [], time.time()
@@ -152,12 +152,11 @@ def soak(folder: Path, minutes: float = 30) -> dict[str, Any]:
     finish(process)
     result = json.loads((folder / "run/result.json").read_text())
     annealing = [size for at, size in sizes if 120 < at < sizes[-1][0] - 60]
-    quarter = max(len(annealing) // 4, 1)
+    part = max(len(annealing) // 8, 1)
     return {
         "minutes": result["anneal_seconds"] / 60,
         "chains": result["num_chains"],
-        "first_quarter_bytes": statistics.median(annealing[:quarter]),
-        "last_quarter_bytes": statistics.median(annealing[-quarter:]),
+        "bytes": [statistics.median(annealing[start : start + part]) for start in range(0, 8 * part, part)],
         "max_energy_drift": result["max_energy_drift"],
         "best_energy": result["best_energy"],
         "not_finite_proposals": result["not_finite_proposals"],

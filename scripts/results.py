@@ -1,4 +1,4 @@
-"""Measures what README.md states, saves it in scripts/results/, and writes the README's tables from there.
+"""Measures what README.md and results/README.md state, saves it in results/, and writes their tables from there.
 
     python scripts/results.py accuracy   # MLPNet on MNIST: configs, 7 densities, 3 seeds, a process each; hours
     python scripts/results.py accuracy --configs=mlpnet_mnist   # of these, the short runs; 20 minutes
@@ -45,6 +45,7 @@ from sa_jax.types import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "scripts" / "results"
+PAGES = (ROOT / "README.md", RESULTS / "README.md")
 DENSITIES = (0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0.02)
 SEEDS = (0, 1, 2)
 CONFIG_LABELS = {
@@ -580,7 +581,7 @@ def endure_lines(result: dict[str, Any]) -> str:
     kills, cost, soak = (result[name] for name in ("kills", "cost", "soak"))
     counted = [found for kind, found in result["fuzz"].items() if kind != "machine"]
     read, refused = (sum(found[name] for found in counted) for name in ("read", "refused"))
-    first, last = (soak[f"{name}_quarter_bytes"] / 1e9 for name in ("first", "last"))
+    first, last = soak["bytes"][0] / 1e9, soak["bytes"][-1] / 1e9
     same = "ended with" if kills["same_bits"] else "did NOT end with"
     return (
         f"As `scripts/endure.py` found it: killed by `kill -9` {kills['kills']} times at random, with checkpoints "
@@ -596,8 +597,8 @@ def endure_lines(result: dict[str, Any]) -> str:
     )
 
 
-def readme_with(text: str) -> str:
-    """Returns the README's text with every block between `<!-- NAME -->` and `<!-- end -->` written anew."""
+def written_anew() -> dict[Path, str]:
+    """The texts of `PAGES` with every block between `<!-- NAME -->` and `<!-- end -->` written anew."""
     renders = {
         "accuracy": accuracy_table,
         "random": random_table,
@@ -616,13 +617,15 @@ def readme_with(text: str) -> str:
     blocks["minilm"] = (RESULTS / "minilm.md").read_text().strip()
     blocks["compare_lenet300_polish"] = (RESULTS / "compare_lenet300_polish.md").read_text().strip()
     blocks["compare_lenet300"] = (RESULTS / "compare_lenet300.md").read_text().strip()
+    pages = {path: path.read_text() for path in PAGES}
     for name, block in blocks.items():
-        before, start, rest = text.partition(f"<!-- {name} -->\n")
+        places = [path for path, text in pages.items() if f"<!-- {name} -->\n" in text]
+        if len(places) != 1:
+            raise SystemExit(f"{len(places)} pages have a block <!-- {name} --> ... <!-- end -->")
+        before, start, rest = pages[places[0]].partition(f"<!-- {name} -->\n")
         _, end, after = rest.partition("<!-- end -->")
-        if not start or not end:
-            raise SystemExit(f"README.md has no block <!-- {name} --> ... <!-- end -->")
-        text = before + start + block + "\n" + end + after
-    return text
+        pages[places[0]] = before + start + block + "\n" + end + after
+    return pages
 
 
 def draw(result: dict[str, Any]) -> None:
@@ -698,7 +701,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.what == "readme":
         draw(json.loads((RESULTS / "accuracy.json").read_text()))
-        (ROOT / "README.md").write_text(readme_with((ROOT / "README.md").read_text()))
+        for path, text in written_anew().items():
+            path.write_text(text)
         return
     RESULTS.mkdir(exist_ok=True)
     seeds = [int(seed) for seed in arguments.seeds.split(",")]

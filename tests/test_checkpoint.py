@@ -252,3 +252,11 @@ def test_processes_that_cannot_meet_are_refused(words, parts, tmp_path, capsys):
     assert code == 2 and not (tmp_path / "run").exists()
     said = capsys.readouterr().err
     assert all(part in said for part in parts)
+
+
+def test_a_run_killed_before_its_first_checkpoint_says_that_it_begins_anew(tmp_path):
+    few = dataclasses.replace(SMALL, num_steps=1_000, num_chains=1)
+    (tmp_path / "checkpoints").mkdir()
+    messages = []
+    run(few, tmp_path, messages=messages)
+    assert "this run was ended before its first checkpoint: it begins anew" in messages

@@ -67,8 +67,8 @@ plt.show()
 #   the energy with respect to the mask.
 #
 # All get the same trained network and the same number of branches, and are measured on the same 10,000 test images, which
-# none of them saw. Both ways to anneal get as many proposals as a few minutes allow; the samples that each proposal is
-# weighed on were chosen on the validation images.
+# none of them saw. Both ways to anneal make 50,000 proposals, each weighed on 4,000 images: of 4,000, 10,000 and 20,000 images
+# at as many proposals times images, those did best on the validation images, on average over 10 and 1 % kept.
 
 # %%
 from sa_jax.grid import CompareConfig
@@ -80,11 +80,10 @@ config = CompareConfig(
     seeds=[0],
     datasets={NAME: [MEAN, STD]},
     hidden=[[300, 100]],
-    annealers={
-        "anneal": {"num_samples": 4_000, "num_steps": 40_000},
-        "anneal_informed": {"num_samples": 10_000, "num_steps": 20_000, "move": "informed"},
-    },
-    run=RunConfig(num_chains=1, pretrain_epochs=5, pretrain_learning_rate=1e-3),
+    annealers={"anneal": {}, "anneal_informed": {"move": "informed"}},
+    run=RunConfig(
+        num_chains=1, num_samples=4_000, num_steps=50_000, pretrain_epochs=5, pretrain_learning_rate=1e-3
+    ),
     epochs=3,
 )
 if TINY:

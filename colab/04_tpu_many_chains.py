@@ -185,9 +185,8 @@ plt.show()
 
 # %% [markdown]
 # Where this ran on a CPU, as for the saved figures, do not read much into the curve. Simulated devices are threads: eight
-# of them share the cores that are there, here two, which can make at most twice the proposals of one. These two were also
-# busy with other work by a dozen processes, so that the saved curve goes up and down by chance. What carries over to a TPU
-# is that the program is the same, and that no chain changes with the number of devices.
+# of them share the cores that are there, here two, which can make at most twice the proposals of one. What carries over to
+# a TPU is that the program is the same, and that no chain changes with the number of devices.
 
 # %%
 print(f"{os.cpu_count()} CPU cores")

@@ -582,14 +582,15 @@ def endure_lines(result: dict[str, Any]) -> str:
     counted = [found for kind, found in result["fuzz"].items() if kind != "machine"]
     read, refused = (sum(found[name] for found in counted) for name in ("read", "refused"))
     first, last = soak["bytes"][0] / 1e9, soak["bytes"][-1] / 1e9
+    every_3_s, size = cost["share_of_time_every_3_s"], cost["bytes_of_64_chains_784_300_100_10"] / 1e6
     same = "ended with" if kills["same_bits"] else "did NOT end with"
     return (
         f"As `scripts/endure.py` found it: killed by `kill -9` {kills['kills']} times at random, with checkpoints "
         f"every {kills['checkpoint_seconds']:g} s, a run went on {kills['resumed']} times, lost at most "
         f"{kills['most_seconds_of_annealing_lost']:.1f} s of annealing each time, and {same} the bits of one "
-        f"left alone. A checkpoint every 3 s took {cost['share_of_time_every_3_s']:+.1%} of the time (median of "
-        f"{len(cost['seconds_without'])} rounds in turns), and one of 64 chains of 784-300-100-10 takes "
-        f"{cost['bytes_of_64_chains_784_300_100_10'] / 1e6:.1f} MB. In {soak['minutes']:.0f} minutes of "
+        f"left alone. A checkpoint every 3 s took {every_3_s:.1%} more time (median of "
+        f"{len(cost['seconds_without'])} rounds in turns), so that one every 30 s takes {every_3_s / 10:.1%}; "
+        f"one of 64 chains of 784-300-100-10 takes {size:.1f} MB. In {soak['minutes']:.0f} minutes of "
         f"{soak['chains']} chains memory went from {first:.3f} to {last:.3f} GB, and the energy was never further "
         f"off than {soak['max_energy_drift']:.1g}. Of {read + refused:,} damaged files and settings {refused:,} "
         f"were refused in one line and {read:,} read; none did anything else. {kills['machine']['processor']}, "

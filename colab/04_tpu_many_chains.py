@@ -185,7 +185,7 @@ plt.show()
 
 # %% [markdown]
 # Where this ran on a CPU, as for the saved figures, do not read much into the curve. Simulated devices are threads: eight
-# of them share the cores that are there, here two, which can make at most twice the proposals of one. What carries over to
+# of them share the cores that are there, here two, and keep them busier than one device alone does. What carries over to
 # a TPU is that the program is the same, and that no chain changes with the number of devices.
 
 # %%

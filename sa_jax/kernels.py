@@ -127,7 +127,7 @@ def masked(params: PyTree, kernel_masks: dict[str, jax.Array]) -> PyTree:
             raise InputError(f"the mask of {path!r} must have its shape, {shapes[0]}, not {shapes[1]}")
 
     def one(path, leaf):
-        mask = kernel_masks.get(_path(path))
+        mask = kernel_masks.get(weights.leaf_name(path))
         return leaf if mask is None else jnp.where(mask, leaf, 0)
 
     return jax.tree_util.tree_map_with_path(one, params)
@@ -224,10 +224,7 @@ def _no_array(path: Any, leaves: dict[str, Any]) -> str:
 
 
 def _leaves(tree: PyTree) -> dict[str, Any]:
-    return {_path(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
-
-
-_path = weights.leaf_name
+    return {weights.leaf_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
 
 
 def _unflatten(flat: jax.Array, kernels: dict[str, jax.Array]) -> dict[str, jax.Array]:

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
+from jax.core import Tracer
 
 from sa_jax import keras_files, layer_order, torch_files, workdirs
 from sa_jax.npz import npz_bytes, read_npz
@@ -410,6 +411,10 @@ def _is_array(leaf: Any) -> bool:
 
 
 def _array(leaf: Any) -> np.ndarray:
+    if isinstance(leaf, Tracer | jax.ShapeDtypeStruct):
+        raise InputError(
+            "weights are read on the host, where their values are: do so outside of jit, and pass them in"
+        )
     if hasattr(leaf, "detach"):  # of PyTorch, whose bfloat16 numpy does not take
         tensor = leaf.detach().cpu()
         return (tensor.float() if "bfloat16" in str(tensor.dtype) else tensor).numpy()

@@ -295,6 +295,8 @@ def test_names_that_cannot_be_told_apart_or_are_no_dense_layers_are_refused():
         "array '1.weight' is float32[4], not a matrix or a bias; other layers than dense ones: fold them"
     ):
         weights.params_of({"0.weight": np.ones((4, 4)), "1.weight": np.ones(4, np.float32)})
+    with refusal("do so outside of jit"):
+        jax.jit(weights.params_of)({"fc.weight": jnp.ones((2, 2))})
     long = {"fc2.weight": np.ones((3, 2)), f"fc{'3' * 5_000}.weight": np.ones((4, 3))}
     assert len(weights.params_of(long)) == 2
 

@@ -19,7 +19,7 @@ import numpy as np
 import safetensors.numpy
 import scipy.linalg
 
-from sa_jax import allocation, data, inputs, page, patterns, reconstruction, workdirs
+from sa_jax import allocation, charts, data, inputs, page, patterns, reconstruction, workdirs
 from sa_jax.baselines import layerwise
 from sa_jax.inputs import Moments
 from sa_jax.npz import npz_bytes, read_npz
@@ -462,6 +462,7 @@ def render(config: LayersConfig, rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _chart(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> str:
     import matplotlib
+    from matplotlib.ticker import MaxNLocator
 
     with matplotlib.rc_context(page.CHARTS):
         figure = page.new_figure(2.6)
@@ -472,9 +473,10 @@ def _chart(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> str
             values = [max(100 * row[name], 1e-4) for row in rows]
             color = colors.get(label, page.ACCENT)
             axes.plot(range(1, len(rows) + 1), values, style, marker="o", ms=3, lw=1, color=color, label=label)
-        axes.set(xlabel="layer", ylabel="output lost, %", yscale="log")
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
+        axes.set(xlabel="layer", ylabel="output lost, %")
+        charts.put_ticks(axes.yaxis, charts.log_scale(axes, "y"), lambda value: f"{value:g}")
+        axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+        axes.legend(frameon=False, fontsize=9, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
         page.strip_axes(axes)
         axes.grid(alpha=0.2)
     described = "How much of each layer's output is lost, by method"

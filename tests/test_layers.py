@@ -72,6 +72,7 @@ def test_prunes_every_layer_in_its_own_layout_and_type(model):
     for name in ("layers.csv", "report.html", "operative.gin"):
         assert (folder / "out" / name).stat().st_size
     page = (folder / "out/report.html").read_text()
+    assert "mathdefault" not in page and "10^" not in page  # a tick that no one chose
     assert urllib.parse.quote((folder / "out/layers.csv").read_text(), safe=",-.") in page
 
 

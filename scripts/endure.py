@@ -40,6 +40,7 @@ from sa_jax.types import InputError
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "scripts" / "results" / "endure.json"
 KILLS, ROUNDS = 100, 5
+SOAK_STEPS = 5_000_000  # more than half an hour's; the drift is measured five times on the way
 FUZZED = {"data": 2_500, "weights": 2_000, "packed": 1_000, "gin": 2_000, "settings": 2_300, "checkpoint": 200}
 
 
@@ -136,30 +137,31 @@ def cost(folder: Path) -> dict[str, Any]:
 
 
 def soak(folder: Path, minutes: float = 30) -> dict[str, Any]:
-    """A long run of as many chains as there are cores: its memory over time, and its drift."""
-    macros = {"DENSITY": 0.05, "NUM_CHAINS": os.cpu_count() or 1, "NUM_SAMPLES": 10_000}
-    finish(start(folder / "rate", "lenet300_mnist", **macros, NUM_STEPS=50_000))
-    rate = json.loads((folder / "rate/result.json").read_text())["steps_per_second"]
-    macros |= {"NUM_STEPS": round(minutes * 60 * rate) // 1_000 * 1_000, "CHECKPOINT_SECONDS": 30}
-    process, sizes, begin = start(folder / "run", "lenet300_mnist", **macros), [], time.time()
-    watched = psutil.Process(process.pid)
-    while process.poll() is None:
-        try:
-            sizes.append((time.time() - begin, watched.memory_info().rss))
-        except psutil.NoSuchProcess:
-            break
+    """A run of as many chains as there are cores, stopped after so long: its memory over time, and its drift."""
+    macros = {"DENSITY": 0.05, "NUM_CHAINS": os.cpu_count() or 1, "NUM_SAMPLES": 10_000, "NUM_STEPS": SOAK_STEPS}
+    process = start(folder / "run", "lenet300_mnist", **macros, CHECKPOINT_SECONDS=30)
+    watched, sizes, begin = psutil.Process(process.pid), [], time.time()
+    while time.time() < begin + 60 * minutes:
+        if process.poll() is not None:
+            raise SystemExit(f"endure: the run ended early: {process.communicate()[1]}")
+        sizes.append((time.time() - begin, watched.memory_info().rss))
         time.sleep(5)
-    finish(process)
-    result = json.loads((folder / "run/result.json").read_text())
-    annealing = [size for at, size in sizes if 120 < at < sizes[-1][0] - 60]
+    process.terminate()
+    process.communicate()
+    (place,) = (path for path in (folder / "run/checkpoints").iterdir() if path.is_dir())
+    with checkpoint.Checkpoints(place, lambda message: None) as checkpoints:
+        saved = checkpoints.newest()
+    assert saved is not None
+    annealing = [size for at, size in sizes if at > 120]
     part = max(len(annealing) // 8, 1)
     return {
-        "minutes": result["anneal_seconds"] / 60,
-        "chains": result["num_chains"],
-        "bytes": [statistics.median(annealing[start : start + part]) for start in range(0, 8 * part, part)],
-        "max_energy_drift": result["max_energy_drift"],
-        "best_energy": result["best_energy"],
-        "not_finite_proposals": result["not_finite_proposals"],
+        "minutes": minutes,
+        "chains": macros["NUM_CHAINS"],
+        "steps": saved.step,
+        "bytes": [statistics.median(annealing[first : first + part]) for first in range(0, 8 * part, part)],
+        "max_energy_drift": saved.figures["drift"],
+        "not_finite_proposals": int(np.sum(saved.chains["num_not_finite"])),
+        "exit_code": process.returncode,
     }
 
 

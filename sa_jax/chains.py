@@ -258,6 +258,10 @@ def anneal_chains(
         position = states.walk.position
         return np.packbits(of_chains(position[0] if config.options.nudge_share else position), axis=-1)
 
+    def seconds() -> dict[str, float]:
+        now = {"anneal": time.perf_counter() - wall_start, "cpu": time.process_time() - cpu_start}
+        return {name: course.seconds[name] + passed for name, passed in now.items()}
+
     def annealed_so_far() -> Annealed:
         trace = {name: values.T for name, values in course.trace.items()}
         best, best_energy = of_chains((states.best, states.best_energy))
@@ -278,8 +282,7 @@ def anneal_chains(
             ready.memory_bytes,
             ready.chain_batch,
             compile_seconds,
-            course.seconds["anneal"] + time.perf_counter() - wall_start,
-            course.seconds["cpu"] + time.process_time() - cpu_start,
+            *seconds().values(),
         )
 
     with contextlib.ExitStack() as stack:
@@ -320,15 +323,13 @@ def anneal_chains(
             ends = done == num_steps and not saving.probes
             stopped, due = _agreed(saving.stop(), time.monotonic() - last_saved >= saving.every)
             if (stopped or due or done == num_steps) and not ends:
-                so_far = annealed_so_far()
-                numbers = {"anneal": so_far.anneal_seconds, "cpu": so_far.cpu_seconds}
-                numbers |= {"drift": so_far.max_drift} if course.drifts else {}
+                numbers = seconds() | ({"drift": max(course.drifts)} if course.drifts else {})
                 essence = of_chains(jax.jit(checkpoint.essence)(states))
                 trace = course.trace | {f"snapshots.{name}": a for name, a in course.snapshots.items()}
                 begun = checkpoints.save(Saved(done, essence, trace, numbers))
                 last_saved = time.monotonic()
                 if stopped and begun and checkpoints.wait():
-                    raise Stopped(done, num_steps, so_far)
+                    raise Stopped(done, num_steps, annealed_so_far())
     return annealed_so_far()
 
 

@@ -40,7 +40,7 @@ from sa_jax.types import InputError
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "scripts" / "results" / "endure.json"
 KILLS, ROUNDS = 100, 5
-SOAK_STEPS = 5_000_000  # more than half an hour's; the drift is measured five times on the way
+SOAK_STEPS = 5_000_000  # more than half an hour's; the drift is measured at each fifth of them
 FUZZED = {"data": 2_500, "weights": 2_000, "packed": 1_000, "gin": 2_000, "settings": 2_300, "checkpoint": 200}
 
 

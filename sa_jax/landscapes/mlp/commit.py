@@ -1,0 +1,77 @@
+"""The state after a proposal was accepted or rejected, and the best mask kept up to date."""
+
+import jax
+import jax.numpy as jnp
+
+from sa_jax.landscape import most
+from sa_jax.landscapes.mlp.ends import ends
+from sa_jax.landscapes.mlp.hidden import hidden_outputs
+from sa_jax.landscapes.mlp.layout import Layout, mask_of
+from sa_jax.landscapes.mlp.neighbours import swapped_neighbours
+from sa_jax.landscapes.mlp.state import MlpState, Pending, Weighted
+from sa_jax.moves import Swap, swap_mask
+from sa_jax.types import PyTree
+
+
+def commit(layout: Layout, state: MlpState, swap: Swap, pending: Pending, accepted: jax.Array) -> MlpState:
+    """The state after the proposal, unchanged where it is not accepted."""
+    changes = jax.tree.map(lambda leaf: jnp.where(accepted, leaf, 0), pending.changes)
+    swapped = accepted & (swap.pruned != swap.grown)
+    fan_in = tuple(
+        swapped_neighbours(neighbours, ends(layout, swap, layer), swapped)
+        for layer, neighbours in enumerate(state.fan_in, 2)
+    )
+    # Written before it is read again: XLA would copy it to read it first.
+    position = swap_mask(mask_of(layout, state.position), swap, accepted)
+    if layout.weights_move:
+        nudge = 0 if swap.nudge is None else jnp.where(accepted, swap.nudge, 0)
+        position = Weighted(position, state.position.weights.at[swap.pruned].add(nudge))
+    state = state._replace(position=position, fan_in=fan_in, scratch=pending.scratch)
+    outputs = _outputs(layout, state, swap, changes, pending, accepted)
+    place = jnp.where(accepted, state.num_notes, len(state.notes))
+    return state._replace(
+        energy=jnp.where(accepted, pending.energy, state.energy),
+        swaps=layout.swaps.commit(state.swaps, swap, accepted),
+        outputs=outputs,
+        notes=state.notes.at[place].set(jnp.stack([swap.pruned, swap.grown]), mode="drop"),
+        num_notes=state.num_notes + accepted.astype(jnp.int32),
+    )
+
+
+def _outputs(layout, state, swap, changes, pending, accepted):
+    """The outputs of all layers after the proposal."""
+    outputs = list(state.outputs)
+    if layout.head > 1:
+        outputs = hidden_outputs(layout, state, swap, changes, pending.changed, accepted)
+    if layout.head > 0:
+        end = ends(layout, swap, 0)
+        added = jnp.where(end.here[:, None], changes.at_ends, 0)
+        outputs[0] = outputs[0].at[end.unit_out[0]].add(added[0]).at[end.unit_out[1]].add(added[1])
+    times = most(accepted.astype(jnp.int32))
+    outputs[-1] = jax.lax.fori_loop(
+        0, times, lambda _, logits: jnp.where(accepted, pending.logits, logits), outputs[-1]
+    )
+    return tuple(outputs)
+
+
+def remember(best: PyTree, state: MlpState, improved: jax.Array) -> tuple[PyTree, MlpState]:
+    """The position in place of the best one where improved: by the swaps noted since, or copied whole."""
+    complete = state.num_notes <= len(state.notes)
+
+    def repeat(i, best):
+        # A chain without a new best, vmapped with one that has one, goes through its notes and writes nothing.
+        noted = improved & complete & (i < state.num_notes)
+
+        def set_both(best, now):
+            branches = jnp.where(noted, state.notes[i], best.size)
+            return best.at[branches].set(now[branches], mode="drop")
+
+        return jax.tree.map(set_both, best, state.position)
+
+    def copy(_, best):
+        copied = improved & ~complete
+        return jax.tree.map(lambda best, now: jnp.where(copied, now, best), best, state.position)
+
+    best = jax.lax.fori_loop(0, most(jnp.where(improved & complete, state.num_notes, 0)), repeat, best)
+    best = jax.lax.fori_loop(0, most((improved & ~complete).astype(jnp.int32)), copy, best)
+    return best, state._replace(num_notes=jnp.where(improved, 0, state.num_notes))

@@ -1,0 +1,106 @@
+"""The logits of one block of samples after a swap, by the path that suits the network's depth."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from sa_jax.landscape import most
+from sa_jax.landscapes.mlp.ends import fan_out, places
+from sa_jax.landscapes.mlp.layout import Layout
+from sa_jax.landscapes.mlp.loops import CHUNKS, chunks, cut, dense, gather
+from sa_jax.landscapes.mlp.state import Block, Changes, MlpState
+from sa_jax.moves import Swap
+
+
+class Parts(NamedTuple):
+    """What the paths to the logits take of one block of samples.
+
+    Attributes:
+      logits: before the swap, float32 `[classes, block]`.
+      at_ends: see `Changes`, float32 `[2, block]`.
+      first: see `Changes`, float32 `[2, block]`.
+    """
+
+    logits: jax.Array
+    at_ends: jax.Array
+    first: jax.Array
+
+
+def block_logits(
+    layout: Layout, state: MlpState, swap: Swap, changes: Changes, changed: list[jax.Array], block: Block
+) -> jax.Array:
+    """The logits of one block, float32 `[classes, block]`; `state.scratch` holds the hidden changes."""
+    logits = cut(state.outputs[-1], (0, block.start), (layout.shapes[layout.head][1], block.size))
+    at_ends = cut(changes.at_ends, (0, block.start), (2, block.size))
+    first = cut(changes.first, (0, block.start), (2, block.size))
+    return PATHS[layout.path](layout, state, swap, changes, changed, block, Parts(logits, at_ends, first))
+
+
+def narrow(layout, state, swap, changes, changed, block, parts):
+    """Of two hidden layers the second is narrow: it and the logits are computed whole."""
+    del changed
+    second = cut(state.outputs[1], (0, block.start), (layout.shapes[1][1], block.size))
+    factors = jnp.concatenate([changes.leaving, places(layout, swap, 1)])
+    rows = jnp.concatenate([parts.first, parts.at_ends])
+    second = second + sum(factors[j][:, None] * rows[j] for j in range(4))
+    kernel = fan_out(layout, state.position, swap, layout.head, jnp.arange(layout.shapes[1][1]))
+    return dense(kernel, layout.network.biases[layout.head], layout.act(second))
+
+
+def no_hidden_layer(layout, state, swap, changes, changed, block, parts):
+    """Only the branches of the swap change the logits."""
+    del state, changes, changed, block
+    return _with_ends(layout, swap, parts)
+
+
+def one_hidden_layer(layout, state, swap, changes, changed, block, parts):
+    """One or two hidden units change, and feed the logits."""
+    del state, changed, block
+    return _with_ends(layout, swap, parts) + changes.leaving.T @ parts.first
+
+
+def two_hidden_layers(layout, state, swap, changes, changed, block, parts):
+    """The changes of the second layer are computed where they are added to the logits."""
+    logits = _with_ends(layout, swap, parts)
+    sources = jnp.concatenate([parts.first, parts.at_ends])
+    coefficients = jnp.concatenate([changes.leaving, places(layout, swap, 1)])
+
+    def add(units, real, logits):
+        old = gather(state.outputs[1], units, block)
+        factors = jnp.where(real, coefficients[:, units], 0)
+        new = old + sum(factors[j][:, None] * sources[j] for j in range(4))
+        change = layout.act(new) - layout.act(old)
+        kernel = fan_out(layout, state.position, swap, layout.head, units)
+        return logits + dense(kernel, None, change)
+
+    return chunks(changed[-1], CHUNKS, add, logits)
+
+
+def deep(layout, state, swap, changes, changed, block, parts):
+    """The changes of the last hidden layer are in the scratch."""
+    del changes
+    logits = _with_ends(layout, swap, parts)
+
+    def add(units, real, logits):
+        change = jnp.where(real[:, None], gather(state.scratch[-1], units, block), 0)
+        kernel = fan_out(layout, state.position, swap, layout.head, units)
+        return logits + dense(kernel, None, change)
+
+    return chunks(changed[-1], CHUNKS, add, logits)
+
+
+PATHS = {
+    "narrow": narrow,
+    "no hidden layer": no_hidden_layer,
+    "one hidden layer": one_hidden_layer,
+    "two hidden layers": two_hidden_layers,
+    "deep": deep,
+}
+
+
+def _with_ends(layout: Layout, swap: Swap, parts: Parts) -> jax.Array:
+    """The logits with what the branches of the swap add where they end in the last layer."""
+    place = places(layout, swap, layout.head)
+    direct = most((place != 0).any().astype(jnp.int32)) > 0
+    return jax.lax.cond(direct, lambda: parts.logits + place.T @ parts.at_ends, lambda: parts.logits)

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint docs-test bench clean
+.PHONY: demo test lint docs docs-test bench clean
 
 demo: .venv/installed
 	$(BIN)/sa-jax run --gin_file=configs/digits.gin --workdir=runs/demo --overwrite
@@ -10,6 +10,10 @@ demo: .venv/installed
 test: .venv/installed-dev
 	$(MAKE) lint
 	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=8 --dist=worksteal
+
+docs: .venv/installed-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo "the site is in build/site: open build/site/index.html"
 
 docs-test: .venv/installed-dev
 	$(BIN)/python -m pytest tests/test_docs.py sa_jax

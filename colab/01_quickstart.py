@@ -41,15 +41,15 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 
-from sa_jax import data
-from sa_jax.models import MLP
-from sa_jax.pretrain import pretrain
+from sa_jax.files import datasets
+from sa_jax.networks.mlp import MLP
+from sa_jax.networks.pretrain import pretrain
 
 TINY = bool(os.environ.get("SA_JAX_TINY"))
 BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#9aa4ae"
 plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False})
 
-digits = data.load("digits")
+digits = datasets.load_dataset("digits")
 model = MLP([32, 16, 10])
 params = pretrain(jax.random.key(0), model, *digits.train, epochs=2 if TINY else 60, learning_rate=3e-3)
 predicted = model.apply({"params": params}, digits.test.inputs).argmax(-1)
@@ -70,7 +70,7 @@ plt.show()
 
 # %%
 from sa_jax import baselines, prune
-from sa_jax.models import apply
+from sa_jax.networks.mlp import apply
 
 DENSITY, STEPS = 0.1, 1_000 if TINY else 20_000
 
@@ -93,20 +93,20 @@ print(f"largest weights:   {100 * accuracy(largest):.1f} %")
 # at random and keep 136 of them, 5 %; we look at every chain's mask now and then.
 
 # %%
-from sa_jax import geometric
-from sa_jax.anneal import init, run
-from sa_jax.energies import cross_entropy
-from sa_jax.incremental import masked_mlp
-from sa_jax.masks import flatten, num_kept, random, unflatten
-from sa_jax.models import network_of
-from sa_jax.moves import uniform_swap
+from sa_jax import geometric_schedule
+from sa_jax.annealing.chain import init, run
+from sa_jax.landscapes.mlp import masked_mlp
+from sa_jax.moves.uniform import uniform_swap
+from sa_jax.networks.energies import cross_entropy
+from sa_jax.networks.masks import flatten, num_kept, random, unflatten
+from sa_jax.networks.mlp import network_of
 
 CHAINS, LOOKS, LOOK_STEPS = (2, 6, 100) if TINY else (16, 40, 1_000)
 
 names, network = network_of(params)
 kept = num_kept(0.05, network.total)
 landscape = masked_mlp(network, uniform_swap(), cross_entropy(logit_scale=4.0))
-temperature = geometric(0.03, 1e-4, LOOKS * LOOK_STEPS)
+temperature = geometric_schedule(0.03, 1e-4, LOOKS * LOOK_STEPS)
 samples = jnp.asarray(digits.train.inputs.T), jnp.asarray(digits.train.labels)
 
 
@@ -167,8 +167,8 @@ plt.show()
 
 # %%
 from sa_jax import anneal
-from sa_jax.masks import by_score
-from sa_jax.models import mask_tree
+from sa_jax.networks.masks import by_score
+from sa_jax.networks.mlp import mask_tree
 
 SWEEP_STEPS = 200 if TINY else 20_000
 densities = np.array([0.1, 0.05] if TINY else [0.7, 0.5, 0.3, 0.2, 0.1, 0.05, 0.03, 0.02])
@@ -178,7 +178,7 @@ magnitude = jnp.abs(flatten(network.kernels))
 
 def both_ways(count):
     start = by_score(magnitude, count)
-    schedule = geometric(0.01, 1e-4, SWEEP_STEPS)
+    schedule = geometric_schedule(0.01, 1e-4, SWEEP_STEPS)
     return start, anneal(jax.random.key(3), landscape, start, schedule, SWEEP_STEPS, samples).best
 
 

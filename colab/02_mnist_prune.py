@@ -41,14 +41,14 @@ import os
 import matplotlib.pyplot as plt
 import numpy as np
 
-from sa_jax import data
+from sa_jax.files import datasets
 
 TINY = bool(os.environ.get("SA_JAX_TINY"))
 BLUE, ORANGE, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "#9aa4ae"
 plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False})
 
 NAME, MEAN, STD = ("digits", 0.0, 1.0) if TINY else ("mnist", 0.1307, 0.3081)
-dataset = data.load(NAME, MEAN, STD)
+dataset = datasets.load_dataset(NAME, MEAN, STD)
 print({split: getattr(dataset, split).inputs.shape for split in ("train", "validation", "test")})
 
 figure, row = plt.subplots(1, 12, figsize=(10, 1), layout="constrained")
@@ -71,8 +71,8 @@ plt.show()
 # at as many proposals times images, those did best on the validation images, on average over 10 and 1 % kept.
 
 # %%
-from sa_jax.grid import CompareConfig
-from sa_jax.settings import RunConfig
+from sa_jax.commands.compare.grid import CompareConfig
+from sa_jax.commands.run.settings import RunConfig
 
 config = CompareConfig(
     methods=["magnitude_global", "wanda_global", "snip", "edge_popup_scaled", "anneal", "anneal_informed"],
@@ -109,7 +109,7 @@ if TINY:
 import tempfile
 from pathlib import Path
 
-from sa_jax.compare import compare
+from sa_jax.commands.compare.host import compare
 
 os.environ["JAX_PLATFORMS"] = "cpu"  # of the processes to be started
 FOLDER = Path(tempfile.mkdtemp() if TINY else "runs/mnist_prune")
@@ -131,7 +131,7 @@ for row in rows:
 # Lower is better. Grey is what looks at each branch alone.
 
 # %%
-from sa_jax.comparison import display_name
+from sa_jax.reports.comparison import display_name
 
 colors = {"anneal": BLUE, "anneal_informed": GREEN, "edge_popup_scaled": ORANGE}
 dense = next(row["test_accuracy"] for row in rows if row["method"] == "dense")
@@ -161,8 +161,8 @@ plt.show()
 # searches for a whole mask spreads them.
 
 # %%
-from sa_jax.masks import unflatten
-from sa_jax.models import load_weights, network_of
+from sa_jax.networks.masks import unflatten
+from sa_jax.networks.mlp import load_weights, network_of
 
 least = [cell for cell in config.cells() if cell.density == min(config.densities) and cell.method != "dense"]
 _, network = network_of(load_weights(FOLDER / "networks" / f"{least[0].network_name}.npz"))

@@ -37,7 +37,7 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 
-from sa_jax import anneal, from_energy, geometric
+from sa_jax import anneal, from_energy, geometric_schedule
 
 TINY = bool(os.environ.get("SA_JAX_TINY"))  # for the repository's tests
 BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#9aa4ae"
@@ -78,7 +78,7 @@ landscape = from_energy(energy, turn_one)
 
 
 def largest_cut(rng_key, matrix):
-    return anneal(rng_key, landscape, jnp.zeros(NODES), geometric(2.0, 0.1, 2_000), 2_000, (matrix,))
+    return anneal(rng_key, landscape, jnp.zeros(NODES), geometric_schedule(2.0, 0.1, 2_000), 2_000, (matrix,))
 
 
 # %% [markdown]
@@ -130,7 +130,7 @@ plt.show()
 # `vmap`. Each rung must then sample the Boltzmann distribution of its temperature, which for 12 spins can be computed.
 
 # %%
-from sa_jax.tempering import temper
+from sa_jax.annealing.tempering import temper
 
 SPINS, REPEATS, TEMPER_STEPS = (6, 8, 200) if TINY else (12, 400, 2_000)
 upper = jnp.triu(jax.random.normal(jax.random.key(3), (SPINS, SPINS)), 1) / jnp.sqrt(SPINS)
@@ -198,7 +198,7 @@ tours = from_energy(length, reverse_part)
 
 def shortest_tour(rng_key, cities):
     start = jnp.arange(len(cities))
-    return anneal(rng_key, tours, start, geometric(0.3, 0.01, 3_000), 3_000, (cities,))
+    return anneal(rng_key, tours, start, geometric_schedule(0.3, 0.01, 3_000), 3_000, (cities,))
 
 
 map_key, tour_key = jax.random.split(jax.random.key(5))
@@ -220,7 +220,7 @@ print(f"the shortest tour was found on {optimal.sum()} of {MAPS} maps")
 CITIES, TOUR_STEPS = (12, 2_000) if TINY else (80, 60_000)
 city_key, tour_key = jax.random.split(jax.random.key(6))
 cities = jax.random.uniform(city_key, (CITIES, 2))
-schedule = geometric(0.3, 0.002, TOUR_STEPS)
+schedule = geometric_schedule(0.3, 0.002, TOUR_STEPS)
 
 
 def long_tour(rng_key):
@@ -285,7 +285,7 @@ subsets = from_energy(variance_left, swap_features)
 @jax.vmap
 def best_subset(rng_key):
     start = jnp.arange(30)
-    return anneal(rng_key, subsets, start, geometric(0.05, 1e-4, 2_000), 2_000, (gram, moments))
+    return anneal(rng_key, subsets, start, geometric_schedule(0.05, 1e-4, 2_000), 2_000, (gram, moments))
 
 
 chosen = best_subset(jax.random.split(jax.random.key(7), 16))

@@ -47,19 +47,20 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 
-from sa_jax import anneal, data, geometric
-from sa_jax.energies import cross_entropy
-from sa_jax.incremental import masked_mlp
-from sa_jax.masks import num_kept, overlap, random
-from sa_jax.models import MLP, network_of
-from sa_jax.moves import uniform_swap
-from sa_jax.pretrain import pretrain
+from sa_jax import anneal, geometric_schedule
+from sa_jax.files import datasets
+from sa_jax.landscapes.mlp import masked_mlp
+from sa_jax.moves.uniform import uniform_swap
+from sa_jax.networks.energies import cross_entropy
+from sa_jax.networks.masks import num_kept, overlap, random
+from sa_jax.networks.mlp import MLP, network_of
+from sa_jax.networks.pretrain import pretrain
 
 TINY = bool(os.environ.get("SA_JAX_TINY"))
 BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#9aa4ae"
 plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False})
 
-digits = data.load("digits")
+digits = datasets.load_dataset("digits")
 params = pretrain(jax.random.key(0), MLP([32, 10]), *digits.train, epochs=2 if TINY else 30, learning_rate=3e-3)
 _, network = network_of(params)
 landscape = masked_mlp(network, uniform_swap(), cross_entropy(logit_scale=4.0))
@@ -69,7 +70,7 @@ samples = jnp.asarray(digits.train.inputs.T), jnp.asarray(digits.train.labels)
 def chain(rng_key, num_steps):
     start_key, chain_key = jax.random.split(rng_key)
     start = random(start_key, network.total, num_kept(0.05, network.total))
-    return anneal(chain_key, landscape, start, geometric(0.02, 2e-4, num_steps), num_steps, samples)
+    return anneal(chain_key, landscape, start, geometric_schedule(0.02, 2e-4, num_steps), num_steps, samples)
 
 
 # %% [markdown]

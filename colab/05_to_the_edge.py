@@ -41,16 +41,17 @@ import os
 import matplotlib.pyplot as plt
 import numpy as np
 
-from sa_jax import data, export, prune
-from sa_jax.masks import flatten
-from sa_jax.models import MLP, network_of
-from sa_jax.pretrain import pretrain
+from sa_jax import export, prune
+from sa_jax.files import datasets
+from sa_jax.networks.masks import flatten
+from sa_jax.networks.mlp import MLP, network_of
+from sa_jax.networks.pretrain import pretrain
 
 TINY = bool(os.environ.get("SA_JAX_TINY"))
 BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#9aa4ae"
 plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False})
 
-digits = data.load("digits")
+digits = datasets.load_dataset("digits")
 params = pretrain(
     jax.random.key(0), MLP([100, 50, 10]), *digits.train, epochs=2 if TINY else 60, learning_rate=3e-3
 )
@@ -172,7 +173,7 @@ if shutil.which("cc"):
 # The same flags for all; one sample at a time, median of seven rounds in turns.
 
 # %%
-from sa_jax import bench_export
+from sa_jax.commands.bench import exports
 
 if shutil.which("cc"):
     x = np.ascontiguousarray(digits.test.inputs)
@@ -184,7 +185,7 @@ if shutil.which("cc"):
         ("pruned, packed masks", chosen, c.PACKED_FORMS),
     ):
         expected = export.predict(export.simulate(one), x)
-        programs[name] = bench_export.c_program(one, forms, bench_export.FLAGS, {}, expected, x, folder)
+        programs[name] = exports.c_program(one, forms, exports.FLAGS, {}, expected, x, folder)
     seconds = {name: [] for name in programs}
     for _ in range(7):
         for name, program in programs.items():

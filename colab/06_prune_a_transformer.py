@@ -63,11 +63,11 @@ print((vectors @ vectors.T).round(2))
 # second moments of its inputs. The sentences themselves are not kept.
 
 # %%
-from sa_jax import inputs
+from sa_jax.pruning import moments
 
 calibrated, evaluated = prune_minilm.documentation()
 count = 64 if TINY else 256
-moments = inputs.collect(minilm.embed, params, prune_minilm.batches(FOLDER, calibrated[:count]))
+moments = moments.collect_recorded(minilm.embed, params, prune_minilm.batches(FOLDER, calibrated[:count]))
 print(calibrated[0])
 print({name: moments[name].gram.shape for name in list(moments)[:6]})
 
@@ -82,8 +82,8 @@ import time
 
 import jax.numpy as jnp
 
-from sa_jax import reconstruction
-from sa_jax.baselines import layerwise
+from sa_jax.baselines import linear
+from sa_jax.pruning import linear as reconstruction
 
 PATTERN, SWEEPS = 0.5, 0.01 if TINY else 0.5
 
@@ -97,7 +97,7 @@ def annealed(name, weight):
 
 
 def wanda(name, weight):
-    return jnp.where(layerwise.wanda(weight, moments[name].gram, PATTERN), weight, 0)
+    return jnp.where(linear.wanda(weight, moments[name].gram, PATTERN), weight, 0)
 
 
 start = time.perf_counter()

@@ -1,23 +1,96 @@
-"""Simulated annealing of network structure, in JAX."""
+"""Simulated annealing of network structure, in JAX.
 
-from sa_jax.anneal import anneal
-from sa_jax.landscape import from_energy
-from sa_jax.pruning import prune
-from sa_jax.schedules import calibrate, constant, cosine, geometric, linear, logarithmic
+`import sa_jax` loads JAX and the annealing engine alone. All else is loaded on first use (PEP 562).
+"""
+
+import importlib
+import importlib.metadata
+from typing import TYPE_CHECKING, Any
+
+from sa_jax.annealing.chain import anneal
+from sa_jax.annealing.landscape import from_energy
+from sa_jax.annealing.schedules import (
+    calibrate,
+    constant_schedule,
+    cosine_schedule,
+    geometric_schedule,
+    linear_schedule,
+    logarithmic_schedule,
+)
 from sa_jax.types import AnnealResult, InputError, Landscape, Trace
+
+if TYPE_CHECKING:
+    from sa_jax import baselines, export, files, testing
+    from sa_jax.annealing import tempering
+    from sa_jax.networks.masks import apply_masks
+    from sa_jax.pruning import (
+        collect_moments,
+        prune,
+        prune_kernels,
+        prune_layers,
+        prune_linear,
+        refit,
+    )
+
+__version__ = importlib.metadata.version("sa_jax")
+
+# What is loaded on first use, and from where.
+_LATER = {
+    "apply_masks": "sa_jax.networks.masks",
+    "collect_moments": "sa_jax.pruning",
+    "prune": "sa_jax.pruning",
+    "prune_kernels": "sa_jax.pruning",
+    "prune_layers": "sa_jax.pruning",
+    "prune_linear": "sa_jax.pruning",
+    "refit": "sa_jax.pruning",
+}
+_MODULES = {
+    "baselines": "sa_jax.baselines",
+    "export": "sa_jax.export",
+    "files": "sa_jax.files",
+    "tempering": "sa_jax.annealing.tempering",
+    "testing": "sa_jax.testing",
+}
 
 __all__ = [
     "AnnealResult",
     "InputError",
     "Landscape",
     "Trace",
+    "__version__",
     "anneal",
+    "apply_masks",
+    "baselines",
     "calibrate",
-    "constant",
-    "cosine",
+    "collect_moments",
+    "constant_schedule",
+    "cosine_schedule",
+    "export",
+    "files",
     "from_energy",
-    "geometric",
-    "linear",
-    "logarithmic",
+    "geometric_schedule",
+    "linear_schedule",
+    "logarithmic_schedule",
     "prune",
+    "prune_kernels",
+    "prune_layers",
+    "prune_linear",
+    "refit",
+    "tempering",
+    "testing",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        value = importlib.import_module(_MODULES[name])
+    elif name in _LATER:
+        value = getattr(importlib.import_module(_LATER[name]), name)
+    else:
+        raise AttributeError(f"module 'sa_jax' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

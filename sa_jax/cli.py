@@ -21,10 +21,17 @@ import jax
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from sa_jax import bench, bench_export, chains, compare, export, layers, pruning, runner, workdirs
-from sa_jax.grid import CompareConfig
-from sa_jax.layers import LayersConfig
-from sa_jax.settings import RunConfig
+from sa_jax import export
+from sa_jax.commands.bench import exports, proposals
+from sa_jax.commands.compare import host as compare
+from sa_jax.commands.compare.grid import CompareConfig
+from sa_jax.commands.hardware import available_cores, use_all_cores
+from sa_jax.commands.layers import host as layers
+from sa_jax.commands.layers.settings import LayersConfig
+from sa_jax.commands.run import chains, runner
+from sa_jax.commands.run.settings import RunConfig
+from sa_jax.files import workdirs
+from sa_jax.pruning.options import SCHEDULES
 from sa_jax.types import InputError
 
 MACROS = (
@@ -331,16 +338,16 @@ def bench_command(arguments: argparse.Namespace) -> int:
     if arguments.what == "export":
         return bench_export_command(arguments)
     if arguments.out is not None:
-        bench.check_out(arguments.out)
+        proposals.check_out(arguments.out)
 
     def save(result: dict[str, Any]) -> None:
         if arguments.out is not None:
-            bench.write(result, arguments.out)
+            proposals.write(result, arguments.out)
 
-    result = bench.bench(arguments.quick, save)
-    print(bench.table(result))
+    result = proposals.bench(arguments.quick, save)
+    print(proposals.table(result))
     if arguments.out is not None:
-        bench.write_picture(result, arguments.out)
+        proposals.write_picture(result, arguments.out)
     return 0
 
 
@@ -353,28 +360,12 @@ def bench_export_command(arguments: argparse.Namespace) -> int:
     def tell(message: str) -> None:
         print(f"sa-jax: {message}", file=sys.stderr)
 
-    runs = arguments.runs or bench_export.run_all(arguments.out / "runs", arguments.quick, tell)
-    result = bench_export.measure(runs, arguments.quick, tell)
-    bench_export.write(result, arguments.out)
+    runs = arguments.runs or exports.run_all(arguments.out / "runs", arguments.quick, tell)
+    result = exports.measure(runs, arguments.quick, tell)
+    exports.write(result, arguments.out)
     print((arguments.out / "results.md").read_text())
     print(f"see {arguments.out / 'report.html'}")
     return 0
-
-
-def available_cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def use_all_cores(num_chains: int) -> None:
-    """Makes one host device per core, so that chains or rows share out over them, and as many threads."""
-    cores = available_cores()
-    # XLA's CPU client takes its number of threads from here. With more than its program can use, one chain of many
-    # samples takes twice as long.
-    os.environ.setdefault("NPROC", str(min(num_chains, cores)))
-    # Where a caller has used JAX before, its number of devices is fixed.
-    with contextlib.suppress(RuntimeError):
-        jax.config.update("jax_num_cpu_devices", min(num_chains, cores))
 
 
 def load_config(
@@ -447,7 +438,7 @@ def _gin_errors(where: str, macros: Sequence[str]):
             message, fix = f"%{match[1]} is used, but bound nowhere", f"; {_nearest(match[1], macros)}"
         elif match := re.search("No configurable matching (?:reference )?'(.*)'", message):
             message, fix = f"unknown name {match[1]!r}", "; settings are written NAME=... or run.name=..."
-            if match[1].lstrip("@(").rstrip("()") in pruning.SCHEDULES:
+            if match[1].lstrip("@(").rstrip("()") in SCHEDULES:
                 fix = "; the built-in schedules are text, such as 'geometric'"
         elif "Couldn't parse statement" in message or "Unexpected token" in message:
             message, fix = "not of the form NAME = value", ", such as DENSITY = 0.05"

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.stats
 
-from sa_jax.anneal import BLOCK_STEPS, init, run
+from sa_jax.annealing.chain import BLOCK_STEPS, init, run
 from sa_jax.types import InputError, Landscape, PyTree
 
 # An energy change may be off by this share of what energies differ by, and by so many roundings of the greatest.

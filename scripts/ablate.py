@@ -70,12 +70,16 @@ def _measure(variant, density, seed, seconds):
     import jax
     import jax.numpy as jnp
 
-    from sa_jax import data, geometric, masks, models, pruning, schedules
-    from sa_jax.anneal import init, run
-    from sa_jax.energies import cross_entropy, margin_loss
-    from sa_jax.incremental import masked_mlp
-    from sa_jax.moves import informed_swap, saliency_swap
-    from sa_jax.tempering import population_anneal, temper
+    from sa_jax import files, geometric_schedule, pruning
+    from sa_jax.annealing import schedules
+    from sa_jax.annealing.chain import init, run
+    from sa_jax.annealing.tempering import population_anneal, temper
+    from sa_jax.files import datasets
+    from sa_jax.landscapes.mlp import masked_mlp
+    from sa_jax.moves.informed import informed_swap
+    from sa_jax.moves.saliency import saliency_swap
+    from sa_jax.networks import masks, mlp
+    from sa_jax.networks.energies import cross_entropy, margin_loss
 
     settings = BASE | VARIANTS[variant]
     samples, hotter = settings.pop("samples"), settings.pop("hotter", 1.0)
@@ -84,8 +88,8 @@ def _measure(variant, density, seed, seconds):
     smoothing, pairs = settings.pop("smoothing", 0.0), settings.pop("pairs", False)
     greedy_end, restarts = settings.pop("greedy_end", False), settings.pop("restarts", False)
     options = pruning.check_options(pruning.Options(**settings))
-    dataset = data.load("mnist", 0.1307, 0.3081)
-    network = models.network_of(models.load_weights(data.data_file("mlpnet_mnist_93.97.npz")))[1]
+    dataset = datasets.load_dataset("mnist", 0.1307, 0.3081)
+    network = mlp.network_of(files.load(datasets.data_file("mlpnet_mnist_93.97.npz")))[1]
     kept = masks.num_kept(density, network.total)
     samples = pruning.samples_for(kept, options.move) if samples is None else samples
     setup_key, chain_key = jax.random.split(jax.random.key(seed))
@@ -108,11 +112,10 @@ def _measure(variant, density, seed, seconds):
 
     @jax.jit
     def accuracies(mask):
-        pruned = models.masked(network, mask)
+        pruned = mlp.masked(network, mask)
         splits = (dataset.validation, dataset.test)
         return [
-            (models.forward(pruned, jnp.asarray(split.inputs)).argmax(-1) == split.labels).mean()
-            for split in splits
+            (mlp.forward(pruned, jnp.asarray(split.inputs)).argmax(-1) == split.labels).mean() for split in splits
         ]
 
     def landscape_of(problem):
@@ -152,7 +155,7 @@ def _measure(variant, density, seed, seconds):
             hot, cold = problem.temperature_start, problem.temperature_end
             if population:
                 positions = jnp.broadcast_to(position, (population, position.size))
-                schedule = geometric(hot, cold, count)
+                schedule = geometric_schedule(hot, cold, count)
                 result = population_anneal(key, landscape, positions, schedule, count, problem.data, chain_batch=1)
             else:
                 ladder = jnp.geomspace(cold, hot, replicas)
@@ -191,7 +194,7 @@ def in_pairs(landscape: Any, swaps: Any) -> Any:
     import jax
     import jax.numpy as jnp
 
-    from sa_jax.moves import swap_mask
+    from sa_jax.moves.base import swap_mask
 
     def draw(rng_key):
         return jax.vmap(landscape.draw)(jax.random.split(rng_key))
@@ -359,7 +362,7 @@ def main() -> None:
                 f"{run['cpu_seconds']:.0f} s",
                 flush=True,
             )
-    from sa_jax.bench import machine
+    from sa_jax.commands.hardware import machine
 
     result["machine"] = machine()
     save(result, arguments.out)

@@ -23,7 +23,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sa_jax import bench, reconstruction
+from sa_jax.commands.bench import proposals
+from sa_jax.pruning import linear as reconstruction
 
 RESULTS = Path(__file__).resolve().parent / "results"
 # Outputs and inputs of each layer; rows measured; sweeps.
@@ -163,7 +164,7 @@ def main() -> None:
         environment = os.environ | dict.fromkeys(("NPROC", "OMP_NUM_THREADS"), str(cores))
         rows += json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment).stdout)
     result = {"density": DENSITY, "rounds": ROUNDS, "rows": rows, "forecast": forecast()}
-    result |= {"ceilings": bench.measure_ceilings(), "machine": bench.machine()}
+    result |= {"ceilings": proposals.measure_ceilings(), "machine": proposals.machine()}
     (RESULTS / "layers.json").write_text(json.dumps(result, indent=1) + "\n")
 
 

@@ -10,7 +10,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from sa_jax import anneal, from_energy, geometric
+from sa_jax import anneal, from_energy, geometric_schedule
 from sa_jax.testing import boltzmann
 
 FOLDER = Path(__file__).parents[1] / "sa_jax/docs"
@@ -64,7 +64,7 @@ def draw_course(figure: Figure) -> None:
     """One chain on that energy, cooled."""
     steps = 3_000
     landscape = from_energy(hills, lambda rng_key, x: x + 0.5 * jax.random.normal(rng_key))
-    schedule = geometric(10.0, 0.02, steps)
+    schedule = geometric_schedule(10.0, 0.02, steps)
     trace = anneal(jax.random.key(1), landscape, 0.0, schedule, steps, trace_every=10).trace
     assert trace is not None
     panels = figure.subplots(3, 1, sharex=True, height_ratios=(1.6, 1, 1))

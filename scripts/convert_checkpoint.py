@@ -12,9 +12,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from sa_jax import weights, workdirs
-from sa_jax.models import load_weights, network_of
-from sa_jax.npz import npz_bytes
+from sa_jax import files
+from sa_jax.files import weights, workdirs
+from sa_jax.files.npz import npz_bytes
+from sa_jax.networks.mlp import network_of
 from sa_jax.types import InputError
 
 
@@ -30,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.output.suffix != ".npz":
             raise InputError(f"{arguments.output}: the output must be an .npz file")
         order = None if arguments.order is None else arguments.order.split(",")
-        params = load_weights(arguments.weights, order, arguments.layout)
+        params = files.load(arguments.weights, order, arguments.layout)
         arrays = {f"{layer}.weight": parts["kernel"].T for layer, parts in params.items()}
         arrays |= {f"{layer}.bias": parts["bias"] for layer, parts in params.items() if "bias" in parts}
         workdirs.write_file(arguments.output, npz_bytes(arrays))

@@ -31,10 +31,14 @@ import numpy as np
 import psutil
 import safetensors.numpy
 
-from sa_jax import bench, checkpoint, cli, data, export, keras_files, models
+from sa_jax import cli, export, files
+from sa_jax.commands.bench import proposals
+from sa_jax.commands.run import checkpoint
+from sa_jax.commands.run.settings import RunConfig
 from sa_jax.export.packed import pack
-from sa_jax.npz import npz_bytes
-from sa_jax.settings import RunConfig
+from sa_jax.files import datasets, keras_files
+from sa_jax.files.npz import npz_bytes
+from sa_jax.networks import mlp
 from sa_jax.types import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -194,7 +198,7 @@ def fuzz(folder: Path) -> dict[str, Any]:
     safetensors.numpy.save_file(kernels, folder / "weights.safetensors")
     matrices = [*kernels.values()]
     (folder / "weights.weights.h5").write_bytes(keras_files.sequential_bytes(matrices, [None, None]))
-    network = models.Network(tuple(map(jnp.asarray, matrices)), (None, None))
+    network = mlp.Network(tuple(map(jnp.asarray, matrices)), (None, None))
     cleaned = export.clean(network, rng.random(network.total) < 0.6)
     (folder / "network.sajx").write_bytes(pack(export.quantize(cleaned, [3, 8])))
     for name, array in (("images", rng.integers(0, 255, (30, 4, 4))), ("labels", rng.integers(0, 9, 30))):
@@ -235,11 +239,11 @@ def fuzz(folder: Path) -> dict[str, Any]:
     def one(kind: str, draw: random.Random) -> None:
         if kind == "data":
             name = draw.choice(("data.npz", "images.idx", "labels.idx.gz"))
-            by = data.read_idx if "idx" in name else lambda path: data.load(str(path))
+            by = datasets.read_idx if "idx" in name else lambda path: datasets.load_dataset(str(path))
             read(folder / f"damaged-{name}", damaged((folder / name).read_bytes(), draw), by)
         elif kind == "weights":
             name = draw.choice(("weights.npz", "weights.safetensors", "weights.weights.h5"))
-            by = lambda path: models.network_of(models.load_weights(path))  # noqa: E731
+            by = lambda path: mlp.network_of(files.load(path))  # noqa: E731
             read(folder / f"damaged-{name}", damaged((folder / name).read_bytes(), draw), by)
         elif kind == "packed":
             content = damaged((folder / "network.sajx").read_bytes()[:-4], draw)
@@ -293,7 +297,7 @@ def main() -> None:
     what = parser.parse_args().what
     with tempfile.TemporaryDirectory() as folder:
         measure = {"kills": kills, "cost": cost, "soak": soak, "fuzz": fuzz}[what]
-        found = measure(Path(folder)) | {"machine": bench.machine()}
+        found = measure(Path(folder)) | {"machine": proposals.machine()}
     before = json.loads(RESULT.read_text()) if RESULT.exists() else {}
     RESULT.write_text(json.dumps(before | {what: found}, indent=1) + "\n")
     print(json.dumps(found, indent=1))

@@ -47,7 +47,7 @@ def embed(
     params: Params,
     ids: jax.Array,
     present: jax.Array,
-    see: Callable[..., None] = lambda name, x, weight: None,
+    record: Callable[..., None] = lambda name, x, weight: None,
 ) -> jax.Array:
     """Sentence embeddings of length 1, float32 `[sentences, 384]`.
 
@@ -55,12 +55,12 @@ def embed(
       params: by name, as `load` gives them.
       ids: int32 `[sentences, length]`.
       present: bool `[sentences, length]`.
-      see: is shown each linear layer's name, its inputs, float32 `[sentences, length, inputs]`, and where they are
+      record: is shown each linear layer's name, its inputs, float32 `[sentences, length, inputs]`, and where they are
         tokens, see `sa_jax.inputs.collect`.
     """
 
     def linear(name, x):
-        see(name, x, present)
+        record(name, x, present)
         return x @ params[f"{name}.weight"].T + params[f"{name}.bias"]
 
     def normalised(name, x):

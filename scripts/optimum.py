@@ -21,9 +21,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sa_jax import anneal, bench, constant, geometric, masks, models
-from sa_jax.incremental import masked_mlp
-from sa_jax.moves import uniform_swap
+from sa_jax import anneal, constant_schedule, geometric_schedule
+from sa_jax.commands.bench import proposals
+from sa_jax.landscapes.mlp import masked_mlp
+from sa_jax.moves.uniform import uniform_swap
+from sa_jax.networks import masks, mlp
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "scripts" / "results"
@@ -59,22 +61,22 @@ def enumerated() -> dict[str, Any]:
 
     @jax.jit
     def energies_of(kernels, samples):
-        landscape = masked_mlp(models.Network(kernels, (None, None)), uniform_swap(), squared_error)
+        landscape = masked_mlp(mlp.Network(kernels, (None, None)), uniform_swap(), squared_error)
         return jax.lax.map(lambda mask: landscape.init(mask, samples).energy, all_masks, batch_size=1_024)
 
     def search(name, budget):
         @jax.jit
         def solve(key, kernels, mask, samples, spread):
-            landscape = masked_mlp(models.Network(kernels, (None, None)), uniform_swap(), squared_error)
+            landscape = masked_mlp(mlp.Network(kernels, (None, None)), uniform_swap(), squared_error)
             if name == "annealing":
-                schedule = geometric(0.3 * spread, 0.003 * spread, budget)
+                schedule = geometric_schedule(0.3 * spread, 0.003 * spread, budget)
                 return anneal(key, landscape, mask, schedule, budget, samples).best_energy
             steps = min(PATIENCE, budget) if name == "restarted" else budget
 
             def descend(key):
                 mask_key, chain_key = jax.random.split(key)
                 start = masks.random(mask_key, total, KEPT)
-                return anneal(chain_key, landscape, start, constant(0.0), steps, samples).best_energy
+                return anneal(chain_key, landscape, start, constant_schedule(0.0), steps, samples).best_energy
 
             return jax.lax.map(descend, jax.random.split(key, budget // steps)).min()
 
@@ -153,7 +155,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["enumerated", "chains"])
     name, measure = {"enumerated": ("optimum", enumerated), "chains": ("chains", chains)}[parser.parse_args().what]
-    result = measure() | {"machine": bench.machine()}
+    result = measure() | {"machine": proposals.machine()}
     if name == "optimum":
         draw(result, RESULTS / "optimum.png")
     aside = RESULTS / f".{name}.json"

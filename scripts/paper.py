@@ -18,8 +18,8 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt
 from matplotlib.lines import Line2D
 
-from sa_jax.grid import Cell
-from sa_jax.npz import read_npz
+from sa_jax.commands.compare.grid import Cell
+from sa_jax.files.npz import read_npz
 
 # Accuracy that may be lost against the dense network and still counts as kept.
 TOLERANCE = 0.01

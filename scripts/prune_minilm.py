@@ -36,9 +36,12 @@ import minilm
 import numpy as np
 import scipy.stats
 
-from sa_jax import allocation, bench, inputs, patterns, reconstruction
-from sa_jax.baselines import layerwise
-from sa_jax.inputs import Moments
+from sa_jax.baselines import linear
+from sa_jax.commands.bench import proposals
+from sa_jax.networks import patterns
+from sa_jax.pruning import allocation, moments
+from sa_jax.pruning import linear as reconstruction
+from sa_jax.pruning.moments import Moments
 
 RESULTS = Path(__file__).resolve().parent / "results"
 PATTERNS: tuple[float | str, ...] = (0.5, 0.4, 0.3, 0.2, "2:4", "4:8")
@@ -138,7 +141,7 @@ def pruned_by(
 
     @functools.cache
     def sparsegpt(name: str) -> tuple[jax.Array, jax.Array]:
-        return layerwise.sparsegpt(weights[name], moments[name].gram, pattern)
+        return linear.sparsegpt(weights[name], moments[name].gram, pattern)
 
     def refitted() -> Weights:
         return {
@@ -152,10 +155,10 @@ def pruned_by(
         return annealed(allocation.allocate(weights, {name: one.gram for name, one in moments.items()}, density))
 
     found: dict[str, Callable[[], Weights]] = {
-        "magnitude": lambda: masked(lambda name: layerwise.magnitude(weights[name], pattern)),
-        "wanda": lambda: masked(lambda name: layerwise.wanda(weights[name], moments[name].gram, pattern)),
+        "magnitude": lambda: masked(lambda name: linear.magnitude(weights[name], pattern)),
+        "wanda": lambda: masked(lambda name: linear.wanda(weights[name], moments[name].gram, pattern)),
         "dsnot": lambda: masked(
-            lambda name: layerwise.dsnot(weights[name], moments[name].gram, moments[name].mean, pattern)
+            lambda name: linear.dsnot(weights[name], moments[name].gram, moments[name].mean, pattern)
         ),
         "sparsegpt": lambda: {name: sparsegpt(name)[1] for name in weights},
         "sparsegpt_mask": lambda: masked(lambda name: sparsegpt(name)[0]),
@@ -193,16 +196,16 @@ def measure(folder: Path, pattern: float | str) -> list[dict[str, Any]]:
             [texts[i] for i in draw.permutation(len(texts))[:count]]
             for texts, count in ((calibrated, CALIBRATED), (evaluated, EVALUATED))
         ]
-        moments = inputs.collect(minilm.embed, params, batches(folder, chosen[0]))
+        seen = moments.collect_recorded(minilm.embed, params, batches(folder, chosen[0]))
         parts = batches(folder, chosen[1])
         dense = embeddings(params, parts)
-        for method, prune in pruned_by(weights, moments, pattern, seed).items():
+        for method, prune in pruned_by(weights, seen, pattern, seed).items():
             wall, cpu = time.perf_counter(), time.process_time()  # what an earlier one found is not found again
             pruned = jax.block_until_ready(prune())
             wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
             after = embeddings({**params, **{f"{name}.weight": weight for name, weight in pruned.items()}}, parts)
             errors = [
-                float(reconstruction.layer_error(weights[name], moments[name].gram, weight))
+                float(reconstruction.layer_error(weights[name], seen[name].gram, weight))
                 for name, weight in pruned.items()
             ]
             rows.append(
@@ -307,7 +310,7 @@ def main() -> None:
     settings = {"calibrated": CALIBRATED, "evaluated": EVALUATED, "length": LENGTH, "sweeps": SWEEPS}
     settings |= {"sweeps_in_groups": SWEEPS_IN_GROUPS}
     result = settings | {"damping": DAMPING, "minutes": round((time.perf_counter() - start) / 60, 1)}
-    result |= {"jobs": arguments.jobs, "machine": bench.machine(), "rows": rows}
+    result |= {"jobs": arguments.jobs, "machine": proposals.machine(), "rows": rows}
     (RESULTS / "minilm.json").write_text(json.dumps(result, indent=1) + "\n")
     (RESULTS / "minilm.md").write_text(table(rows) + "\n")
     draw(rows, RESULTS / "minilm.png")

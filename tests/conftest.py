@@ -6,8 +6,9 @@ from contextlib import contextmanager
 import jax
 import pytest
 
-from sa_jax import InputError, runner
-from sa_jax.settings import RunConfig
+from sa_jax import InputError
+from sa_jax.commands.run import runner
+from sa_jax.commands.run.settings import RunConfig
 
 jax.config.update("jax_num_cpu_devices", 2)
 # Most of the tests' time is compiling: five times as quick so. See `optimized`.

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from sa_jax import cli
-from sa_jax.grid import CompareConfig
-from sa_jax.layers import LayersConfig
-from sa_jax.settings import RunConfig
+from sa_jax.commands.compare.grid import CompareConfig
+from sa_jax.commands.layers.settings import LayersConfig
+from sa_jax.commands.run.settings import RunConfig
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

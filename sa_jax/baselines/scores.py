@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sa_jax import masks, models
-from sa_jax.energies import Energy, cross_entropy
-from sa_jax.models import Network
+from sa_jax.networks import masks, mlp
+from sa_jax.networks.energies import Energy, cross_entropy
+from sa_jax.networks.mlp import Network
 
 
 def random(rng_key: jax.Array, network: Network, kept: int) -> jax.Array:
@@ -60,7 +60,7 @@ def wanda_global(network: Network, x: jax.Array, kept: int, activation: str = "r
       kept: number of branches that stay.
       activation: 'relu', 'tanh' or 'gelu'.
     """
-    return masks.by_score(models.saliency(network, x, activation), kept)
+    return masks.by_score(mlp.saliency(network, x, activation), kept)
 
 
 @partial(jax.jit, static_argnames=("kept", "activation"))
@@ -70,7 +70,7 @@ def wanda_per_output(network: Network, x: jax.Array, kept: int, activation: str 
     Where a layer's branches do not divide by its units, those left over go to the highest scores. Arguments and
     result as in `wanda_global`.
     """
-    scores = masks.unflatten(models.saliency(network, x, activation), network.shapes)
+    scores = masks.unflatten(mlp.saliency(network, x, activation), network.shapes)
     # The place within its unit first, the score second: by_score keeps the least place.
     places = [jnp.argsort(jnp.argsort(-score, axis=0, stable=True), axis=0) for score in scores]
     order = [jnp.lexsort((-score.ravel(), place.ravel())) for score, place in zip(scores, places, strict=True)]
@@ -86,7 +86,7 @@ def node_entropy(network: Network, x: jax.Array, kept: int, activation: str = "r
     of the last unit, those of largest `|w|` stay, so that exactly `kept` do. Arguments and result as in
     `wanda_global`.
     """
-    hidden = models.layer_inputs(network, x, activation)[1:-1]
+    hidden = mlp.layer_inputs(network, x, activation)[1:-1]
     shares = [(values > 0).mean(0) for values in hidden]
     entropy = jax.scipy.special.entr
     return _by_units(network, [entropy(share) + entropy(1 - share) for share in shares], kept)
@@ -170,7 +170,7 @@ def sample_derivatives(
             entering.append(h)
             h = h @ kernel + offset if bias is None else h @ kernel + bias + offset
             if layer < len(network.kernels) - 1:
-                h = models.ACTIVATIONS[activation](h)
+                h = mlp.ACTIVATIONS[activation](h)
         return energy(h, y) * len(x), entering  # the energy is a mean, so that this is the samples' sum
 
     offsets = [jnp.zeros((len(x), outputs)) for _, outputs in network.shapes]

@@ -5,12 +5,13 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from sa_jax import masks, models, schedules
-from sa_jax.anneal import anneal
-from sa_jax.energies import Energy, cross_entropy
-from sa_jax.incremental import masked_mlp
-from sa_jax.models import Network
-from sa_jax.moves import uniform_swap
+from sa_jax.annealing import schedules
+from sa_jax.annealing.chain import anneal
+from sa_jax.landscapes.mlp import masked_mlp
+from sa_jax.moves.uniform import uniform_swap
+from sa_jax.networks import masks, mlp
+from sa_jax.networks.energies import Energy, cross_entropy
+from sa_jax.networks.mlp import Network
 
 # Of the genetic algorithm: masks in a generation, rivals in a tournament, and share of a child's branches that
 # mutate.
@@ -77,7 +78,7 @@ def greedy_swaps(
     """
     landscape = masked_mlp(network, uniform_swap(), energy or cross_entropy(), activation)
     start = masks.by_score(jnp.abs(masks.flatten(network.kernels)), kept)
-    greedy = schedules.constant(0.0)
+    greedy = schedules.constant_schedule(0.0)
     return anneal(rng_key, landscape, start, greedy, num_evaluations, (x.T, y)).best
 
 
@@ -141,6 +142,6 @@ def _energy_of_masks(network, x, y, activation, energy):
     energy = cross_entropy() if energy is None else energy
 
     def evaluate(mask):
-        return energy(models.forward(models.masked(network, mask), x, activation), y)
+        return energy(mlp.forward(mlp.masked(network, mask), x, activation), y)
 
     return evaluate

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
 
-from sa_jax import masks
 from sa_jax.baselines.scores import sample_derivatives
-from sa_jax.energies import Energy
-from sa_jax.models import Network
+from sa_jax.networks import masks
+from sa_jax.networks.energies import Energy
+from sa_jax.networks.mlp import Network
 from sa_jax.types import InputError
 
 # Added to the Fisher's diagonal (WoodFisher's default).

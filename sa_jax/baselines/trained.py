@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sa_jax import masks, models
-from sa_jax.energies import Energy, cross_entropy
-from sa_jax.models import Network
+from sa_jax.networks import masks, mlp
+from sa_jax.networks.energies import Energy, cross_entropy
+from sa_jax.networks.mlp import Network
 from sa_jax.types import InputError, PyTree
 
 BATCH_SIZE = 256
@@ -170,13 +170,13 @@ def magnitude_finetuned(
         del step, rng_key
         return position, 0.0
 
-    start = models.masked(network, mask)
+    start = mlp.masked(network, mask)
 
     def run(position, x):
-        return models.forward(models.masked(position, mask), x, activation)
+        return mlp.forward(mlp.masked(position, mask), x, activation)
 
     trained = _train_any(rng_key, start, use, run, x, y, energy, training)
-    return mask, models.masked(trained, mask)
+    return mask, mlp.masked(trained, mask)
 
 
 @partial(jax.jit, static_argnames=("sizes", "use_bias", "activation", "energy", "training"))
@@ -203,15 +203,15 @@ def train_dense(
       training: how long and how fast.
     """
     init_key, order_key = jax.random.split(rng_key)
-    model = models.MLP(sizes[1:], activation, use_bias)
-    start = models.network_of(model.init(init_key, x[:1])["params"])[1]
+    model = mlp.MLP(sizes[1:], activation, use_bias)
+    start = mlp.network_of(model.init(init_key, x[:1])["params"])[1]
 
     def use(position, step, rng_key):
         del step, rng_key
         return position, 0.0
 
     def run(position, x):
-        return models.forward(position, x, activation)
+        return mlp.forward(position, x, activation)
 
     return _train_any(order_key, start, use, run, x, y, energy, training)
 
@@ -277,7 +277,7 @@ def _train(rng_key, start, use, network: Network, x, y, activation, energy, trai
 
     def run(flat_weights, x):
         kernels = tuple(masks.unflatten(flat_weights, network.shapes))
-        return models.forward(network._replace(kernels=kernels), x, activation)
+        return mlp.forward(network._replace(kernels=kernels), x, activation)
 
     return _train_any(rng_key, start, use, run, x, y, energy, training)
 

@@ -9,13 +9,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from sa_jax import data, models, workdirs
-from sa_jax.export import c, files, graphs, packed
+from sa_jax import files
+from sa_jax.export import arrays, c, graphs, packed
+from sa_jax.export.arrays import read_safetensors_packed
 from sa_jax.export.cleanup import Cleaned, clean, predict
-from sa_jax.export.files import read_safetensors_packed
 from sa_jax.export.packed import read_packed
 from sa_jax.export.quantization import Quantized, QuantizedLayer, choose_bits, quantize, simulate
-from sa_jax.npz import read_npz
+from sa_jax.files import datasets, workdirs
+from sa_jax.files.npz import read_npz
+from sa_jax.networks import mlp
 from sa_jax.types import InputError
 
 __all__ = [
@@ -49,9 +51,9 @@ FORMATS: dict[str, Format] = {
     "c": lambda network, inputs: c.files(network, c.FORMS, inputs),
     "c_packed": lambda network, inputs: c.files(network, c.PACKED_FORMS, inputs),
     "packed": lambda network, inputs: packed.files(network),
-    "npz": _dense(files.npz),
-    "safetensors": _dense(files.safetensors),
-    "safetensors_packed": lambda network, inputs: files.safetensors_packed(network),
+    "npz": _dense(arrays.npz),
+    "safetensors": _dense(arrays.safetensors),
+    "safetensors_packed": lambda network, inputs: arrays.safetensors_packed(network),
     "onnx": _dense(graphs.onnx),
     "stablehlo": _dense(graphs.stablehlo),
 }
@@ -73,8 +75,8 @@ def read_run(workdir: Path) -> tuple[Cleaned, dict[str, Any]]:
         activation, _ = str(result["activation"]), int(result["seed"])
     except (OSError, ValueError, KeyError, TypeError):
         raise InputError(f"{path} is no result of sa-jax run") from None
-    models.check_activation(activation)
-    names, network = models.network_of(models.load_weights(workdir / "weights.npz"))
+    mlp.check_activation(activation)
+    names, network = mlp.network_of(files.load(workdir / "weights.npz"))
     found = read_npz(workdir / "masks.npz")
     wanted = {f"{name}/kernel": shape for name, shape in zip(names, network.shapes, strict=True)}
     if {name: array.shape for name, array in found.items()} != wanted:
@@ -145,7 +147,7 @@ def export(
     return list(paths)
 
 
-def _fitting(cleaned: Cleaned, dataset: data.Dataset, seed: int, form: str, max_bytes: int) -> tuple[int, ...]:
+def _fitting(cleaned: Cleaned, dataset: datasets.Dataset, seed: int, form: str, max_bytes: int) -> tuple[int, ...]:
     if form in FOLDERS:
         size, beside = partial(c.table_bytes, forms=c.FORMS if form == "c" else c.PACKED_FORMS), 0
     else:
@@ -155,10 +157,10 @@ def _fitting(cleaned: Cleaned, dataset: data.Dataset, seed: int, form: str, max_
     return choose_bits(key, cleaned, *dataset.validation, max_bytes, size, beside)
 
 
-def _dataset(result: Mapping[str, Any], cleaned: Cleaned) -> tuple[data.Dataset | None, str]:
+def _dataset(result: Mapping[str, Any], cleaned: Cleaned) -> tuple[datasets.Dataset | None, str]:
     """The data of a run; None, and why, where they cannot be had any more."""
     try:
-        dataset = data.load(result["data"], result["input_mean"], result["input_std"])
+        dataset = datasets.load_dataset(result["data"], result["input_mean"], result["input_std"])
     except KeyError:
         return None, "the run is of an earlier version"
     except InputError as error:
@@ -169,7 +171,7 @@ def _dataset(result: Mapping[str, Any], cleaned: Cleaned) -> tuple[data.Dataset 
     return dataset, ""
 
 
-def _inputs_of(result: Mapping[str, Any], dataset: data.Dataset | None) -> c.Inputs | None:
+def _inputs_of(result: Mapping[str, Any], dataset: datasets.Dataset | None) -> c.Inputs | None:
     if not {"input_mean", "input_std"} <= result.keys():
         return None
     mean, std = result["input_mean"], result["input_std"]

@@ -5,8 +5,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from sa_jax import masks
-from sa_jax.models import ACTIVATIONS, Network, check_activation
+from sa_jax.networks import masks
+from sa_jax.networks.mlp import ACTIVATIONS, Network, check_activation
 from sa_jax.types import InputError
 
 

@@ -8,7 +8,7 @@ import jax.export
 import jax.numpy as jnp
 
 from sa_jax.export.cleanup import Cleaned
-from sa_jax.models import Network, forward
+from sa_jax.networks.mlp import Network, forward
 from sa_jax.types import InputError
 
 # Of each activation in ONNX: its node, the node's attributes, and the operator set that the model asks

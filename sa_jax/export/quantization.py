@@ -11,12 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sa_jax.anneal import anneal
-from sa_jax.energies import cross_entropy
+from sa_jax.annealing.chain import anneal
+from sa_jax.annealing.landscape import from_energy
+from sa_jax.annealing.schedules import geometric_schedule
 from sa_jax.export.cleanup import Cleaned, predict
-from sa_jax.landscape import from_energy
-from sa_jax.models import ACTIVATIONS, check_activation
-from sa_jax.schedules import geometric
+from sa_jax.networks.energies import cross_entropy
+from sa_jax.networks.mlp import ACTIVATIONS, check_activation
 from sa_jax.types import InputError
 
 WIDTHS = (1, 2, 3, 4, 8, 32)
@@ -305,7 +305,7 @@ def choose_bits(
     spread = uniform(jnp.arange(len(widths))[:, None].repeat(len(layers), 1), *data)
     reach = max(float(spread.max() - spread.min()), 1e-6)
     steps = SEARCH_STEPS * len(layers)
-    schedule = geometric(SEARCH_SPREAD[0] * reach, SEARCH_SPREAD[1] * reach, steps)
+    schedule = geometric_schedule(SEARCH_SPREAD[0] * reach, SEARCH_SPREAD[1] * reach, steps)
     found = jax.jit(anneal, static_argnums=(1, 3, 4))(
         rng_key, from_energy(energy, move), start, schedule, steps, data
     )

@@ -1,21 +1,22 @@
 """Landscapes of masked networks by full evaluation of each proposal, to compare with and for other networks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 
-from sa_jax import models
-from sa_jax.energies import Energy
-from sa_jax.landscape import from_energy
+from sa_jax.annealing.landscape import from_energy
 from sa_jax.landscapes.mlp.loops import dense
-from sa_jax.models import ACTIVATIONS, Network, check_activation
-from sa_jax.moves import Swaps, move_fn
-from sa_jax.types import Landscape
+from sa_jax.moves import SwapProposal, move_fn
+from sa_jax.networks import masks, mlp
+from sa_jax.networks.energies import Energy
+from sa_jax.networks.mlp import ACTIVATIONS, Network, check_activation
+from sa_jax.networks.trees import leaves_by_name
+from sa_jax.types import Landscape, PyTree
 
 
 def full_mlp(
     network: Network,
-    swaps: Swaps,
+    swaps: SwapProposal,
     energy: Energy,
     activation: str = "relu",
     mask_of: Callable[[jax.Array], jax.Array] = lambda mask: mask,
@@ -31,10 +32,38 @@ def full_mlp(
     check_activation(activation)
 
     def energy_fn(position, inputs, *targets):
-        masked = models.masked(network, mask_of(position[0]))
+        masked = mlp.masked(network, mask_of(position[0]))
         value = dense(masked.kernels[0], masked.biases[0], inputs)
         for kernel, bias in zip(masked.kernels[1:], masked.biases[1:], strict=True):
             value = dense(kernel, bias, ACTIVATIONS[activation](value))
         return energy(value, *targets, axis=0)
+
+    return from_energy(energy_fn, move_fn(swaps))
+
+
+def full_model(
+    apply_fn: Callable[[PyTree, jax.Array], jax.Array],
+    params: PyTree,
+    paths: Sequence[str],
+    swaps: SwapProposal,
+    energy: Energy,
+) -> Landscape:
+    """Makes the landscape of the masks over some kernels of a model, by full evaluation.
+
+    Positions are `(mask, swaps.init(mask))`, as of `full_mlp`; the mask is flat, bool `[total]`, the
+    kernels following each other in the order of the paths. Data are `(x, targets)`, as `apply_fn` and `energy`
+    take them.
+
+    Args:
+      apply_fn: `(params, x) -> logits`, float `[samples, classes]`.
+      params: any pytree of arrays.
+      paths: of the kernels.
+      swaps: how proposals are drawn.
+      energy: of the logits, see `energies`.
+    """
+    kernels = {path: leaves_by_name(params)[path] for path in paths}
+
+    def energy_fn(position, x, *targets):
+        return energy(apply_fn(masks.apply_masks(params, masks.unflatten_like(position[0], kernels)), x), *targets)
 
     return from_energy(energy_fn, move_fn(swaps))

@@ -3,13 +3,13 @@
 import jax
 import jax.numpy as jnp
 
-from sa_jax.landscape import most
+from sa_jax.annealing.landscape import batch_bound
 from sa_jax.landscapes.mlp.ends import ends
 from sa_jax.landscapes.mlp.hidden import hidden_outputs
 from sa_jax.landscapes.mlp.layout import Layout, mask_of
 from sa_jax.landscapes.mlp.neighbours import swapped_neighbours
 from sa_jax.landscapes.mlp.state import MlpState, Pending, Weighted
-from sa_jax.moves import Swap, swap_mask
+from sa_jax.moves.base import Swap, swap_mask
 from sa_jax.types import PyTree
 
 
@@ -23,7 +23,7 @@ def commit(layout: Layout, state: MlpState, swap: Swap, pending: Pending, accept
     )
     # Written before it is read again: XLA would copy it to read it first.
     position = swap_mask(mask_of(layout, state.position), swap, accepted)
-    if layout.weights_move:
+    if layout.moves_weights:
         nudge = 0 if swap.nudge is None else jnp.where(accepted, swap.nudge, 0)
         position = Weighted(position, state.position.weights.at[swap.pruned].add(nudge))
     state = state._replace(position=position, fan_in=fan_in, scratch=pending.scratch)
@@ -47,7 +47,7 @@ def _outputs(layout, state, swap, changes, pending, accepted):
         end = ends(layout, swap, 0)
         added = jnp.where(end.here[:, None], changes.at_ends, 0)
         outputs[0] = outputs[0].at[end.unit_out[0]].add(added[0]).at[end.unit_out[1]].add(added[1])
-    times = most(accepted.astype(jnp.int32))
+    times = batch_bound(accepted.astype(jnp.int32))
     outputs[-1] = jax.lax.fori_loop(
         0, times, lambda _, logits: jnp.where(accepted, pending.logits, logits), outputs[-1]
     )
@@ -72,6 +72,6 @@ def remember(best: PyTree, state: MlpState, improved: jax.Array) -> tuple[PyTree
         copied = improved & ~complete
         return jax.tree.map(lambda best, now: jnp.where(copied, now, best), best, state.position)
 
-    best = jax.lax.fori_loop(0, most(jnp.where(improved & complete, state.num_notes, 0)), repeat, best)
-    best = jax.lax.fori_loop(0, most((improved & ~complete).astype(jnp.int32)), copy, best)
+    best = jax.lax.fori_loop(0, batch_bound(jnp.where(improved & complete, state.num_notes, 0)), repeat, best)
+    best = jax.lax.fori_loop(0, batch_bound((improved & ~complete).astype(jnp.int32)), copy, best)
     return best, state._replace(num_notes=jnp.where(improved, 0, state.num_notes))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from sa_jax.landscapes.mlp.layout import Layout, mask_of, weight_of
 from sa_jax.landscapes.mlp.loops import CHUNKS, chunks, two_rows
 from sa_jax.landscapes.mlp.state import Changes, Ends, MlpState
-from sa_jax.moves import Swap
+from sa_jax.moves.base import Swap
 from sa_jax.types import InputError, PyTree
 
 
@@ -19,7 +19,7 @@ def ends(layout: Layout, swap: Swap, layer: int) -> Ends:
       InputError: the swap changes a weight, and the layout has fixed weights.
     """
     branches = jnp.stack([swap.pruned, swap.grown])
-    if swap.nudge is not None and not layout.weights_move:
+    if swap.nudge is not None and not layout.moves_weights:
         raise InputError("proposals that change weights need masked_mlp(..., weights_move=True)")
     swapped = swap.pruned != swap.grown
     moved = swapped if swap.nudge is None else jnp.stack([swapped | (swap.nudge != 0), swapped])
@@ -36,9 +36,7 @@ def places(layout: Layout, swap: Swap, layer: int) -> jax.Array:
     return (end.here[:, None] & (jnp.arange(width) == end.unit_out[:, None])).astype(jnp.float32)
 
 
-def kept_weights(
-    layout: Layout, position: PyTree, swap: Swap | None, layer: int, local: jax.Array
-) -> jax.Array:
+def kept_weights(layout: Layout, position: PyTree, swap: Swap | None, layer: int, local: jax.Array) -> jax.Array:
     """Weights of branches, 0 where pruned; after the swap where one is given, which is then still proposed.
 
     Args:

@@ -3,12 +3,12 @@
 import jax
 import jax.numpy as jnp
 
-from sa_jax import masks
 from sa_jax.landscapes.mlp.layout import Layout, mask_of
 from sa_jax.landscapes.mlp.loops import blocks, cut, product, update, zero_like
 from sa_jax.landscapes.mlp.neighbours import neighbours_of
 from sa_jax.landscapes.mlp.state import MlpState, Weighted
-from sa_jax.moves import Estimates
+from sa_jax.moves.base import Estimates
+from sa_jax.networks import masks
 from sa_jax.types import PyTree
 
 # Samples worked on at once, which bounds the need of memory. It changes nothing of what is computed.
@@ -21,7 +21,7 @@ def init(layout: Layout, position: PyTree, data: tuple) -> MlpState:
     """The state of a position, by full evaluation."""
     shapes, head = layout.shapes, layout.head
     mask = jnp.asarray(mask_of(layout, position), bool)
-    weighted = layout.weights_move
+    weighted = layout.moves_weights
     position = Weighted(mask, jnp.asarray(position.weights, jnp.float32)) if weighted else mask
     outputs, value = evaluate(layout, position, data)
     fan_in = tuple(map(neighbours_of, masks.unflatten(mask, shapes)[2:head]))
@@ -56,7 +56,7 @@ def evaluate(
         outputs = tuple([jnp.full((width, samples), zero) for _, width in shapes])
     entering, evaluated = inputs, []
     kernel_masks = masks.unflatten(mask, shapes)
-    kernels = masks.unflatten(position.weights, shapes) if layout.weights_move else network.kernels
+    kernels = masks.unflatten(position.weights, shapes) if layout.moves_weights else network.kernels
     for layer, (kept, kernel, old) in enumerate(zip(kernel_masks, kernels, outputs, strict=True)):
         # One layer's weights at a time: XLA would mask those of all layers first.
         kept, entering = jax.lax.optimization_barrier((kept, entering))
@@ -90,7 +90,7 @@ def estimates(layout: Layout, position: PyTree, outputs: tuple[jax.Array, ...], 
     samples = inputs.shape[1]
     by_logits = samples * jax.grad(lambda logits: layout.energy(logits, *targets, axis=0))(outputs[-1])
     kernel_masks = masks.unflatten(mask_of(layout, position), shapes)
-    weighted = layout.weights_move
+    weighted = layout.moves_weights
     kernels = masks.unflatten(position.weights, shapes) if weighted else layout.network.kernels
     kept = [jnp.where(mask, kernel, 0) for mask, kernel in zip(kernel_masks, kernels, strict=True)]
     zero = zero_like(*jax.tree.leaves(position), inputs)

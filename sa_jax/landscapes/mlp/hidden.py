@@ -7,12 +7,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sa_jax.landscape import most
+from sa_jax.annealing.landscape import batch_bound
 from sa_jax.landscapes.mlp.ends import ends, kept_weights, places
 from sa_jax.landscapes.mlp.layout import Layout, weight_of
 from sa_jax.landscapes.mlp.loops import BLOCK_SAMPLES, at, blocks, cut, dense, each, update
 from sa_jax.landscapes.mlp.state import Block, Changes, MlpState, Neighbours
-from sa_jax.moves import Swap
+from sa_jax.moves.base import Swap
 from sa_jax.types import PyTree
 
 # Measured on x86 with AVX2; neither changes what is computed.
@@ -23,9 +23,7 @@ FAN_IN_CHUNK = 8
 DENSE_SHARE = 0.25
 
 
-def second_change(
-    layout: Layout, swap: Swap, changes: Changes, block: Block
-) -> Callable[[jax.Array], jax.Array]:
+def second_change(layout: Layout, swap: Swap, changes: Changes, block: Block) -> Callable[[jax.Array], jax.Array]:
     """How the outputs of the second layer change, as a function `unit -> [1, block]`."""
     rows = jnp.concatenate([changes.first, changes.at_ends])
     rows = cut(rows, (0, block.start), (4, block.size))
@@ -107,7 +105,7 @@ def change_of_unit(layout: Layout, arrived: Arriving, unit: jax.Array) -> jax.Ar
 
     place, direct = arrived.place, arrived.direct
     change = (at(place[0], unit) * direct[0] + at(place[1], unit) * direct[1])[None]
-    return jax.lax.fori_loop(0, most(-(-count // FAN_IN_CHUNK)), add, change)
+    return jax.lax.fori_loop(0, batch_bound(-(-count // FAN_IN_CHUNK)), add, change)
 
 
 def change_of_all(layout: Layout, arrived: Arriving, i: jax.Array) -> jax.Array:
@@ -160,7 +158,7 @@ def hidden_activations(
             new = jnp.where(pays, change_of(old, change_of_all(layout, arrived, i)), kept)
             return update(scratch, new, (0, block.start))
 
-        times = most(pays.astype(jnp.int32))
+        times = batch_bound(pays.astype(jnp.int32))
         scratch[layer - 1] = jax.lax.fori_loop(0, times, write_all, scratch[layer - 1])
     return tuple(scratch)
 
@@ -184,7 +182,7 @@ def hidden_outputs(
         return _block_outputs(layout, state, swap, changes, changed, accepted, block, fresh, hidden)
 
     hidden = tuple(state.outputs[1 : layout.head])
-    times = most(accepted.astype(jnp.int32)) * number
+    times = batch_bound(accepted.astype(jnp.int32)) * number
     hidden = one_block(0, hidden) if number == 1 else jax.lax.fori_loop(0, times, one_block, hidden)
     return [state.outputs[0], *hidden, state.outputs[-1]]
 
@@ -214,6 +212,6 @@ def _block_outputs(layout, state, swap, changes, changed, accepted, block, fresh
             change = jnp.where(fresh & pays & accepted, change_of_all(layout, arrived, j), 0)
             return update(value, old + change, (0, block.start))
 
-        times = most((pays & accepted).astype(jnp.int32))
+        times = batch_bound((pays & accepted).astype(jnp.int32))
         hidden[layer - 1] = jax.lax.fori_loop(0, times, add_all, hidden[layer - 1])
     return tuple(hidden)

@@ -12,8 +12,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from sa_jax.energies import Energy
-from sa_jax.landscape import most
+from sa_jax.annealing.landscape import batch_bound
 from sa_jax.landscapes.mlp.commit import commit, remember
 from sa_jax.landscapes.mlp.ends import changed_units, first_changes, places
 from sa_jax.landscapes.mlp.evaluation import init, refresh
@@ -22,8 +21,9 @@ from sa_jax.landscapes.mlp.layout import Layout, layout_of, mask_of
 from sa_jax.landscapes.mlp.logits import block_logits
 from sa_jax.landscapes.mlp.loops import BLOCK_SAMPLES, blocks, update
 from sa_jax.landscapes.mlp.state import Block, Changes, MlpState, Pending
-from sa_jax.models import Network
-from sa_jax.moves import Swap, Swaps
+from sa_jax.moves.base import Swap, SwapProposal
+from sa_jax.networks.energies import Energy
+from sa_jax.networks.mlp import Network
 from sa_jax.types import Landscape
 
 # Estimates of the energy, for proposals that want them, are made anew after one step for so many branches, rounded
@@ -33,7 +33,7 @@ LEAST_REFRESH_STEPS = 1_000
 
 
 def masked_mlp(
-    network: Network, swaps: Swaps, energy: Energy, activation: str = "relu", weights_move: bool = False
+    network: Network, swaps: SwapProposal, energy: Energy, activation: str = "relu", moves_weights: bool = False
 ) -> Landscape:
     """Makes the landscape of the masks of a fixed-weight multilayer perceptron.
 
@@ -45,7 +45,7 @@ def masked_mlp(
       swaps: the proposals, such as `uniform_swap()` or `saliency_swap(...)`.
       energy: of the logits, such as `cross_entropy()`; called with `axis=0`.
       activation: 'relu', 'tanh' or 'gelu'.
-      weights_move: whether positions are `Weighted`, whose weights then stand for those of `network`: for
+      moves_weights: whether positions are `Weighted`, whose weights then stand for those of `network`: for
         proposals that change weights, `moves.nudge(...)`.
 
     Returns:
@@ -54,7 +54,7 @@ def masked_mlp(
     Raises:
       InputError: an unknown activation; when annealed, proposals that change weights where none move.
     """
-    layout = layout_of(network, swaps, energy, activation, weights_move)
+    layout = layout_of(network, swaps, energy, activation, moves_weights)
     functions = (init, propose, delta, commit, refresh)
     init_, propose_, delta_, commit_, refresh_ = (partial(function, layout) for function in functions)
     landscape = Landscape(init_, swaps.draw, propose_, delta_, commit_, refresh_, remember)
@@ -65,9 +65,7 @@ def masked_mlp(
     return landscape._replace(refresh_steps=times * LEAST_REFRESH_STEPS)
 
 
-def propose(
-    layout: Layout, noise: jax.Array, state: MlpState, temperature: jax.Array
-) -> tuple[Swap, jax.Array]:
+def propose(layout: Layout, noise: jax.Array, state: MlpState, temperature: jax.Array) -> tuple[Swap, jax.Array]:
     """Draws a swap; returns it and its log proposal ratio, float32 `[]`."""
     del temperature
     return layout.swaps.propose(noise, state.swaps, mask_of(layout, state.position))
@@ -82,7 +80,7 @@ def delta(layout: Layout, state: MlpState, swap: Swap, data: tuple) -> tuple[jax
     # Where nothing leads on to the logits the energy is what it was.
     last = changed[-1] if layout.head > 1 else changes.leaving != 0
     touched = (places(layout, swap, layout.head) != 0).any() | last.any()
-    evaluated = most(touched.astype(jnp.int32)) > 0
+    evaluated = batch_bound(touched.astype(jnp.int32)) > 0
     value = jax.lax.cond(evaluated, lambda: layout.energy(logits, *targets, axis=0), lambda: state.energy)
     value = jnp.where(touched, value, state.energy)
     return value - state.energy, Pending(value, changes, tuple(changed), logits, scratch)

@@ -6,9 +6,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sa_jax.energies import Energy
-from sa_jax.models import ACTIVATIONS, Network, check_activation
-from sa_jax.moves import Swaps
+from sa_jax.moves.base import SwapProposal
+from sa_jax.networks.energies import Energy
+from sa_jax.networks.mlp import ACTIVATIONS, Network, check_activation
 from sa_jax.types import PyTree
 
 # Measured on x86 with AVX2; it does not change what is computed.
@@ -24,7 +24,7 @@ class Layout(NamedTuple):
       swaps: the proposals.
       energy: of the logits.
       act: the activation function.
-      weights_move: whether positions are `Weighted`.
+      moves_weights: whether positions are `Weighted`.
       weights: of the branches of each layer, float32 `[inputs * outputs]` each.
       shapes: `(inputs, outputs)` of each layer.
       starts: number of the first branch of each layer, and the number of all branches.
@@ -33,10 +33,10 @@ class Layout(NamedTuple):
     """
 
     network: Network
-    swaps: Swaps
+    swaps: SwapProposal
     energy: Energy
     act: Callable[[jax.Array], jax.Array]
-    weights_move: bool
+    moves_weights: bool
     weights: list[jax.Array]
     shapes: list[tuple[int, int]]
     starts: list[int]
@@ -49,7 +49,9 @@ class Layout(NamedTuple):
         return self.path == "narrow"
 
 
-def layout_of(network: Network, swaps: Swaps, energy: Energy, activation: str, weights_move: bool) -> Layout:
+def layout_of(
+    network: Network, swaps: SwapProposal, energy: Energy, activation: str, moves_weights: bool
+) -> Layout:
     """Collects what stays the same; arguments as in `masked_mlp`.
 
     Raises:
@@ -68,16 +70,16 @@ def layout_of(network: Network, swaps: Swaps, energy: Energy, activation: str, w
     else:
         path = ("no hidden layer", "one hidden layer", "two hidden layers", "deep")[min(head, 3)]
     act = ACTIVATIONS[activation]
-    return Layout(network, swaps, energy, act, weights_move, weights, shapes, starts, head, path)
+    return Layout(network, swaps, energy, act, moves_weights, weights, shapes, starts, head, path)
 
 
 def mask_of(layout: Layout, position: PyTree) -> jax.Array:
     """The mask of a position, bool `[total]`."""
-    return position.mask if layout.weights_move else position
+    return position.mask if layout.moves_weights else position
 
 
 def weight_of(layout: Layout, position: PyTree, layer: int, local: jax.Array) -> jax.Array:
     """Weights of branches, float32 of the shape of `local`: their numbers within the layer, int32."""
-    if layout.weights_move:
+    if layout.moves_weights:
         return position.weights[layout.starts[layer] + local]
     return layout.weights[layer][local]

@@ -5,12 +5,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sa_jax.landscape import most
+from sa_jax.annealing.landscape import batch_bound
 from sa_jax.landscapes.mlp.ends import fan_out, places
 from sa_jax.landscapes.mlp.layout import Layout
 from sa_jax.landscapes.mlp.loops import CHUNKS, chunks, cut, dense, gather
 from sa_jax.landscapes.mlp.state import Block, Changes, MlpState
-from sa_jax.moves import Swap
+from sa_jax.moves.base import Swap
 
 
 class Parts(NamedTuple):
@@ -102,5 +102,5 @@ PATHS = {
 def _with_ends(layout: Layout, swap: Swap, parts: Parts) -> jax.Array:
     """The logits with what the branches of the swap add where they end in the last layer."""
     place = places(layout, swap, layout.head)
-    direct = most((place != 0).any().astype(jnp.int32)) > 0
+    direct = batch_bound((place != 0).any().astype(jnp.int32)) > 0
     return jax.lax.cond(direct, lambda: parts.logits + place.T @ parts.at_ends, lambda: parts.logits)

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sa_jax.landscape import most
+from sa_jax.annealing.landscape import batch_bound
 from sa_jax.landscapes.mlp.state import Block
 
 # Measured on x86 with AVX2; neither changes what is computed.
@@ -83,7 +83,7 @@ def chunks(changed: jax.Array, sizes: Sequence[int], body: Callable[..., Any], c
       carry: any pytree.
     """
     width, own = changed.size, changed.sum(dtype=jnp.int32)
-    count, upto = most(own), _running_count(changed)
+    count, upto = batch_bound(own), _running_count(changed)
     smaller = 0
     for size in sizes:
         if size == sizes[-1]:
@@ -112,7 +112,7 @@ def each(changed: jax.Array, body: Callable[..., Any], carry: Any) -> Any:
 
     def chunk(units, real, carry):
         units = jnp.where(real, units, changed.size)
-        number = most(real.sum(dtype=jnp.int32))
+        number = batch_bound(real.sum(dtype=jnp.int32))
         return jax.lax.fori_loop(0, number, lambda i, carry: body(units[i], carry), carry)
 
     return chunks(changed, CHUNKS[-1:], chunk, carry)

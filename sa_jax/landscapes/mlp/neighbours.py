@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from sa_jax.landscape import most
+from sa_jax.annealing.landscape import batch_bound
 from sa_jax.landscapes.mlp.hidden import FAN_IN_CHUNK
 from sa_jax.landscapes.mlp.state import Ends, Neighbours
 
@@ -34,4 +34,4 @@ def swapped_neighbours(neighbours: Neighbours, end: Ends, accepted: jax.Array) -
         units = units.at[into, slot].set(unit.astype(units.dtype), mode="drop")
         return Neighbours(units, count.at[into].add(grows.astype(jnp.int32)))
 
-    return jax.lax.fori_loop(0, most((accepted & end.here.any()).astype(jnp.int32)), update, neighbours)
+    return jax.lax.fori_loop(0, batch_bound((accepted & end.here.any()).astype(jnp.int32)), update, neighbours)

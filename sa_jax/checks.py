@@ -1,0 +1,108 @@
+"""Checks of settings and arguments, each with a message of one line that says what would be right."""
+
+import operator
+from collections.abc import Iterable
+from typing import Any
+
+from sa_jax.types import InputError
+
+
+def whole(name: str, value: Any, least: int = 0, most: int | None = None, otherwise: str = "") -> int:
+    """Returns a whole number.
+
+    Args:
+      name: what the user calls it.
+      value: an int, or anything else that Python takes as an index.
+      least: the lowest that is allowed.
+      most: the highest, if there is one.
+      otherwise: what would be allowed too, such as ", or None to choose it".
+
+    Raises:
+      InputError: the value is not a whole number, or out of range.
+
+    >>> whole("num_steps", 3)
+    3
+    >>> whole("SEED", -1, most=10)
+    Traceback (most recent call last):
+    sa_jax.types.InputError: SEED must be a whole number from 0 to 10, not -1
+    """
+    if isinstance(value, bool) or not hasattr(value, "__index__") or getattr(value, "ndim", 0):
+        fits = False
+    else:
+        fits = operator.index(value) >= least and (most is None or operator.index(value) <= most)
+    if not fits:
+        bounds = f"of at least {least}" if most is None else f"from {least} to {most}"
+        raise InputError(f"{name} must be a whole number {bounds}{otherwise}, not {value!r}")
+    return operator.index(value)
+
+
+def number(
+    name: str,
+    value: Any,
+    *,
+    above: float | None = None,
+    least: float | None = None,
+    below: float | None = None,
+    most: float | None = None,
+    otherwise: str = "",
+) -> float:
+    """Returns a finite number, of a size that a float holds.
+
+    Args:
+      name: what the user calls it.
+      value: an int or a float, or an array of one number without a shape.
+      above: a bound that the value must exceed.
+      least: the lowest value that is allowed.
+      below: a bound that the value must not reach.
+      most: the highest value that is allowed.
+      otherwise: what would be allowed too, such as ", or None to calibrate it".
+
+    Raises:
+      InputError: the value is not a number, not finite, or out of range.
+
+    >>> number("density", 0.5, above=0, most=1)
+    0.5
+    >>> number("density", 1.5, above=0, most=1)
+    Traceback (most recent call last):
+    sa_jax.types.InputError: density must be a finite number above 0 and at most 1, not 1.5
+    """
+    given = value
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
+        value = value.item()
+    # Comparisons are exact for whole numbers of any size, and False for NaN.
+    fits = isinstance(value, int | float) and not isinstance(value, bool) and -1e300 < value < 1e300
+    bounds = []
+    for bound, text, holds in (
+        (above, "above", operator.gt),
+        (least, "of at least", operator.ge),
+        (below, "below", operator.lt),
+        (most, "at most", operator.le),
+    ):
+        if bound is not None:
+            bounds.append(f"{text} {bound:g}")
+            fits = fits and holds(value, bound)
+    if not fits:
+        range_ = " " + " and ".join(bounds) if bounds else ""
+        raise InputError(f"{name} must be a finite number{range_}{otherwise}, not {given!r}")
+    return value
+
+
+def choice(name: str, value: Any, allowed: Iterable[str]) -> str:
+    """Returns one of several words.
+
+    Args:
+      name: what the user calls it.
+      value: the word.
+      allowed: the words that there are.
+
+    Raises:
+      InputError: the value is none of them.
+
+    >>> choice("move", "jump", ("uniform", "informed"))
+    Traceback (most recent call last):
+    sa_jax.types.InputError: move must be one of uniform, informed, not 'jump'
+    """
+    allowed = list(allowed)
+    if not isinstance(value, str) or value not in allowed:
+        raise InputError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")
+    return value

@@ -1,0 +1,1 @@
+"""The hosts of the commands: settings, processes, time and progress."""

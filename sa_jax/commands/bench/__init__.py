@@ -1,0 +1,1 @@
+"""`sa-jax bench`: proposals per second, and exported networks timed."""

@@ -1,0 +1,1 @@
+"""`sa-jax compare`: methods by densities, seeds, networks and data sets."""

@@ -1,0 +1,1 @@
+"""`sa-jax layers`: the linear layers of a whole pretrained model."""

@@ -1,0 +1,1 @@
+"""`sa-jax run`: settings, chains, checkpoints, results."""

@@ -1,0 +1,221 @@
+"""Save and restore a run's chains with Orbax: what cannot be computed again, and no more.
+
+A state is saved where a landscape is about to be refreshed, so that all which a refresh makes anew can be left
+out: a few bytes for each kept branch, whatever the number of samples. A chain that goes on from there is bit for
+bit the chain that was never stopped.
+"""
+
+import functools
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sa_jax.files.workdirs import write_file
+from sa_jax.landscapes.mlp.state import RECOMPUTED
+from sa_jax.moves.informed import InformedState
+from sa_jax.moves.saliency import SaliencyState
+from sa_jax.types import AnnealState, InputError
+
+KEPT_CHECKPOINTS = 3
+
+
+class Saved(NamedTuple):
+    """A run between two steps.
+
+    Attributes:
+      step: proposals that each chain has made.
+      chains: what `persistent_arrays` gave, NumPy arrays by name.
+      trace: what was recorded until then, NumPy arrays by name.
+      figures: numbers that go on from there, such as the seconds it took, by name.
+    """
+
+    step: int
+    chains: dict[str, np.ndarray]
+    trace: dict[str, np.ndarray]
+    figures: dict[str, float]
+
+
+def persistent_arrays(states: AnnealState) -> dict[str, jax.Array]:
+    """What chains cannot compute again, by name; masks packed into bits, eight to a byte. Pure.
+
+    Args:
+      states: of the landscape `masked_mlp`, leading axis `[chains]`, before a refresh or after the last step.
+    """
+    arrays = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(states):
+        names = _names(path)
+        if RECOMPUTED & set(names):
+            continue
+        lists = _parent(states, names)
+        if names[-1] == "order" and isinstance(lists, SaliencyState | InformedState):
+            # What follows the kept branches there is never read; zeros pack to nothing.
+            leaf = jnp.where(jnp.arange(leaf.shape[-1]) < lists.num_kept[..., None], leaf, 0)
+        arrays[".".join(names)] = jnp.packbits(leaf, axis=-1) if leaf.dtype == bool else leaf
+    return arrays
+
+
+def restored(states: AnnealState, arrays: Mapping[str, Any]) -> AnnealState:
+    """Chains that go on as those did of which `persistent_arrays` gave the arrays, once they are refreshed. Pure.
+
+    Args:
+      states: of the same landscape and as many chains, at any step.
+      arrays: as `persistent_arrays` gave them.
+    """
+
+    def chosen(path, leaf):
+        names = _names(path)
+        if names[-1] == "num_notes":  # more than there is room for: the best is copied whole
+            return jnp.full_like(leaf, jnp.iinfo(leaf.dtype).max)
+        array = arrays.get(".".join(names))
+        if array is None:
+            return leaf
+        if leaf.dtype == bool:
+            return jnp.unpackbits(jnp.asarray(array), axis=-1, count=leaf.shape[-1]).astype(bool)
+        return jnp.asarray(array, leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(chosen, states)
+
+
+def check_settings(folder: Path, settings: Mapping[str, Any], anew: bool) -> None:
+    """Looks whose checkpoints a folder holds, and says so to those that come later.
+
+    Args:
+      folder: of the checkpoints of a whole run.
+      settings: all that a result depends on, JSON values by name.
+      anew: whether those of other settings are removed.
+
+    Raises:
+      InputError: they are of other settings.
+    """
+    path, now = folder / "settings.json", json.loads(json.dumps(settings))
+    try:
+        before = json.loads(path.read_text()) if path.is_file() else now
+    except (OSError, ValueError):
+        before = {}
+    for name in [*now, *before]:
+        if before.get(name) != now.get(name):
+            if not anew:
+                raise InputError(
+                    f"{folder.parent} holds an unfinished run with {name} = {before.get(name)!r}, not "
+                    f"{now.get(name)!r}: name another workdir, or add --overwrite to begin anew"
+                )
+            if jax.process_index() == 0:
+                shutil.rmtree(folder, ignore_errors=True)
+            break
+    if jax.process_index() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_file(path, json.dumps(now, indent=1))
+
+
+class Checkpoints:
+    """The checkpoints of one run's chains in a folder of their own, newest last; use as a context.
+
+    Args:
+      folder: made if missing.
+      tell: called with what a user should know.
+    """
+
+    def __init__(self, folder: Path, tell: Callable[[str], None]):
+        self._folder, self._tell = folder.absolute(), tell
+
+    @functools.cached_property
+    def _orbax(self) -> Any:
+        import orbax.checkpoint  # takes a second, and a short run never needs it
+
+        return orbax.checkpoint
+
+    @functools.cached_property
+    def _manager(self) -> Any:
+        options = self._orbax.CheckpointManagerOptions(max_to_keep=KEPT_CHECKPOINTS, cleanup_tmp_directories=True)
+        return self._orbax.CheckpointManager(self._folder, options=options)
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        if "_manager" not in vars(self):
+            return
+        try:
+            self._manager.close()
+        except Exception as error:  # of the disk: what was written before stays
+            self._tell(f"the last checkpoint could not be written: {_first_line(error)}")
+
+    def newest(self) -> Saved | None:
+        """The newest whole checkpoint; damaged ones are told of and put aside. None where there is none."""
+        if not self._folder.is_dir():
+            return None
+        ocp = self._orbax
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            parts = ocp.args.Composite(state=ocp.args.StandardRestore(), about=ocp.args.JsonRestore())
+            try:
+                found = self._manager.restore(step, args=parts)
+                state, about = found["state"], found["about"]
+                saved = Saved(step, state["chains"], state["trace"], about["figures"])
+                if about["digest"] != _digest(saved):
+                    raise ValueError("its content has changed")
+            except Exception as error:
+                self._tell(f"the checkpoint at step {step:,} is damaged ({_first_line(error)}) and left out")
+                if jax.process_index() == 0:
+                    aside = self._folder.parent / f"damaged-{self._folder.name}-{step}"
+                    shutil.rmtree(aside, ignore_errors=True)
+                    shutil.move(self._folder / str(step), aside)
+                if jax.process_count() > 1:
+                    from jax.experimental import multihost_utils
+
+                    multihost_utils.sync_global_devices(f"put aside {step}")
+                self._manager.reload()
+                continue
+            return saved
+        return None
+
+    def save(self, saved: Saved) -> bool:
+        """Begins to write a checkpoint, which goes on while the chains do; returns whether it could begin."""
+        ocp = self._orbax
+        about = {"figures": saved.figures, "digest": _digest(saved)}
+        state = {"chains": saved.chains, "trace": saved.trace}
+        parts = ocp.args.Composite(state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about))
+        try:
+            self._manager.save(saved.step, args=parts)
+        except Exception as error:  # a full disk, an unwritable folder, now or while the one before was written
+            self._tell(f"no checkpoint at step {saved.step:,}: {_first_line(error)}; the run goes on")
+            return False
+        return True
+
+    def wait(self) -> bool:
+        """Returns once all is written that `save` began to write, and whether it could be."""
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            self._tell(f"the last checkpoint could not be written: {_first_line(error)}")
+            return False
+        return True
+
+
+def _digest(saved: Saved) -> str:
+    digest = hashlib.sha256(json.dumps([saved.step, saved.figures], sort_keys=True).encode())
+    for name, array in sorted((saved.chains | {f"trace {name}": a for name, a in saved.trace.items()}).items()):
+        array = np.ascontiguousarray(array)
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def _names(path) -> list[str]:
+    return [str(getattr(key, "name", getattr(key, "idx", key))) for key in path]
+
+
+def _parent(states, names):
+    for name in names[:-1]:
+        states = states[int(name)] if name.isdecimal() else getattr(states, name)
+    return states
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,324 @@
+"""A run on the host: data and weights in, chains annealed at one density or at several, results out."""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sa_jax import files, pruning
+from sa_jax.baselines import DEFAULT_BUDGET, Budget, Task
+from sa_jax.commands.run import checkpoint
+from sa_jax.commands.run.chains import Progress, Saving, Stopped, anneal_chains
+from sa_jax.commands.run.evaluation import SECONDS, Annealed, Probe, Search, accuracy, evaluate, network_with
+from sa_jax.commands.run.settings import RunConfig
+from sa_jax.files import datasets, workdirs
+from sa_jax.files.npz import npz_bytes
+from sa_jax.networks import masks, mlp
+from sa_jax.networks.energies import Energy, cross_entropy
+from sa_jax.networks.mlp import Network
+from sa_jax.networks.samples import check_samples
+from sa_jax.reports.run import render_report, trace_csv
+from sa_jax.types import InputError
+
+# Of what a checkpoint holds; one more whenever that changes.
+CHECKPOINT_FORMAT = 2
+# In a run's folder, until it is done.
+CHECKPOINTS = "checkpoints"
+# A search for the density stops where so many times fewer branches fail, and tries no fewer than these.
+FINENESS = 1.1
+FEWEST_BRANCHES = 8
+# Flat indices are int32, and the integer weights of a saliency swap must leave room for each branch.
+MOST_BRANCHES = 2**27
+
+
+def run(
+    config: RunConfig,
+    workdir: Path,
+    operative_config: str = "",
+    overwrite: bool = False,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+    on_message: Callable[[str], None] = lambda message: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> dict[str, Any]:
+    """Anneals as configured and writes the results to `workdir`.
+
+    Args:
+      config: the settings.
+      workdir: made if missing. Gets masks.npz, weights.npz, survival.npz where there are several chains,
+        operative.gin, trace.csv, report.html and, last, result.json: all written aside, then renamed.
+      operative_config: text of `operative.gin`.
+      overwrite: whether to replace an earlier run's results.
+      on_progress: called after each chunk.
+      on_message: called with what a user should know, such as the memory that the run needs.
+      stop: asked after each chunk; where it says True the run is saved and ends. So is a run that is killed, every
+        `config.checkpoint_seconds`: the same settings and workdir then go on from the newest checkpoint, to the
+        result of a run that was never stopped, bit for bit on the same platform.
+
+    Returns:
+      What `result.json` holds; nothing in processes but the first, where there are several.
+
+    Raises:
+      InputError: bad data, weights or settings, or a workdir that cannot be used; nothing is written.
+      Stopped: as `stop` said; the run is saved, with partial_report.html and partial_masks.npz.
+    """
+    workdirs.check(workdir, overwrite)
+    dataset = datasets.load_dataset(config.dataset, config.input_mean, config.input_std)
+    names, network = load_network(config, dataset, on_message)
+    for split in (dataset.train, dataset.validation, dataset.test):
+        check_samples(network, split.inputs, split.labels)
+    made = workdirs.make(workdir)
+    folder = workdir / CHECKPOINTS
+    try:
+        earlier = folder.is_dir() and not overwrite and jax.process_index() == 0
+        if earlier and not any(folder.glob("*/[0-9]*")):
+            on_message("this run was ended before its first checkpoint: it begins anew")
+        settings = _settings(config, dataset, network)
+        if config.checkpoint_seconds or folder.is_dir():
+            checkpoint.check_settings(folder, settings, anew=overwrite)
+        anneal = anneal_to_target if config.density is None else anneal_density
+        saving = Saving(folder, config.checkpoint_seconds, stop)
+        try:
+            annealed, search = anneal(config, dataset, network, on_progress, on_message, saving=saving)
+        except Stopped as stopped:
+            if jax.process_index() == 0:
+                _write_partial(config, dataset, network, names, stopped.annealed, workdir)
+            raise
+        if jax.process_index() > 0:
+            return {}
+        found = network_with(network, annealed.weights)
+        result = evaluate(config, dataset, network, found, annealed, search)
+
+        by_kernel = partial(_by_kernel, names, network)
+        arrays = {
+            "masks.npz": by_kernel(annealed.mask),
+            "weights.npz": mlp.weight_arrays(names, found),
+        }
+        if config.num_chains > 1:
+            arrays["survival.npz"] = by_kernel(annealed.masks.mean(0, dtype=np.float32))
+        page = _report(result, annealed, arrays["masks.npz"], found, dataset, arrays.get("survival.npz"))
+        files = {name: npz_bytes(by_name) for name, by_name in arrays.items()} | {
+            "operative.gin": operative_config.encode(),
+            "trace.csv": trace_csv(annealed.trace).encode(),
+            "report.html": page.encode(),
+            "result.json": (json.dumps(result, indent=2) + "\n").encode(),
+        }
+        workdirs.write(workdir, files)
+    except BaseException:
+        if not any(folder.glob("*/[0-9]*")):  # no checkpoint was made
+            shutil.rmtree(folder, ignore_errors=True)
+        workdirs.unmake(made)
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
+    return result
+
+
+def _by_kernel(names: Sequence[str], network: Network, flat: Any) -> dict[str, np.ndarray]:
+    parts = masks.unflatten(flat, network.shapes)
+    return {f"{name}/kernel": np.asarray(part) for name, part in zip(names, parts, strict=True)}
+
+
+def _report(result, annealed: Annealed, kernels, found: Network, dataset: datasets.Dataset, survival=None) -> str:
+    bits = annealed.snapshots["masks"][:, int(annealed.best_energy.argmin())]
+    evolution = {"step": annealed.snapshots["step"]}
+    evolution["masks"] = np.unpackbits(bits, axis=-1, count=annealed.mask.size).astype(bool)
+    weights = [np.asarray(kernel) for kernel in found.kernels]
+    return render_report(result, annealed.trace, kernels, dataset.image_shape, survival, weights, evolution)
+
+
+def _write_partial(config, dataset, network, names, annealed: Annealed, workdir: Path) -> None:
+    """Writes what a stopped run has found so far."""
+    found = network_with(network, annealed.weights)
+    config = dataclasses.replace(config, density=int(annealed.mask.sum()) / network.total, target_accuracy=None)
+    kernels = _by_kernel(names, network, annealed.mask)
+    page = _report(evaluate(config, dataset, network, found, annealed, None), annealed, kernels, found, dataset)
+    workdirs.write_file(workdir / "partial_masks.npz", npz_bytes(kernels))
+    workdirs.write_file(workdir / "partial_report.html", page)
+
+
+def _settings(config: RunConfig, dataset: datasets.Dataset, network: Network) -> dict[str, Any]:
+    """All that a run's result depends on, for its checkpoints."""
+    settings = dataclasses.asdict(config)
+    del settings["checkpoint_seconds"]
+    if callable(config.schedule):
+        settings["schedule"] = getattr(config.schedule, "__qualname__", type(config.schedule).__qualname__)
+    digest = hashlib.sha256()
+    for array in (*dataset.train, *jax.tree.leaves(network)):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    settings |= {"data and weights": digest.hexdigest()[:16], "platform": jax.local_devices()[0].platform}
+    settings["checkpoint format"] = CHECKPOINT_FORMAT
+    return settings | {"jax": jax.__version__, "key implementation": str(jax.random.key_impl(jax.random.key(0)))}
+
+
+def anneal_density(
+    config: RunConfig,
+    dataset: datasets.Dataset,
+    network: Network,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+    on_message: Callable[[str], None] = lambda message: None,
+    budget: Budget = DEFAULT_BUDGET,
+    saving: Saving | None = None,
+) -> tuple[Annealed, None]:
+    """Anneals at the density given, on as many training samples as are wanted for it.
+
+    Where a method of `baselines.METHODS` finds the initial mask it may spend `budget`. Checkpoints are made, and
+    gone on from, where `saving` says so.
+    """
+    cpu_start = time.process_time()
+    kept = masks.num_kept(config.density, network.total)
+    num_samples, _ = config.sizes(kept, len(dataset.train.labels))
+    samples = dataset.train.inputs[:num_samples], dataset.train.labels[:num_samples]
+    mask = None
+    if config.first_method is not None:
+        on_message(f"the initial mask is found by {config.start}")
+        key = jax.random.fold_in(jax.random.key(config.seed), 3)
+        x, y = map(jnp.asarray, dataset.train)
+        minimises = config.first_method.minimises_energy
+        energy = scaled_cross_entropy(config, network, x, y, kept) if minimises else None
+        task = Task(key, network, x, y, kept, config.activation, energy, budget)
+        mask = config.first_method.find(task).mask
+    before_chains = time.process_time() - cpu_start
+    annealed = anneal_chains(config, network, *samples, kept, on_progress, on_message, mask, saving)
+    return annealed._replace(cpu_seconds=annealed.cpu_seconds + before_chains), None
+
+
+def scaled_cross_entropy(config: RunConfig, network: Network, x: jax.Array, y: jax.Array, kept: int) -> Energy:
+    """The cross-entropy of the labels, with the logits scaled as they are for annealing with these settings.
+
+    Args:
+      config: the settings.
+      network: the fixed weights.
+      x: inputs, float `[samples, features]`.
+      y: labels, int `[samples]`.
+      kept: number of branches that stay.
+    """
+    num_samples, _ = config.sizes(kept, len(y))
+    arguments = jax.random.key(config.seed), network, x[:num_samples], y[:num_samples], kept, config.options
+    problem = jax.jit(pruning.prepare, static_argnums=(4, 5))(*arguments)
+    return cross_entropy(float(problem.logit_scale))
+
+
+def anneal_to_target(
+    config: RunConfig,
+    dataset: datasets.Dataset,
+    network: Network,
+    on_progress: Callable[[Progress], None],
+    on_message: Callable[[str], None],
+    saving: Saving | None = None,
+) -> tuple[Annealed, Search]:
+    """Anneals at one density after the other for the sparsest that reaches the target on the validation split.
+
+    Each probe is what `anneal_density` gives at its density. Where none reaches the target, the one of highest
+    validation accuracy is taken.
+    """
+
+    def on_validation(network: Network, mask: np.ndarray) -> float:
+        return accuracy(network, jnp.asarray(mask), dataset.validation, config.activation)
+
+    dense = on_validation(network, np.ones(network.total, bool))
+    search = Search(dense - config.tolerance if config.target_accuracy is None else config.target_accuracy)
+    tried: list[tuple[Probe, Annealed]] = []
+
+    def passes(kept: int) -> bool:
+        number, density = len(tried) + 1, kept / network.total
+        annealed, _ = anneal_density(
+            dataclasses.replace(config, density=density, target_accuracy=None),
+            dataset,
+            network,
+            lambda progress: on_progress(progress._replace(probe=number, density=density)),
+            (lambda message: None) if tried else on_message,
+            saving=None if saving is None else saving._replace(probes=True),
+        )
+        reached = on_validation(network_with(network, annealed.weights), annealed.mask)
+        probe = Probe(density, kept, reached, *(getattr(annealed, name) for name in SECONDS))
+        # Without the samples, which would pile up.
+        tried.append((probe, annealed._replace(problem=annealed.problem._replace(data=()))))
+        figures = f"validation accuracy {100 * reached:.2f} %, wanted {100 * search.target_accuracy:.2f} %"
+        on_message(f"probe {number}: {100 * density:.3g} % of the branches kept, {figures}")
+        return search.passes(reached)
+
+    fewest = fewest_branches(passes, network.total, search.passes(dense))
+    _, annealed = max(tried, key=lambda one: (one[0].kept == fewest, one[0].validation_accuracy))
+    return annealed, search._replace(probes=tuple(probe for probe, _ in tried))
+
+
+def fewest_branches(passes: Callable[[int], bool], total: int, dense_passes: bool) -> int | None:
+    """Searches the fewest branches that pass: halves until some fail, then bisects in the logarithm.
+
+    Args:
+      passes: whether so many branches do.
+      total: number of branches.
+      dense_passes: whether all of them do; if not, fewer still may, and are halved until they do.
+
+    Returns:
+      The fewest found, less than `FINENESS` times as many as some that fail, or None if none that were tried pass.
+
+    >>> tried = []
+    >>> fewest_branches(lambda kept: tried.append(kept) or kept >= 150, 1_000, True), tried
+    (162, [500, 250, 125, 177, 149, 162])
+    """
+    least = max(1, min(FEWEST_BRANCHES, total // 2))
+    passing, failing = (total if dense_passes else None), max(1, total // 2)
+    while failing >= least:
+        if passes(failing):
+            passing = failing
+        elif passing is not None:
+            break
+        failing //= 2
+    if passing is None:
+        return None
+    while passing - failing > 1 and passing / failing > FINENESS:
+        middle = round(math.sqrt(passing * failing))
+        if middle >= least and passes(middle):
+            passing = middle
+        else:
+            failing = middle
+    return passing if passing < total else None
+
+
+def load_network(
+    config: RunConfig, dataset: datasets.Dataset, on_message: Callable[[str], None] = lambda message: None
+) -> tuple[list[str], Network]:
+    """Makes, trains or loads the fixed weights; returns the layers' names beside them.
+
+    Raises:
+      InputError: a weights file that is missing, damaged or does not fit the data set.
+    """
+    features = dataset.train.inputs.shape[1]
+    if config.weights in ("random", "pretrain"):
+        widths = [*config.hidden, dataset.num_classes]
+        sizes = [features, *widths]
+        total = sum(inputs * outputs for inputs, outputs in itertools.pairwise(sizes))
+        if total > MOST_BRANCHES:
+            raise InputError(f"HIDDEN makes {total:,} branches; at most {MOST_BRANCHES:,} are possible")
+        if config.density is not None:
+            masks.num_kept(config.density, total)  # before the training, which may take long
+        model = mlp.MLP(widths, config.activation, config.use_bias, config.initializer)
+        weights_key = jax.random.fold_in(jax.random.key(config.seed), 0)
+        if config.weights == "random":
+            return mlp.network_of(model.init(weights_key, dataset.train.inputs[:1])["params"])
+        from sa_jax.networks.pretrain import pretrain
+
+        on_message(f"training the dense network for {config.pretrain_epochs} epochs")
+        params = pretrain(
+            weights_key, model, *dataset.train, config.pretrain_epochs, config.pretrain_learning_rate
+        )
+        return mlp.network_of(params)
+    path = datasets.data_file(config.weights)
+    names, network = mlp.network_of(files.load(path))
+    if network.sizes[0] != features or network.sizes[-1] != dataset.num_classes:
+        raise InputError(
+            f"{path}: a network {'-'.join(map(str, network.sizes))} does not fit {dataset.name}, "
+            f"which has {features} features and {dataset.num_classes} classes"
+        )
+    return names, network

@@ -1,0 +1,80 @@
+"""A pruned network as arrays that other frameworks load: zeros in dense matrices; or few bits in safetensors."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from safetensors import safe_open
+from safetensors.numpy import save
+
+from sa_jax.export.cleanup import Cleaned
+from sa_jax.export.packed import MOST_BRANCHES, pack_codes, unpack_codes
+from sa_jax.export.quantization import Quantized, QuantizedLayer, check
+from sa_jax.files.npz import npz_bytes
+from sa_jax.types import InputError
+
+
+def npz(cleaned: Cleaned) -> Mapping[str, bytes]:
+    """LAYER/kernel `[inputs, outputs]` and LAYER/bias, as Keras and Flax have them, float32."""
+    arrays = {}
+    for layer, (kernel, bias) in enumerate(zip(cleaned.kernels, cleaned.biases, strict=True)):
+        arrays |= {f"Dense_{layer}/kernel": kernel, f"Dense_{layer}/bias": bias}
+    return {"network.npz": npz_bytes(arrays)}
+
+
+def safetensors(cleaned: Cleaned) -> Mapping[str, bytes]:
+    """LAYER.weight `[outputs, inputs]` and LAYER.bias, as PyTorch's `nn.Linear` has them, float32."""
+    arrays = {}
+    for layer, (kernel, bias) in enumerate(zip(cleaned.kernels, cleaned.biases, strict=True)):
+        arrays |= {f"layers.{layer}.weight": np.ascontiguousarray(kernel.T), f"layers.{layer}.bias": bias}
+    return {"network.safetensors": save(arrays)}
+
+
+def safetensors_packed(quantized: Quantized) -> Mapping[str, bytes]:
+    """Masks as bits, kept weights as codes.
+
+    Of each layer: LAYER.mask, uint8, a bit for each branch, output by output, the lowest of a byte first;
+    LAYER.codes, uint8, codes side by side, or float32 weights at 32 bits; LAYER.scales, float32 `[groups, ...]` as
+    in `QuantizedLayer`; LAYER.bias. The metadata's `sa_jax` is JSON: the activation, each layer's units and bits.
+    """
+    arrays, about = {}, {"activation": quantized.activation, "shapes": [], "bits": []}
+    for number, layer in enumerate(quantized.layers):
+        codes = layer.codes if layer.bits == 32 else np.frombuffer(pack_codes(layer.codes, layer.bits), np.uint8)
+        arrays |= {
+            f"layers.{number}.mask": np.packbits(layer.mask.T.ravel(), bitorder="little"),
+            f"layers.{number}.codes": codes,
+            f"layers.{number}.scales": layer.scales,
+            f"layers.{number}.bias": layer.bias,
+        }
+        about["shapes"].append(layer.mask.shape)
+        about["bits"].append(layer.bits)
+    return {"network.safetensors": save(arrays, {"sa_jax": json.dumps(about)})}
+
+
+def read_safetensors_packed(path: Path) -> Quantized:
+    """Reads what `safetensors_packed` wrote; `simulate` of it gives float32 kernels.
+
+    Raises:
+      InputError: it cannot be read, or is no such file.
+    """
+    try:
+        with safe_open(str(path), "numpy") as file:
+            about = json.loads(file.metadata()["sa_jax"])
+            layers = []
+            for number, ((inputs, outputs), bits) in enumerate(zip(about["shapes"], about["bits"], strict=True)):
+                arrays = (
+                    file.get_tensor(f"layers.{number}.{name}") for name in ("mask", "codes", "scales", "bias")
+                )
+                mask, codes, scales, bias = arrays
+                if inputs * outputs > MOST_BRANCHES or mask.shape != (-(-inputs * outputs // 8),):
+                    raise ValueError("a mask is not as long as its layer")
+                flat = np.unpackbits(mask, count=inputs * outputs, bitorder="little").astype(bool)
+                kept = np.ascontiguousarray(flat.reshape(outputs, inputs).T)
+                codes = codes if bits == 32 else unpack_codes(codes.tobytes(), int(kept.sum()), bits)
+                layers.append(QuantizedLayer(kept, bits, codes, scales, bias))
+            return check(Quantized(tuple(layers), about["activation"]))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
+    except Exception as error:  # safetensors, json and numpy each raise their own kinds
+        raise InputError(f"{path} is no packed network of sa_jax: {error}") from None

@@ -1,0 +1,337 @@
+"""Data sets as plain arrays in three splits: digits (packaged), MNIST, Fashion-MNIST, an .npz of one's own.
+
+The annealer sees the training split; settings are chosen on the validation split; the test split is for the
+final number.
+"""
+
+import gzip
+import hashlib
+import math
+import os
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from sa_jax.files.npz import read_npz
+from sa_jax.types import InputError
+
+# Fixes which samples are in which split.
+SPLIT_SEED = 20_220_228
+IDX_FILES = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
+IDX_HEADERS = {0x801: 1, 0x803: 3}
+DEBIAN_DATA = Path("/usr/share/datasets")
+
+
+class Source(NamedTuple):
+    """Where an IDX data set comes from: its folder, its mirrors, and SHA-256 of the decompressed files."""
+
+    folder: str
+    mirrors: tuple[str, ...]
+    hashes: tuple[str, ...]
+
+
+SOURCES = {
+    "mnist": Source(
+        "mnist",
+        (
+            "https://ossci-datasets.s3.amazonaws.com/mnist/",
+            "https://storage.googleapis.com/cvdf-datasets/mnist/",
+        ),
+        (
+            "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+            "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+            "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+            "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+        ),
+    ),
+    "fashion_mnist": Source(
+        "fashion-mnist",
+        ("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",),
+        (
+            "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+            "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+            "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+            "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+        ),
+    ),
+}
+
+
+class Split(NamedTuple):
+    """Samples: inputs float32 `[samples, features]`, labels int32 `[samples]`."""
+
+    inputs: np.ndarray
+    labels: np.ndarray
+
+
+class Dataset(NamedTuple):
+    """Three disjoint splits; `image_shape` is `(rows, columns)` where the features are pixels, else None."""
+
+    name: str
+    train: Split
+    validation: Split
+    test: Split
+    num_classes: int
+    image_shape: tuple[int, int] | None
+
+
+def load_dataset(name: str, input_mean: float = 0.0, input_std: float = 1.0) -> Dataset:
+    """Loads a data set, its splits always the same.
+
+    Args:
+      name: 'digits' from scikit-learn, 'mnist' or 'fashion_mnist' from IDX files, or the path of an .npz.
+        IDX files are looked for in `$SA_JAX_DATA`, /usr/share/datasets and the user's cache, else downloaded
+        there and checked. An .npz holds `x_train, y_train, x_test, y_test` and perhaps `x_validation,
+        y_validation`, or just `x, y`; inputs `[samples, ...]`, labels whole numbers from 0.
+      input_mean: subtracted from the inputs. Before that, inputs of dtype uint8 are divided by 255, and
+        digits by 16; others are taken as they are.
+      input_std: then divides them; above 0.
+
+    Returns:
+      A `Dataset`. Of the 60,000 training images of MNIST the last 10,000 of a fixed permutation are the
+      validation split; where a data set has no splits of its own, it is cut 60 : 20 : 20.
+
+    Raises:
+      InputError: an unknown name, missing or damaged files, values that are not finite, labels out of range.
+
+    >>> digits = load_dataset("digits")
+    >>> digits.train.inputs.shape, digits.validation.inputs.shape, digits.test.inputs.shape
+    ((1079, 64), (359, 64), (359, 64))
+    """
+    if not (np.isfinite(input_mean) and np.isfinite(input_std) and input_std > 0):
+        raise InputError(f"input_mean and input_std must be finite, input_std above 0: {input_mean}, {input_std}")
+    if name == "digits":
+        from sklearn.datasets import load_digits
+
+        pixels, labels = load_digits(return_X_y=True)
+        arrays = {"x": (np.asarray(pixels) / 16).astype(np.float32).reshape(-1, 8, 8), "y": np.asarray(labels)}
+    elif name in SOURCES:
+        arrays = _idx_arrays(SOURCES[name])
+    elif name.endswith(".npz"):
+        arrays = _npz_arrays(data_file(name))
+    else:
+        known = ", ".join(("digits", *SOURCES))
+        raise InputError(f"unknown dataset {name!r}; known: {known}, or the path of an .npz")
+    image_shape = arrays["x" if "x" in arrays else "x_train"].shape[1:]
+    splits = _three_splits(name, arrays)
+    # Of all samples that the training split is cut from, so that a rare class may miss it.
+    occurring = np.unique(arrays["y" if "y" in arrays else "y_train"])
+    num_classes = len(occurring)
+    if num_classes < 2 or not np.array_equal(occurring, np.arange(num_classes)):
+        raise InputError(
+            f"{name}: labels must run from 0 to the number of classes - 1, two classes at least, and each occur; "
+            f"they are {', '.join(f'{label:g}' for label in occurring[:5])}{', ...' if num_classes > 5 else ''}; "
+            "np.unique(y, return_inverse=True)[1] relabels them"
+        )
+    for kind, split in zip(("validation", "test"), splits[1:], strict=True):
+        if split.labels.max() >= num_classes:
+            raise InputError(
+                f"{name}: {kind} label {split.labels.max()} is out of range: "
+                f"the training labels run from 0 to {num_classes - 1}"
+            )
+    train, validation, test = (
+        split._replace(inputs=(split.inputs - np.float32(input_mean)) / np.float32(input_std)) for split in splits
+    )
+    return Dataset(
+        Path(name).stem, train, validation, test, num_classes, image_shape if len(image_shape) == 2 else None
+    )
+
+
+def data_file(name: str) -> Path:
+    """Finds a file as named, or else in `$SA_JAX_DATA`.
+
+    Raises:
+      InputError: it is in neither place.
+    """
+    try:
+        given = Path(name).expanduser()
+    except RuntimeError:  # ~ of a user who is not there
+        given = Path(name)
+    if given.is_file():
+        return given
+    folder = os.environ.get("SA_JAX_DATA")
+    if folder and (Path(folder) / name).is_file():
+        return Path(folder) / name
+    where = f"nor in $SA_JAX_DATA ({folder})" if folder else "and SA_JAX_DATA names no folder to look in"
+    raise InputError(f"file {name} is not there, {where}")
+
+
+def read_idx(path: Path) -> np.ndarray:
+    """Reads an IDX file of unsigned bytes, plain or gzipped: labels `[samples]` or images `[samples, h, w]`.
+
+    Raises:
+      InputError: the file is missing, damaged, truncated or longer than it declares.
+    """
+    content = _decompressed(path)
+    magic = int.from_bytes(content[:4], "big")
+    if len(content) < 4 or magic not in IDX_HEADERS:
+        raise InputError(
+            f"{path} is not an IDX file of images or labels: it starts with {content[:4].hex() or 'nothing'}"
+        )
+    rank = IDX_HEADERS[magic]
+    header = 4 + 4 * rank
+    if len(content) < header:
+        raise InputError(f"{path} is truncated within its header")
+    shape = tuple(int.from_bytes(content[4 + 4 * i : 8 + 4 * i], "big") for i in range(rank))
+    declared, present = math.prod(shape), len(content) - header
+    if declared != present:
+        problem = "truncated" if present < declared else "longer than it declares"
+        raise InputError(f"{path} is {problem}: shape {list(shape)} needs {declared} bytes, {present} are there")
+    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+
+
+def _decompressed(path: Path) -> bytes:
+    try:
+        content = path.read_bytes()
+        return gzip.decompress(content) if path.suffix == ".gz" else content
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise InputError(f"{path} is a damaged or truncated .gz file: {error}") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _idx_arrays(source: Source) -> dict[str, np.ndarray]:
+    names = ("x_train", "y_train", "x_test", "y_test")
+    paths = _idx_paths(source)
+    arrays = {name: read_idx(path) for name, path in zip(names, paths, strict=True)}
+    for name, path in zip(names, paths, strict=True):
+        if arrays[name].ndim != (3 if name[0] == "x" else 1):
+            raise InputError(f"{path} holds {'labels' if name[0] == 'x' else 'images'}, the other kind of file")
+        if name[0] == "y" and arrays[name].size and arrays[name].max() > 9:
+            raise InputError(f"{path}: label {arrays[name].max()} is out of range 0..9")
+    return arrays
+
+
+def _idx_paths(source: Source) -> list[Path]:
+    own = os.environ.get("SA_JAX_DATA")
+    if own and not Path(own).is_dir():
+        raise InputError(f"SA_JAX_DATA={own} is no folder")
+    for place in ([Path(own)] if own else []) + [DEBIAN_DATA]:
+        folder = place / source.folder
+        if not folder.is_dir():
+            continue
+        found = {name: _plain_or_gz(folder, name) for name in IDX_FILES}
+        missing = [name for name, path in found.items() if path is None]
+        if not missing:
+            return [path for path in found.values() if path]
+        if own and place == Path(own):
+            raise InputError(f"{folder} lacks {missing[0]} (plain or .gz)")
+    return [_cached(source, name, digest) for name, digest in zip(IDX_FILES, source.hashes, strict=True)]
+
+
+def _plain_or_gz(folder: Path, name: str) -> Path | None:
+    return next((path for path in (folder / f"{name}.gz", folder / name) if path.is_file()), None)
+
+
+def _cached(source: Source, name: str, digest: str) -> Path:
+    import pooch
+
+    folder = Path(pooch.os_cache("sa_jax")) / source.folder
+    path = folder / f"{name}.gz"
+    if path.is_file() and _has_digest(path, digest):
+        return path
+    aside = folder / f".{name}.{os.getpid()}.gz"
+    problems = []
+    for mirror in source.mirrors:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            fetch(f"{mirror}{name}.gz", aside)
+            if _has_digest(aside, digest):
+                os.replace(aside, path)
+                return path
+            problems.append(f"{mirror} gave other content")
+        except Exception as error:  # requests, urllib3 and pooch each raise their own kinds
+            problems.append(f"{mirror} failed ({type(error).__name__})")
+        finally:
+            aside.unlink(missing_ok=True)
+    raise InputError(
+        f"{name} could not be downloaded: {', '.join(problems)}; "
+        f"put the four files in a folder {source.folder}/ and set SA_JAX_DATA to the folder above it"
+    )
+
+
+def fetch(url: str, path: Path) -> None:
+    """Downloads a URL to a path; the caller checks what came."""
+    import pooch
+
+    pooch.get_logger().setLevel("ERROR")
+    pooch.retrieve(url, known_hash=None, fname=path.name, path=path.parent)
+
+
+def _has_digest(path: Path, digest: str) -> bool:
+    # Mirrors recompress: what is hashed is the content.
+    try:
+        return hashlib.sha256(_decompressed(path)).hexdigest() == digest
+    except InputError:
+        return False
+
+
+def _npz_arrays(path: Path) -> dict[str, np.ndarray]:
+    arrays = read_npz(path)
+    layouts = (("x", "y"), ("x_train", "y_train", "x_test", "y_test"))
+    layout = next((layout for layout in layouts if set(layout) <= set(arrays)), None)
+    if layout is None:
+        raise InputError(
+            f"{path} must hold x, y or x_train, y_train, x_test, y_test; it holds {', '.join(arrays)}"
+        )
+    optional = ("x_validation", "y_validation") if layout[0] == "x_train" else ()
+    if optional and len(set(optional) & set(arrays)) == 1:
+        raise InputError(f"{path} holds only one of x_validation, y_validation")
+    return {name: arrays[name] for name in (*layout, *optional) if name in arrays}
+
+
+def _three_splits(name: str, arrays: Mapping[str, np.ndarray]) -> list[Split]:
+    parts = {
+        suffix: _checked(name, suffix, arrays[f"x{suffix}"], arrays[f"y{suffix}"])
+        for suffix in ("", "_train", "_validation", "_test")
+        if f"x{suffix}" in arrays
+    }
+    widths = {part.inputs.shape[1] for part in parts.values()}
+    if len(widths) > 1:
+        raise InputError(f"{name}: the splits have different numbers of features: {sorted(widths)}")
+    if "" in parts:
+        samples = len(parts[""].labels)
+        return _cut(name, parts[""], [samples - 2 * (samples // 5), samples // 5, samples // 5])
+    if "_validation" in parts:
+        (train,) = _cut(name, parts["_train"], [len(parts["_train"].labels)])
+        return [train, parts["_validation"], parts["_test"]]
+    samples = len(parts["_train"].labels)
+    return [*_cut(name, parts["_train"], [samples - samples // 6, samples // 6]), parts["_test"]]
+
+
+def _cut(name: str, split: Split, sizes: list[int]) -> list[Split]:
+    if min(sizes) == 0:
+        raise InputError(f"{name}: {len(split.labels)} samples are too few to cut into splits of {sizes}")
+    order = np.random.Generator(np.random.PCG64(SPLIT_SEED)).permutation(len(split.labels))
+    chosen = np.split(order, np.cumsum(sizes)[:-1])
+    return [Split(split.inputs[rows], split.labels[rows]) for rows in chosen]
+
+
+def _checked(name: str, suffix: str, inputs: np.ndarray, labels: np.ndarray) -> Split:
+    if inputs.ndim < 2 or inputs.size == 0:
+        raise InputError(f"{name}: x{suffix} must be [samples, features], not {list(inputs.shape)}")
+    if labels.shape != inputs.shape[:1]:
+        raise InputError(
+            f"{name}: y{suffix} {list(labels.shape)} must hold one label for each of the {len(inputs)} rows "
+            f"of x{suffix}"
+        )
+    if inputs.dtype.kind not in "fiub" or labels.dtype.kind not in "fiu":
+        raise InputError(
+            f"{name}: x{suffix} and y{suffix} must hold numbers, not {inputs.dtype} and {labels.dtype}"
+        )
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite
+        flat = inputs.reshape(len(inputs), -1).astype(np.float32)
+    if not (np.isfinite(flat).all() and np.isfinite(labels).all()):
+        raise InputError(f"{name}: x{suffix} or y{suffix} holds NaN or infinite values")
+    if (labels != np.floor(labels)).any() or labels.min() < 0 or labels.max() >= 2**31:
+        raise InputError(f"{name}: labels y{suffix} must be whole numbers from 0")
+    scale = np.float32(255 if inputs.dtype == np.uint8 else 1)
+    return Split(flat / scale, labels.astype(np.int32))

@@ -1,0 +1,132 @@
+"""Swaps: prune one kept branch and keep one pruned branch, so that `k` never changes.
+
+A `SwapProposal` is a distribution of proposals: it keeps what it needs to draw one in time that does not depend
+on the number of branches, and returns the exact log proposal ratio of each.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from sa_jax.types import InputError
+
+# The integer weights of `saliency_swap` sum to less than this, so that int32 sums of them are exact.
+WEIGHT_TOTAL = 2**30
+# Share of a saliency draw that is uniform: every branch stays reachable and the log ratio bounded.
+UNIFORM_SHARE = 0.1
+
+
+class Swap(NamedTuple):
+    """One proposal. `pruned == grown` stands for staying in place; its log proposal ratio is -inf.
+
+    Attributes:
+      pruned: flat index of the kept branch to prune, int32 `[]`.
+      grown: flat index of the pruned branch to keep, int32 `[]`.
+      slots: where the two stand in the index list, int32 `[2]`; the second is unused by `saliency_swap`.
+      nudge: what is added to the weight of the branch, kept and staying, that both name, float32 `[]`; 0 in a
+        swap, None where no weight moves.
+    """
+
+    pruned: jax.Array
+    grown: jax.Array
+    slots: jax.Array
+    nudge: jax.Array | None = None
+
+
+class Estimates(NamedTuple):
+    """What the derivatives of the energy say of each branch, float32 `[total]` each.
+
+    Attributes:
+      effects: the energy with the branch less that without it.
+      slopes: derivative of the energy by the branch's weight where it is kept, or once it will be.
+      curvatures: second derivative, as the mean square of the samples' first derivatives has it, at least 0.
+    """
+
+    effects: jax.Array
+    slopes: jax.Array
+    curvatures: jax.Array
+
+
+class SwapProposal(NamedTuple):
+    """A distribution of swaps: pure functions over a state of its own.
+
+    Attributes:
+      init: `(mask) -> state`, from a flat mask, bool `[total]`.
+      draw: `(rng_key) -> noise`, the random numbers of one swap.
+      propose: `(noise, state, mask) -> (swap, log_q_ratio)`.
+      commit: `(state, swap, accepted) -> state`.
+      refresh: `(state, mask, estimates) -> state`, with `Estimates`; None for proposals that know nothing of the
+        energy.
+    """
+
+    init: Callable[..., Any]
+    draw: Callable[..., Any]
+    propose: Callable[..., Any]
+    commit: Callable[..., Any]
+    refresh: Callable[..., Any] | None = None
+
+
+def swap_mask(mask: jax.Array, swap: Swap, accepted: jax.Array | bool = True) -> jax.Array:
+    """Returns the flat mask, bool `[total]`, after the swap, or unchanged where it is not accepted."""
+    swapped = accepted & (swap.pruned != swap.grown)
+    # Both read before either is written, for the same reason as in `uniform_swap`.
+    kept = jax.lax.optimization_barrier(jnp.stack([mask[swap.pruned], mask[swap.grown]]))
+    return mask.at[swap.pruned].set(kept[0] & ~swapped).at[swap.grown].set(kept[1] | swapped)
+
+
+def move_fn(swaps: SwapProposal) -> Callable[[jax.Array, Any], tuple[Any, jax.Array]]:
+    """Makes a move for `from_energy` of swaps, on positions `(mask, swaps.init(mask))`.
+
+    The index lists travel in the position, so that a proposal does not rebuild them.
+
+    Args:
+      swaps: any but `nudge`.
+
+    Returns:
+      `(rng_key, (mask, state)) -> ((mask, state), log_q_ratio)`, the mask bool `[total]`, the ratio float32 `[]`.
+
+    Raises:
+      InputError: when annealed, if the swaps change weights.
+    """
+
+    def move(rng_key, position):
+        mask, state = position
+        swap, log_q_ratio = swaps.propose(swaps.draw(rng_key), state, mask)
+        if swap.nudge is not None:
+            raise InputError("positions (mask, state) hold no weights to change: leave nudge out")
+        return (swap_mask(mask, swap), swaps.commit(state, swap, jnp.asarray(True))), log_q_ratio
+
+    return move
+
+
+def swap_of_slots(state, kept_slot, pruned_slot, num_pruned):
+    pruned_slot = jnp.where((num_pruned > 0) & (state.num_kept > 0), pruned_slot, kept_slot)
+    # Read once: XLA would read the list again after the commit, and copy it whole for that, every step.
+    branches = jax.lax.optimization_barrier(jnp.stack([state.order[kept_slot], state.order[pruned_slot]]))
+    swap = Swap(branches[0], branches[1], jnp.stack([kept_slot, pruned_slot]))
+    return swap, jnp.where(swap.pruned == swap.grown, -jnp.inf, jnp.float32(0))
+
+
+def commit_slots(state, swap, accepted):
+    """The two branches of an accepted swap change places in the order."""
+    first = jnp.where(accepted, swap.grown, swap.pruned)
+    second = jnp.where(accepted, swap.pruned, swap.grown)
+    order = state.order.at[swap.slots[0]].set(first).at[swap.slots[1]].set(second)
+    return state._replace(order=order)
+
+
+def log_geometric_sum(failing: jax.Array, tries: int) -> jax.Array:
+    """Logarithm of `1 + failing + ... + failing**(tries - 1)`."""
+    # By Horner: XLA turns a power of kept / sum with a constant sum into kept^7 / sum^7, which overflows.
+    total = jnp.float32(1)
+    for _ in range(tries - 1):
+        total = 1 + failing * total
+    return jnp.log(total)
+
+
+def below(bits, bound):
+    # Modulo favours low slots by 2**-32; which branch stands in a slot is random, and the reverse swap
+    # draws the same slots, so detailed balance holds exactly.
+    return (bits % jnp.maximum(bound, 1).astype(jnp.uint32)).astype(jnp.int32)

@@ -1,0 +1,77 @@
+"""Swaps whose new branch is drawn by a fixed score of each branch, such as `|w| * norm(input)`."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from sa_jax.moves.base import UNIFORM_SHARE, WEIGHT_TOTAL, Swap, SwapProposal, below, log_geometric_sum
+
+# Candidates drawn per swap; when all of them are kept already the chain stays where it is.
+CANDIDATES = 8
+
+
+class SaliencyState(NamedTuple):
+    """`order` as in `UniformState`, its pruned part stale; `kept_weight` is int32 `[]`, the kept branches' sum."""
+
+    order: jax.Array
+    num_kept: jax.Array
+    kept_weight: jax.Array
+
+
+def saliency_swap(saliency: jax.Array) -> SwapProposal:
+    """Prunes a uniformly drawn kept branch and keeps a pruned one drawn by its saliency.
+
+    The candidates are drawn from a fixed distribution `p` over all branches, which leaves 1 % to none, and the
+    first that is pruned is taken, among `m = CANDIDATES`. With `K` the share of `p` on kept branches and on none,
+    a branch `b` is then proposed with probability `p_b (1 - K^m) / (1 - K)`, and the log proposal ratio follows
+    exactly. `p` is made of integer weights out of a power of two, so that neither rounding nor a remainder enters
+    it (`jax.random.randint` favours low numbers by up to a quarter where the range is as wide).
+
+    Args:
+      saliency: non-negative float `[total]`, such as `|w| * norm(input)` (Sun et al. 2024, Wanda).
+    """
+    total = saliency.size
+    share = saliency / jnp.maximum(saliency.sum(), jnp.finfo(jnp.float32).tiny)
+    uniform = max(int(UNIFORM_SHARE * WEIGHT_TOTAL / total), 1)
+    # Rounded down, and 1 % short of the whole, so that the float32 sum of the shares cannot overflow it.
+    by_share = jnp.floor(share * (0.99 * (1 - UNIFORM_SHARE) * WEIGHT_TOTAL)).astype(jnp.int32)
+    weights = uniform + by_share
+    cumulative = jnp.cumsum(weights, dtype=jnp.int32)
+
+    def init(mask):
+        kept_first = jnp.argsort(~mask, stable=True).astype(jnp.int32)
+        kept_weight = jnp.where(mask, weights, 0).sum(dtype=jnp.int32)
+        return SaliencyState(kept_first, mask.sum(dtype=jnp.int32), kept_weight)
+
+    def draw(rng_key):
+        slot_key, branch_key = jax.random.split(rng_key)
+        drawn = (jax.random.bits(branch_key, (CANDIDATES,), jnp.uint32) % WEIGHT_TOTAL).astype(jnp.int32)
+        candidates = jnp.searchsorted(cumulative, drawn, side="right").astype(jnp.int32)
+        return jax.random.bits(slot_key, (), jnp.uint32), candidates
+
+    def log_tries(kept_weight):
+        # What is short of the whole counts as kept.
+        return log_geometric_sum(1 - (cumulative[-1] - kept_weight) / WEIGHT_TOTAL, CANDIDATES)
+
+    def propose(noise, state, mask):
+        bits, candidates = noise
+        slot = below(bits, state.num_kept)
+        pruned = state.order[slot]
+        is_pruned = (candidates < total) & ~mask[jnp.minimum(candidates, total - 1)]
+        found = is_pruned.any() & (state.num_kept > 0)
+        grown = jnp.where(found, candidates[is_pruned.argmax()], pruned)
+        weight_change = weights[grown] - weights[pruned]
+        log_q_ratio = (
+            jnp.log(weights[pruned] / weights[grown])
+            + log_tries(state.kept_weight + weight_change)
+            - log_tries(state.kept_weight)
+        )
+        return Swap(pruned, grown, jnp.stack([slot, slot])), jnp.where(found, log_q_ratio, -jnp.inf)
+
+    def commit(state, swap, accepted):
+        order = state.order.at[swap.slots[0]].set(jnp.where(accepted, swap.grown, swap.pruned))
+        change = jnp.where(accepted, weights[swap.grown] - weights[swap.pruned], 0)
+        return SaliencyState(order, state.num_kept, state.kept_weight + change)
+
+    return SwapProposal(init, draw, propose, commit)

@@ -1,0 +1,1 @@
+"""Networks as plain arrays: masks over their branches, energies of their outputs."""

@@ -1,0 +1,54 @@
+"""Optional training of the dense network, before any annealing: Adam on the training split."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from sa_jax.networks.energies import cross_entropy
+from sa_jax.networks.mlp import MLP
+from sa_jax.types import PyTree
+
+BATCH_SIZE = 128
+
+
+def pretrain(
+    rng_key: jax.Array, model: MLP, x: np.ndarray, y: np.ndarray, epochs: int, learning_rate: float
+) -> PyTree:
+    """Trains an MLP by back-propagation with Adam (Kingma & Ba 2015) under a cosine learning rate.
+
+    Args:
+      rng_key: a key, `[]`, for the initial weights and the order of the samples.
+      model: the Flax module.
+      x: inputs, float32 `[samples, features]`.
+      y: labels, int32 `[samples]`.
+      epochs: passes over the samples, at least 1.
+      learning_rate: at the first step; falls to 0.
+
+    Returns:
+      The trained params, without the outer level `params`.
+    """
+    init_key, order_key = jax.random.split(rng_key)
+    batch_size = min(BATCH_SIZE, len(x))
+    batches = len(x) // batch_size
+    optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, epochs * batches))
+    loss = cross_entropy()
+
+    @jax.jit
+    def epoch(params, optimizer_state, rng_key, x, y):
+        order = jax.random.permutation(rng_key, len(x))[: batches * batch_size].reshape(batches, batch_size)
+
+        def update(carry, chosen):
+            params, optimizer_state = carry
+            gradient = jax.grad(lambda p: loss(model.apply({"params": p}, x[chosen]), y[chosen]))(params)
+            updates, optimizer_state = optimizer.update(gradient, optimizer_state)
+            return (optax.apply_updates(params, updates), optimizer_state), None
+
+        return jax.lax.scan(update, (params, optimizer_state), order)[0]
+
+    params = model.init(init_key, x[:1])["params"]
+    optimizer_state = optimizer.init(params)
+    samples = jnp.asarray(x), jnp.asarray(y)
+    for key in jax.random.split(order_key, epochs):
+        params, optimizer_state = epoch(params, optimizer_state, key, *samples)
+    return params

@@ -1,0 +1,48 @@
+"""Checks of inputs, labels and weights, where their values are known."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from sa_jax.networks.mlp import Network
+from sa_jax.types import InputError, PyTree
+
+
+def check_samples(network: Network, x: Any, y: Any) -> None:
+    """Raises `InputError` where inputs or labels do not fit the network, or anything is not finite."""
+    features, classes = network.sizes[0], network.sizes[-1]
+    if np.ndim(x) != 2 or np.shape(x)[1] != features or np.shape(x)[0] == 0:
+        raise InputError(f"inputs must have the shape [samples, {features}], not {list(np.shape(x))}")
+    if np.shape(y) != np.shape(x)[:1]:
+        raise InputError(f"labels must have the shape [{np.shape(x)[0]}], one per input, not {list(np.shape(y))}")
+    if not jnp.issubdtype(y.dtype, jnp.integer):
+        raise InputError(f"labels must be whole numbers, not {y.dtype}")
+    if not any(jnp.issubdtype(x.dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_)):
+        raise InputError(f"inputs must be numbers, not {x.dtype}")
+    check_values(network, x, y, classes)
+
+
+def check_values(weights: PyTree, x: Any, y: Any, classes: int) -> None:
+    """Raises `InputError` where weights or inputs are not finite, or labels are no classes.
+
+    Args:
+      weights: arrays.
+      x: inputs, numbers `[samples, ...]`.
+      y: labels, int `[samples]`.
+      classes: how many there are.
+    """
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((weights, x, y))):
+        return  # inside someone's jit the values are not there to be looked at
+    if not all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(weights)):
+        raise InputError("the network's weights hold NaN or infinite values")
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite
+        if not np.isfinite(np.asarray(x).astype(np.float32)).all():
+            raise InputError("inputs hold NaN or infinite values")
+    least, greatest = np.asarray(y).min(), np.asarray(y).max()
+    if least < 0 or greatest >= classes:
+        raise InputError(
+            f"labels run from {least} to {greatest}, but the network has {classes} classes: 0..{classes - 1}"
+        )

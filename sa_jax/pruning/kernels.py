@@ -1,0 +1,169 @@
+"""Chosen kernels of any model, annealed by full evaluation; a multilayer perceptron incrementally."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sa_jax.annealing.chain import anneal
+from sa_jax.landscapes.full import full_model
+from sa_jax.moves import uniform_swap
+from sa_jax.networks import masks, mlp
+from sa_jax.networks.samples import check_values
+from sa_jax.networks.trees import leaves_by_name, no_such_leaf
+from sa_jax.pruning.mlp import prune
+from sa_jax.pruning.options import Options, check_options
+from sa_jax.pruning.problem import (
+    Problem,
+    calibrated_scale,
+    calibrated_temperatures,
+    make_energy,
+    make_schedule,
+    teacher_of,
+)
+from sa_jax.types import AnnealResult, InputError, PyTree
+
+# How far logits may differ, of their greatest, for a model to be taken for a multilayer perceptron.
+SAME_LOGITS = 1e-4
+# Of `Options`, those that need no knowledge of the model.
+OPTIONS = ("energy", "start", "schedule", "logit_scale", "temperature_start", "temperature_end")
+
+
+def prune_kernels(
+    rng_key: jax.Array,
+    apply_fn: Callable[[PyTree, jax.Array], jax.Array],
+    params: PyTree,
+    x: jax.Array,
+    y: jax.Array,
+    chosen: Sequence[str] | None = None,
+    density: float = 0.1,
+    num_steps: int = 10_000,
+    **options: Any,
+) -> tuple[dict[str, jax.Array], AnnealResult]:
+    """Anneals which weights of some kernels of a model stay; no weight changes, and no derivative is taken.
+
+    Each proposal evaluates the whole model, but where the model is a multilayer perceptron with all of its kernels
+    chosen: that is found by comparing logits, and annealed incrementally, by `sa_jax.prune`. A head behind a trunk
+    that stays as it is, is one, too: prune it on what the trunk gives.
+
+    Args:
+      rng_key: a key, `[]`.
+      apply_fn: `(params, x) -> logits`, float `[samples, classes]`; jittable.
+      params: any pytree of arrays, such as Flax params.
+      x: inputs, `[samples, ...]`. All are used in every proposal.
+      y: labels, int `[samples]`.
+      chosen: paths of the kernels, such as 'Dense_0/kernel', of any rank; None for all matrices called 'kernel'.
+      density: kept / total over the chosen kernels, in (0, 1]; exactly `round(density * total)` weights stay.
+      num_steps: proposals, uniform swaps, at least 1.
+      **options: fields of `Options` named in `OPTIONS`; `start` is 'magnitude' or 'random'.
+
+    Returns:
+      The masks by path, bool like the kernels, for `masked`; and the `AnnealResult`, whose positions are flat
+      masks, bool `[total]`, the kernels following each other in the order of the masks: that of the params, or of
+      the network where it is a multilayer perceptron. `jax.tree.map` would sort them by name.
+
+    Raises:
+      InputError: no such kernel, logits or labels that do not fit each other, values that are not finite, a
+        density that keeps nothing, or an unknown option.
+
+    >>> x = jax.random.normal(jax.random.key(0), (64, 8))
+    >>> y = (x[:, 0] > x[:, 1]).astype(jnp.int32)
+    >>> params = {"gate": jnp.ones(8), "Dense_0": {"kernel": jax.random.normal(jax.random.key(1), (8, 2))}}
+    >>> def apply_fn(params, x):
+    ...     return (x * params["gate"]) @ params["Dense_0"]["kernel"]
+    >>> found, result = prune_kernels(jax.random.key(2), apply_fn, params, x, y, density=0.25, num_steps=500)
+    >>> {path: int(mask.sum()) for path, mask in found.items()}
+    {'Dense_0/kernel': 4}
+    >>> apply_fn(masked(params, found), x).shape
+    (64, 2)
+    """
+    unknown = set(options) - set(OPTIONS)
+    if unknown:
+        raise InputError(f"unknown option {sorted(unknown)[0]!r}; options: {', '.join(OPTIONS)}")
+    settings = check_options(Options(**{"move": "uniform", **options}))
+    if settings.start == "saliency":
+        raise InputError("start must be one of magnitude, random, not 'saliency', which needs each layer's inputs")
+    if isinstance(num_steps, bool) or not hasattr(num_steps, "__index__") or num_steps < 1:
+        raise InputError(f"num_steps must be a whole number of at least 1, not {num_steps!r}")
+    paths = _chosen(params, chosen)
+    x, y = jnp.asarray(x), jnp.asarray(y)
+    shape = jax.eval_shape(apply_fn, params, x).shape
+    kernels = {path: leaf for path, leaf in leaves_by_name(params).items() if path in paths}
+    if len(shape) != 2 or y.shape != shape[:1] or not jnp.issubdtype(y.dtype, jnp.integer):
+        raise InputError(
+            "apply_fn must give logits [samples, classes], and labels be whole numbers [samples]: not "
+            f"{list(shape)} and {y.dtype}{list(y.shape)}"
+        )
+    check_values(list(kernels.values()), x, y, shape[1])
+    kept = masks.num_kept(density, sum(kernel.size for kernel in kernels.values()))
+    perceptron = _perceptron(apply_fn, params, paths, x)
+    if perceptron is not None:
+        in_order, activation = perceptron
+        told = {**options, "move": "uniform", "activation": activation}
+        tree, result = prune(rng_key, params, x, y, density, num_steps, **told)
+        return {path: leaves_by_name(tree)[path] for path in in_order}, result
+    try:
+        hash(apply_fn)
+    except TypeError:  # a method of a module with lists in it
+        apply_fn = partial(apply_fn)  # hashed as what it is, and compiled anew each time
+    result = _prune(rng_key, params, x, y, apply_fn, paths, kept, int(num_steps), settings)
+    return masks.unflatten_like(result.best, kernels), result
+
+
+@partial(jax.jit, static_argnums=(4, 5, 6, 7, 8))
+def _prune(rng_key, params, x, y, apply_fn, paths, kept, num_steps, options):
+    mask_key, calibration_key, chain_key = jax.random.split(rng_key, 3)
+    kernels = {path: leaves_by_name(params)[path] for path in paths}
+    magnitude = jnp.concatenate([jnp.abs(kernel).ravel() for kernel in kernels.values()])
+    random = options.start == "random"
+    mask = masks.random(mask_key, magnitude.size, kept) if random else masks.by_score(magnitude, kept)
+    dense_logits = apply_fn(params, x)
+    start_logits = apply_fn(masks.apply_masks(params, masks.unflatten_like(mask, kernels)), x)
+    logit_scale, trained = calibrated_scale(dense_logits, start_logits, y, options)
+    data = (x, teacher_of(dense_logits) if options.energy == "kl_to_teacher" else y)
+    swaps = uniform_swap()
+    nothing = jnp.float32(0)
+    problem = Problem(mlp.Network((), ()), data, mask, magnitude, logit_scale, nothing, nothing)
+    landscape = full_model(apply_fn, params, paths, swaps, make_energy(problem, options))
+    position = (mask, swaps.init(mask))
+    start, end = calibrated_temperatures(calibration_key, landscape, position, data, trained, options)
+    problem = problem._replace(temperature_start=start, temperature_end=end)
+    schedule = make_schedule(problem, options, num_steps)
+    result = anneal(chain_key, landscape, position, schedule, num_steps, data)
+    return result._replace(best=result.best[0], final=result.final[0])
+
+
+def _perceptron(apply_fn, params, paths, x) -> tuple[list[str], str] | None:
+    """The kernels in network order and the activation, where a multilayer perceptron gives the model's logits."""
+    if x.ndim != 2:
+        return None
+    try:
+        names, network = mlp.network_of(params)
+        wanted = np.asarray(apply_fn(params, x))
+        in_order = [f"{name}/kernel" for name in names]
+        if set(in_order) != set(paths) or network.sizes[0] != x.shape[1]:
+            return None
+        for activation in mlp.ACTIVATIONS:
+            found = np.asarray(mlp.forward(network, x.astype(jnp.float32), activation))
+            if np.abs(found - wanted).max(initial=0) <= SAME_LOGITS * np.abs(wanted).max(initial=0):
+                return in_order, activation
+    except (InputError, jax.errors.TracerArrayConversionError):
+        pass  # no perceptron, or inside someone's jit, where values are not there to be compared
+    return None
+
+
+def _chosen(params: PyTree, chosen: Sequence[str] | None) -> tuple[str, ...]:
+    leaves = leaves_by_name(params)
+    if isinstance(chosen, str):
+        raise InputError(f"chosen must be a list of paths, such as [{chosen!r}]")
+    for path in chosen or ():
+        if path not in leaves:
+            raise InputError(no_such_leaf(path, leaves))
+    kernels = [path for path, leaf in leaves.items() if jnp.ndim(leaf) == 2 and path.split("/")[-1] == "kernel"]
+    wanted = kernels if chosen is None else [path for path in leaves if path in chosen]
+    if not wanted:
+        raise InputError(f"no kernel is chosen; the params hold {', '.join(list(leaves)[:8])}")
+    return tuple(wanted)

@@ -1,0 +1,203 @@
+"""What a linear layer is pruned by: the second moments of its inputs, streamed, never the inputs themselves."""
+
+from collections.abc import Callable, Container, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from sa_jax.types import InputError, PyTree
+
+
+class Moments(NamedTuple):
+    """Of a layer's inputs, so far.
+
+    Attributes:
+      gram: mean of `x x'`, float32 `[inputs, inputs]`.
+      mean: of `x`, float32 `[inputs]`.
+      count: inputs seen, float32 `[]`.
+      change: mean of `x (x - d)'`, with `d` the inputs that the dense network has in their place, float32
+        `[inputs, inputs]`; None where these were not seen.
+    """
+
+    gram: jax.Array
+    mean: jax.Array
+    count: jax.Array
+    change: jax.Array | None = None
+
+
+def no_inputs(inputs: int) -> Moments:
+    """The moments before anything was seen, of a layer with so many inputs."""
+    return Moments(jnp.zeros((inputs, inputs)), jnp.zeros(inputs), jnp.zeros(()))
+
+
+def with_inputs(
+    moments: Moments, x: jax.Array, weight: jax.Array | None = None, dense: jax.Array | None = None
+) -> Moments:
+    """The moments once more inputs are seen; pure, in memory of one Gram matrix.
+
+    Args:
+      moments: so far.
+      x: inputs, float `[..., inputs]`.
+      weight: how often each counts, 0 for padding, float `[...]`; None for once.
+      dense: what the dense network has in their place, float `[..., inputs]`, from the first inputs on or never.
+
+    >>> moments = with_inputs(no_inputs(2), jnp.array([[1.0, 0.0], [3.0, 2.0]]))
+    >>> moments.gram.tolist(), moments.mean.tolist()
+    ([[5.0, 3.0], [3.0, 2.0]], [2.0, 1.0])
+    """
+    x = x.reshape(-1, x.shape[-1]).astype(jnp.float32)
+    weight = jnp.ones(len(x)) if weight is None else jnp.asarray(weight, jnp.float32).reshape(-1)
+    count = moments.count + weight.sum()
+    before, new = moments.count / jnp.maximum(count, 1e-12), 1 / jnp.maximum(count, 1e-12)
+    gram = before * moments.gram + new * jnp.dot(x.T * weight, x, precision="highest")
+    change = moments.change
+    if dense is not None:
+        moved = x - dense.reshape(x.shape).astype(jnp.float32)
+        change = 0.0 if change is None else before * change
+        change += new * jnp.dot(x.T * weight, moved, precision="highest")
+    return Moments(gram, before * moments.mean + new * (weight @ x), count, change)
+
+
+def dense_correction(moments: Moments, weight: jax.Array) -> jax.Array | None:
+    """What a layer behind pruned ones has to make up for, as `reconstruction.prune_linear` takes it.
+
+    Args:
+      moments: of the layer's inputs, seen with those of the dense network.
+      weight: of the layer, float `[outputs, inputs]`.
+
+    Returns:
+      float32 `[outputs, inputs]`; None where the dense network's inputs were not seen.
+    """
+    return None if moments.change is None else weight @ moments.change.T
+
+
+def collect_recorded(
+    forward: Callable[..., Any],
+    params: PyTree,
+    batches: Iterable[Mapping[str, Any]],
+    layers: Container[str] | None = None,
+    dense: PyTree | None = None,
+) -> dict[str, Moments]:
+    """Collects the moments of the inputs of all layers that a function shows.
+
+    Memory is that of one batch and the Gram matrices, whatever the number of batches. Layers that are shown the
+    very same array, such as query, key and value, share one Gram matrix, and a layer that is shown several arrays
+    sees all of them.
+
+    Args:
+      forward: called as `forward(params, record=record, **batch)`, under `jit`. It calls `record(layer, x, weight)` for
+        each linear layer, outside of `scan` and its kind, with its name, its inputs, float `[..., inputs]`, and
+        how often each counts, float or bool `[...]` or not at all.
+      params: its first argument.
+      batches: arrays by name. Equal shapes compile once.
+      layers: names of those that are collected; None for all. What only later layers need is not computed.
+      dense: like `params`, those of the dense network where `params` are of the pruned one; its inputs are then
+        seen beside, for `Moments.change`. It must show equal shapes in equal order.
+
+    Returns:
+      The moments by layer, in the order they were first shown.
+
+    Raises:
+      InputError: no batch, or no such layer.
+
+    >>> def forward(params, x, record):
+    ...     record("first", x)
+    ...     hidden = jax.nn.relu(x @ params["first"])
+    ...     record("second", hidden)
+    ...     return hidden @ params["second"]
+    >>> params = {"first": jnp.ones((8, 16)), "second": jnp.ones((16, 2))}
+    >>> moments = collect_recorded(forward, params, [{"x": jnp.ones((32, 8))}, {"x": jnp.zeros((32, 8))}])
+    >>> {name: (moment.gram.shape, int(moment.count)) for name, moment in moments.items()}
+    {'first': ((8, 8), 64), 'second': ((16, 16), 64)}
+    """
+    places: dict[str, int] = {}
+
+    @jax.jit
+    def of_batch(params: PyTree, dense: PyTree | None, batch: Mapping[str, Any]) -> list[Moments]:
+        def shown_by(params: PyTree) -> dict[str, list[tuple[jax.Array, Any]]]:
+            shown: dict[str, list[tuple[jax.Array, Any]]] = {}
+
+            def record(layer: str, x: jax.Array, weight: Any = None) -> None:
+                if layers is None or layer in layers:
+                    shown.setdefault(layer, []).append((x, weight))
+
+            forward(params, record=record, **batch)
+            return shown
+
+        shown = shown_by(params)
+        beside = None if dense is None else shown_by(dense)
+        distinct: dict[tuple[int, ...], Moments] = {}
+        for layer, calls in shown.items():
+            same = tuple(id(x) for x, _ in calls)
+            if same not in distinct:
+                distinct[same] = no_inputs(calls[0][0].shape[-1])
+                for call, (x, weight) in enumerate(calls):
+                    other = None if beside is None else beside[layer][call][0]
+                    distinct[same] = with_inputs(distinct[same], x, weight, other)
+            places[layer] = list(distinct).index(same)
+        return list(distinct.values())
+
+    moments: list[Moments] | None = None
+    for batch in batches:
+        new = of_batch(params, dense, batch)
+        moments = new if moments is None else _both(moments, new)
+    if moments is None:
+        raise InputError("at least one batch is needed")
+    if not places:
+        raise InputError("no linear layer, such as nn.Dense, was shown: nothing to calibrate")
+    return {layer: moments[place] for layer, place in places.items()}
+
+
+def collect_moments(
+    module: nn.Module, variables: PyTree, batches: Iterable[Any], method: Callable | str | None = None
+) -> dict[str, Moments]:
+    """Collects the moments of the inputs of all linear layers of a Flax Linen model, as `collect_recorded` does.
+
+    Args:
+      module: the model; layers with a parameter `kernel [inputs, outputs]`, such as `nn.Dense`, are found wherever
+        they are.
+      variables: as `module.init` gives them.
+      batches: positional arguments of each call, a tuple, or one array. Equal shapes compile once.
+      method: of the module, if not `__call__`.
+
+    Returns:
+      The moments by the layer's path, such as 'encoder/Dense_0', in the order of the first call.
+
+    Raises:
+      InputError: no batch, or no linear layer.
+
+    >>> from sa_jax.models import MLP
+    >>> x = jax.random.normal(jax.random.key(0), (64, 8))
+    >>> model = MLP([16, 2])
+    >>> moments = collect_moments(model, model.init(jax.random.key(1), x), [x[:32], x[32:]])
+    >>> {name: moment.gram.shape for name, moment in moments.items()}
+    {'Dense_0': (8, 8), 'Dense_1': (16, 16)}
+    """
+
+    def forward(variables: PyTree, record: Callable[..., None], arguments: tuple) -> None:
+        def intercept(call, args, kwargs, context):
+            layer = context.module
+            if context.method_name == "__call__" and layer.has_variable("params", "kernel") and args:
+                x, kernel = args[0], layer.get_variable("params", "kernel")
+                if kernel.ndim == 2 and jnp.shape(x)[-1:] == kernel.shape[:1]:
+                    record("/".join(layer.path), x)
+            return call(*args, **kwargs)
+
+        with nn.intercept_methods(intercept):
+            module.apply(variables, *arguments, method=method)
+
+    calls = ({"arguments": batch if isinstance(batch, tuple) else (batch,)} for batch in batches)
+    return collect_recorded(forward, variables, calls)
+
+
+@jax.jit
+def _both(moments: list[Moments], others: list[Moments]) -> list[Moments]:
+    both = []
+    for one, other in zip(moments, others, strict=True):
+        count = one.count + other.count
+        share = other.count / jnp.maximum(count, 1e-12)
+        gram, mean, _, change = jax.tree.map(lambda old, new, share=share: old + share * (new - old), one, other)
+        both.append(Moments(gram, mean, count, change))
+    return both

@@ -1,0 +1,194 @@
+"""What is fixed during a run: its arrays, landscape, energy and schedule, from options."""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from sa_jax.annealing import schedules
+from sa_jax.landscapes.mlp import Weighted, masked_mlp
+from sa_jax.moves import SwapProposal, informed_swap, nudge, saliency_swap, uniform_swap
+from sa_jax.networks import masks, mlp
+from sa_jax.networks.energies import Energy, cross_entropy, error_rate, kl_to_teacher
+from sa_jax.networks.mlp import Network
+from sa_jax.pruning.options import Options
+from sa_jax.types import Landscape, PyTree, Schedule
+
+# Calibrated logit scale: the dense network's scaled logits get this standard deviation, and the scale rises
+# as pruning shrinks the logits, at most so many fold. Chosen on validation images of MNIST.
+LOGIT_SPREAD = 9.0
+MOST_SHRINKAGE = 4.0
+# The same where the weights were never trained: annealing will make logits far larger than those of chance.
+UNTRAINED_SPREAD = 1.5
+# The same of a teacher's logits.
+TEACHER_SPREAD = 9.0
+# Of the calibrated start temperature, where weights were trained or swaps are informed: a mask of the largest
+# weights, or of few proposals, is so good that a hotter start would only destroy it. Chosen on validation samples
+# of digits and MNIST.
+COLD_START = 0.1
+
+
+class Problem(NamedTuple):
+    """What is fixed during a run, as arrays that travel through `jit` as arguments.
+
+    Attributes:
+      network: the fixed weights.
+      data: `(inputs, targets)`, float32 `[features, samples]`; targets are labels, int32 `[samples]`, or the dense
+        network's predictions, float32 `[classes, samples]`.
+      mask: initial mask, flat, bool `[total]`.
+      saliency: `|w| * norm(input)`, float32 `[total]`.
+      logit_scale: float32 `[]`.
+      temperature_start: float32 `[]`.
+      temperature_end: float32 `[]`.
+    """
+
+    network: Network
+    data: tuple
+    mask: jax.Array
+    saliency: jax.Array
+    logit_scale: jax.Array
+    temperature_start: jax.Array
+    temperature_end: jax.Array
+
+
+def prepare(
+    rng_key: jax.Array,
+    network: Network,
+    x: jax.Array,
+    y: jax.Array,
+    kept: int,
+    options: Options,
+    mask: jax.Array | None = None,
+) -> Problem:
+    """Fixes what a run needs: the initial mask, the logit scale and the temperatures. Pure.
+
+    Args:
+      rng_key: a key, `[]`, for a random initial mask and the calibration.
+      network: the fixed weights, `total` branches.
+      x: inputs, float `[samples, features]`.
+      y: labels, int `[samples]`.
+      kept: number of branches that stay; static.
+      options: static.
+      mask: the initial mask, flat, bool `[total]`, in place of the `kept` branches that the options say.
+    """
+    mask_key, calibration_key = jax.random.split(rng_key)
+    x = x.astype(jnp.float32)
+    saliency = mlp.saliency(network, x, options.activation)
+    magnitude = jnp.abs(masks.flatten(network.kernels))
+    if mask is not None:
+        first = jnp.asarray(mask, bool)
+    elif options.start == "random":
+        first = masks.random(mask_key, network.total, kept)
+    else:
+        first = masks.by_score(magnitude if options.start == "magnitude" else saliency, kept)
+    dense_logits = mlp.forward(network, x, options.activation)
+    start_logits = mlp.forward(mlp.masked(network, first), x, options.activation)
+    targets = y.astype(jnp.int32)
+    logit_scale, trained = calibrated_scale(dense_logits, start_logits, targets, options)
+    if options.energy == "kl_to_teacher":
+        targets = teacher_of(dense_logits).T
+    data = (x.T, targets)
+    nothing = jnp.float32(0)
+    problem = Problem(network, data, first, saliency, logit_scale, nothing, nothing)
+    # From swaps alone, and all of them: temperatures are the same with nudges or informed swaps.
+    move = "saliency" if options.move == "informed" else options.move
+    plain = make_landscape(problem, options._replace(nudge_share=0.0, move=move))
+    start, end = calibrated_temperatures(calibration_key, plain, first, data, trained, options)
+    return problem._replace(temperature_start=start, temperature_end=end)
+
+
+def calibrated_scale(
+    dense_logits: jax.Array, start_logits: jax.Array, labels: jax.Array, options: Options
+) -> tuple[jax.Array, jax.Array]:
+    """The logit scale, float32 `[]`, and whether the network was trained, bool `[]`.
+
+    Args:
+      dense_logits: of the dense network, float `[samples, classes]`.
+      start_logits: of the initial mask, likewise.
+      labels: int `[samples]`.
+      options: the scale may be given.
+    """
+    dense_spread = dense_logits.std()
+    # Never trained if its logits, at a moderate scale, tell the labels no better than chance does.
+    trained = cross_entropy(1 / dense_spread)(dense_logits, labels) < math.log(dense_logits.shape[1])
+    if options.logit_scale is not None:
+        return jnp.float32(options.logit_scale), trained
+    shrinkage = jnp.minimum(dense_spread / start_logits.std(), MOST_SHRINKAGE)
+    wanted = jnp.where(trained | (options.energy == "kl_to_teacher"), LOGIT_SPREAD, UNTRAINED_SPREAD)
+    return jnp.where(dense_spread == 0, 1.0, wanted / dense_spread * shrinkage), trained
+
+
+def teacher_of(dense_logits: jax.Array) -> jax.Array:
+    """The dense network's predictions, float32 `[samples, classes]`, as 'kl_to_teacher' takes them."""
+    spread = dense_logits.std()
+    return jax.nn.softmax(dense_logits * jnp.where(spread == 0, 1.0, TEACHER_SPREAD / spread), axis=1)
+
+
+def calibrated_temperatures(
+    rng_key: jax.Array, landscape: Landscape, position: PyTree, data: tuple, trained: jax.Array, options: Options
+) -> tuple[jax.Array, jax.Array]:
+    """The start and end temperature, float32 `[]`, from sampled moves or as the options have them."""
+    start, end = schedules.calibrate(rng_key, landscape, position, data)
+    start = jnp.where(trained | (options.move == "informed"), COLD_START * start, start)
+    if options.temperature_start is not None:
+        start = jnp.float32(options.temperature_start)
+        end = start * (schedules.END_SHARE / schedules.START_SHARE)
+    if options.temperature_end is not None:
+        end = jnp.float32(options.temperature_end)
+        if options.temperature_start is None:
+            start = jnp.maximum(start, end)
+    return start, end
+
+
+def start_position(problem: Problem, options: Options) -> PyTree:
+    """The initial position on a problem's landscape: the mask, with the weights where they move."""
+    if options.nudge_share:
+        return Weighted(problem.mask, masks.flatten(problem.network.kernels))
+    return problem.mask
+
+
+def make_landscape(problem: Problem, options: Options) -> Landscape:
+    """The incremental landscape of a problem; its positions are flat masks, or `Weighted` where weights move."""
+    makers: dict[str, Callable[[], SwapProposal]] = {
+        "saliency": lambda: saliency_swap(problem.saliency),
+        "informed": informed_swap,
+        "uniform": uniform_swap,
+    }
+    swaps = makers[options.move]()
+    if options.nudge_share:
+        scales = [jnp.full(kernel.size, jnp.sqrt((kernel**2).mean())) for kernel in problem.network.kernels]
+        swaps = nudge(swaps, jnp.concatenate(scales), options.nudge_share)
+    energy, moves = make_energy(problem, options), options.nudge_share > 0
+    return masked_mlp(problem.network, swaps, energy, options.activation, moves)
+
+
+def refresh_steps(network: Network, options: Options) -> int:
+    """Proposals between two full evaluations of the landscape of `make_landscape`."""
+    nothing = jnp.zeros(())
+    saliency = jnp.zeros(network.total)
+    problem = Problem(network, (), saliency > 0, saliency, nothing, nothing, nothing)
+    return make_landscape(problem, options).refresh_steps
+
+
+def make_energy(problem: Problem, options: Options) -> Energy:
+    """The energy of the logits that a problem's landscape minimises."""
+    if options.energy == "kl_to_teacher":
+        return kl_to_teacher(problem.logit_scale)
+    return cross_entropy(problem.logit_scale) if options.energy == "cross_entropy" else error_rate()
+
+
+def make_schedule(problem: Problem, options: Options, num_steps: int) -> Schedule:
+    """The temperature schedule of a problem over `num_steps` steps."""
+    if callable(options.schedule):
+        return options.schedule
+    start, end = problem.temperature_start, problem.temperature_end
+    makers: dict[str, Callable[[], Schedule]] = {
+        "constant": lambda: schedules.constant_schedule(start),
+        "logarithmic": lambda: schedules.logarithmic_schedule(start),
+        "geometric": lambda: schedules.geometric_schedule(start, end, num_steps),
+        "linear": lambda: schedules.linear_schedule(start, end, num_steps),
+        "cosine": lambda: schedules.cosine_schedule(start, end, num_steps),
+    }
+    return makers[options.schedule]()

@@ -1,0 +1,174 @@
+"""How accurate MLPNet is on MNIST after annealing, beside the strongest rivals: measuring, table, picture."""
+
+import itertools
+import statistics
+from collections.abc import Iterable
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from sa_jax.reports import comparison
+
+from . import runs
+from .saved import RESULTS, load_rows, peers
+
+DENSITIES = (0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0.02)
+CONFIG_LABELS = {
+    "mlpnet_mnist": "annealed",
+    "mlpnet_mnist_derivative_free": "annealed without any derivative",
+    "mlpnet_mnist_long": "annealed longer",
+    "mlpnet_mnist_nudge": "annealed, weights nudged",
+}
+CONFIGS = list(CONFIG_LABELS)
+DRAWN_DENSITIES = (0.1, 0.05, 0.02)
+DRAWN_KINDS = {
+    "": ("annealed", "#0072b2"),
+    "magnitude_": ("global magnitude", "#9aa3ab"),
+    "random_": ("random", "#d5dade"),
+}
+# In %: the mean over seeds, and how far the farthest seed is from it. None where nothing was measured.
+Cell = tuple[float, float] | None
+Row = tuple[str, list[Cell]]
+
+
+def measure(configs: Iterable[str], densities: Iterable[float], seeds: Iterable[int], jobs: int) -> None:
+    """Runs the configs at each density with each seed, and saves accuracy.json."""
+    tasks = [runs.Task(*task) for task in itertools.product(configs, densities, seeds)]
+    drawn = runs.Task(CONFIGS[0], DENSITIES[-1], runs.SEEDS[0])
+    runs.measure("accuracy", CONFIGS, tasks, jobs, drawn)
+
+
+def table(result: dict[str, Any]) -> str:
+    """Means over seeds, how far the farthest seed is from them, and the best in bold.
+
+    Where weights stay and where they move are told apart. The strongest rivals are there too.
+    """
+    kept = {run["density"]: run["kept"] for run in result["runs"]}
+    densities = sorted(kept, reverse=True)
+    frozen = [peer("global magnitude", densities), best_of_peers(densities), rival("edge_popup_scaled", densities)]
+    frozen += annealed(result, densities, moves_weights=False)
+    moved = [peer("CHITA++", densities, "CHITA++, weights updated"), rival("magnitude_finetuned", densities)]
+    moved += annealed(result, densities, moves_weights=True)
+    heads = [f"{100 * density:g} %<br>{kept[density]:,}" for density in densities]
+    lines = ["| branches kept | " + " | ".join(heads), "|---" * (len(densities) + 1)]
+    for title, rows in (("weights never changed", frozen), ("weights moved", moved)):
+        lines += [f"| *{title}* " + "| " * len(densities), *lines_of(rows)]
+    return " |\n".join(lines) + " |"
+
+
+def peer(label: str, densities: list[float], name: str = "") -> Row:
+    """The row of a method that others measured, by its name in peers.json, where the label does not say it."""
+    measured = peers()[name or label]
+    return label, [(measured[f"{density:g}"], 0.0) for density in densities]
+
+
+def best_of_peers(densities: list[float]) -> Row:
+    """The row of the best that any method of peers.json reaches which leaves the weights as they are."""
+    frozen = [measured for name, measured in peers().items() if "weights updated" not in name]
+    best = [max(measured[f"{density:g}"] for measured in frozen) for density in densities]
+    return "best of ten other masks", [(accuracy, 0.0) for accuracy in best]
+
+
+def rival(method: str, densities: list[float]) -> Row:
+    """The row of a method of `sa-jax compare`."""
+    found = [row for row in load_rows("compare_mlpnet") if row["method"] == method]
+    seconds = max(float(row["cpu_seconds"]) for row in found)
+    return f"{comparison.display_name(method).lower()}, at most {seconds:,.0f} s", over_seeds(found, densities)
+
+
+def annealed(result: dict[str, Any], densities: list[float], moves_weights: bool) -> list[Row]:
+    """The rows of the configs that move weights, or of those that do not."""
+    rows = []
+    for config, label in CONFIG_LABELS.items():
+        found = [run for run in result["runs"] if run["config"] == config]
+        if found and found[0]["moves_weights"] == moves_weights:
+            seconds = max(run["cpu_seconds"] for run in found)
+            rows.append((f"{label}, at most {seconds:,.0f} s", over_seeds(found, densities)))
+    return rows
+
+
+def over_seeds(found: list[dict[str, Any]], densities: list[float]) -> list[Cell]:
+    """A method's cells, from its runs or from its rows of `sa-jax compare`."""
+    cells: list[Cell] = []
+    for density in densities:
+        values = [100 * float(one["test_accuracy"]) for one in found if float(one["density"]) == density]
+        mean = statistics.mean(values) if values else 0.0
+        cells.append((mean, max(abs(value - mean) for value in values)) if values else None)
+    return cells
+
+
+def lines_of(rows: list[Row]) -> list[str]:
+    """Rows as text, the best of each column in bold."""
+    columns = zip(*(cells for _, cells in rows), strict=True)
+    best = [max(cell[0] for cell in column if cell) for column in columns]
+    return [
+        f"| {label} | " + " | ".join(text_of(cell, highest) for cell, highest in zip(cells, best, strict=True))
+        for label, cells in rows
+    ]
+
+
+def text_of(cell: Cell, highest: float) -> str:
+    """A cell as text, in bold if its mean is the highest."""
+    if cell is None:
+        return ""
+    mean, farthest = cell
+    mark = "**" if mean == highest else ""
+    return f"{mark}{mean:.2f}{mark}" + (f" ±{farthest:.2f}" if farthest else "")
+
+
+def draw(result: dict[str, Any]) -> None:
+    """Draws mlpnet_mnist.png: accuracies, and the pixels that 2 % of the branches still look at."""
+    found = [run for run in result["runs"] if run["config"] == CONFIGS[0]]
+    kept = {run["density"]: run["kept"] for run in found}
+    figure = Figure((9.6, 3.5), layout="constrained", dpi=150)
+    left, right = figure.subplots(1, 2, width_ratios=(1.75, 1))
+    draw_bars(left, found, kept)
+    draw_pixels(right, kept[DRAWN_DENSITIES[-1]])
+    for axes in (left, right):
+        axes.spines[:].set_visible(False)
+        axes.title.set_fontsize(10)
+    figure.savefig(RESULTS / "mlpnet_mnist.png", metadata={"Software": None})
+
+
+def draw_bars(axes: Axes, found: list[dict[str, Any]], kept: dict[float, int]) -> None:
+    """Mean accuracies by density: annealed, by magnitude, at random, and a line for the dense network."""
+    places = range(len(DRAWN_DENSITIES))
+    for offset, (kind, (label, color)) in zip((-0.27, 0, 0.27), DRAWN_KINDS.items(), strict=True):
+        values = [
+            [100 * run[f"{kind}test_accuracy"] for run in found if run["density"] == density]
+            for density in DRAWN_DENSITIES
+        ]
+        means = [statistics.mean(seeds) for seeds in values]
+        centers = [place + offset for place in places]
+        axes.bar(centers, means, 0.25, color=color, label=label)
+        for center, mean in zip(centers, means, strict=True):
+            write_number(axes, center, mean, "white" if kind == "" else "black")
+    dense = 100 * found[0]["dense_test_accuracy"]
+    axes.axhline(dense, color="#1b232c", linestyle="--", linewidth=1)
+    axes.text(len(DRAWN_DENSITIES) - 0.52, dense + 1.5, f"dense {dense:.2f}", ha="right", fontsize=9)
+    labels = [f"{100 * density:g} % kept\n{kept[density]:,} branches" for density in DRAWN_DENSITIES]
+    title = "MNIST test accuracy (%), weights never changed"
+    axes.set(xticks=places, xticklabels=labels, ylim=(0, 118), yticks=[], title=title)
+    axes.legend(frameon=False, ncols=3, loc="upper left", fontsize=9, bbox_to_anchor=(0, 1.0))
+
+
+def write_number(axes: Axes, center: float, mean: float, color: str) -> None:
+    """Writes a bar's height in this color inside the bar, or in black above a low one."""
+    if mean > 25:  # where the line of the dense network does not cross the figure
+        axes.text(center, mean - 2, f"{mean:.1f}", ha="center", va="top", color=color, fontsize=9)
+    else:
+        axes.text(center, mean + 1, f"{mean:.1f}", ha="center", va="bottom", fontsize=9)
+
+
+def draw_pixels(axes: Axes, kept: int) -> None:
+    """How many branches leave each pixel, in the mask of the sparsest run."""
+    with np.load(RESULTS / "masks.npz") as arrays:
+        first = arrays[arrays.files[0]]
+    counts = first.sum(1).reshape(28, 28)
+    colors = matplotlib.colormaps["viridis"].with_extremes(under="#eceff2")
+    axes.imshow(counts, colors, vmin=0.5, interpolation="nearest")
+    title = f"{np.count_nonzero(counts)} of 784 pixels still\nfeed the {kept} branches"
+    axes.set(xticks=[], yticks=[], title=title)

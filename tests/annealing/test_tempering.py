@@ -1,0 +1,235 @@
+"""Replica exchange and population annealing sample the Boltzmann distribution, and help."""
+
+import os
+import socket
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+
+from sa_jax import InputError, anneal, from_energy, geometric_schedule, linear_schedule
+from sa_jax.annealing.schedules import constant_schedule
+from sa_jax.annealing.tempering import EXCHANGE_SHARE, population_anneal, temper
+from sa_jax.testing import boltzmann, check_boltzmann
+
+WELLS = jnp.array([0.3, 0.0, 0.9, 0.5, 1.4, 0.2])
+LADDER = jnp.array([0.25, 0.5, 1.5, 4.0])
+
+
+def ring_move(rng_key, x):
+    return (x + jnp.where(jax.random.bernoulli(rng_key), 1, -1)) % WELLS.size
+
+
+def lopsided_move(rng_key, x):
+    up = jax.random.bernoulli(rng_key, 0.8)
+    return (x + jnp.where(up, 1, -1)) % WELLS.size, jnp.where(up, jnp.log(0.25), jnp.log(4.0))
+
+
+def check_visits(visited, temperature):
+    check_boltzmann(np.bincount(np.ravel(visited), minlength=WELLS.size), WELLS, temperature)
+
+
+ring = from_energy(lambda x: WELLS[x], ring_move)
+
+
+@pytest.mark.usefixtures("optimized")
+@pytest.mark.parametrize(("num_steps", "chain_batch"), [(1_000, 1), (1_100, None)])
+def test_every_rung_samples_its_boltzmann_distribution(num_steps, chain_batch):
+    """Seen right after exchanges, so that a wrong one shows; of either half of the pairs."""
+
+    def sample(key):
+        result = temper(key, ring, jnp.int32(0), LADDER, num_steps, chain_batch=chain_batch)
+        return result.final, result.exchange_share
+
+    final, shares = jax.jit(jax.vmap(sample))(jax.random.split(jax.random.key(0), 4_000))
+    for rung, temperature in enumerate(LADDER.tolist()):
+        check_visits(final[:, rung], temperature)
+    assert ((shares.mean(0) > 0.2) & (shares.mean(0) < 0.99)).all()
+
+
+def rugged(x):
+    return 0.05 * (x - 10) ** 2 + 4 * jnp.cos(2 * x)
+
+
+def hop(rng_key, x):
+    return x + 0.3 * jax.random.normal(rng_key)
+
+
+@pytest.mark.usefixtures("optimized")
+def test_exchange_crosses_barriers_that_stop_a_cold_chain():
+    landscape, ladder = from_energy(rugged, hop), jnp.geomspace(0.1, 10.0, 8)
+    keys = jax.random.split(jax.random.key(1), 20)
+    tempered = jax.jit(jax.vmap(lambda key: temper(key, landscape, 0.0, ladder, 20_000)))(keys)
+    alone = jax.vmap(lambda key: anneal(key, landscape, 0.0, constant_schedule(0.1), 160_000).best_energy)(keys)
+    lowest = float(rugged(jnp.linspace(5, 15, 10_001)).min())
+    assert float(alone.min()) > lowest + 1
+    assert (tempered.best_energy < lowest + 0.1).all()
+    assert (tempered.round_trips.sum(1) > 0).all()
+    np.testing.assert_allclose(tempered.final_energy, rugged(tempered.final), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.usefixtures("optimized")
+def test_an_adapted_ladder_exchanges_as_often_as_it_should():
+    """Energies of a quadratic in ten dimensions; the first ladder is too narrow."""
+    landscape = from_energy(lambda x: (x**2).sum(), lambda key, x: x + 0.1 * jax.random.normal(key, (10,)))
+    ladder = jnp.geomspace(0.1, 0.2, 5)
+
+    def shares(adapt_steps):
+        return jax.jit(
+            lambda key: temper(key, landscape, jnp.zeros(10), ladder, 100_000, adapt_steps=adapt_steps)
+        )(jax.random.key(2))
+
+    fixed, adapted = shares(0), shares(40_000)
+    assert float(fixed.exchange_share.min()) > 0.6
+    np.testing.assert_allclose(adapted.exchange_share, EXCHANGE_SHARE, atol=0.12)
+    assert float(adapted.temperatures[0]) == pytest.approx(0.1)
+    np.testing.assert_allclose(fixed.temperatures, ladder, rtol=1e-6)
+    assert (jnp.diff(adapted.temperatures) > 0).all()
+
+
+def test_a_replica_of_nan_energy_exchanges_nothing():
+    """None can leave NaN, hence none may come to another rung."""
+    landscape = from_energy(lambda x: jnp.where(x == 3, jnp.nan, WELLS[x]), ring_move)
+    result = temper(jax.random.key(0), landscape, jnp.int32(3), jnp.array([0.5, 5.0]), 2_000)
+    assert float(result.exchange_share[0]) == 0 and int(result.num_accepted.sum()) == 0
+
+
+def test_resampling_takes_a_population_to_the_next_temperature():
+    """Steps are too few to get there: only copies and losses do."""
+    members, hot, cold = 20_000, 2.0, 0.4
+    start = jax.random.choice(jax.random.key(5), 6, (members,), p=jnp.asarray(boltzmann(WELLS, hot)))
+    landscape = from_energy(lambda x: WELLS[x], ring_move)
+    schedule = lambda step: jnp.where(step < 100, hot, cold)  # noqa: E731
+    result = jax.jit(lambda key, x: population_anneal(key, landscape, x, schedule, 100))(
+        jax.random.key(6), start.astype(jnp.int32)
+    )
+    shares = np.bincount(np.asarray(result.final), minlength=6) / members
+    np.testing.assert_allclose(shares, boltzmann(WELLS, cold), atol=0.02)
+    sizes = np.bincount(np.asarray(result.family), minlength=members)
+    assert float(result.mean_square_family_size) == pytest.approx((sizes**2).sum() / members, rel=1e-5)
+    assert 1.2 < float(result.mean_square_family_size) < 5
+
+
+def test_a_population_finds_the_lowest_well():
+    landscape, start = from_energy(rugged, hop), jnp.linspace(-15, 15, 50)
+    schedule = geometric_schedule(10.0, 0.05, 3_000)
+    for chain_batch in (None, 1):
+        result = population_anneal(jax.random.key(0), landscape, start, schedule, 3_000, chain_batch=chain_batch)
+        assert float(result.best_energy) == pytest.approx(float(rugged(result.best)), rel=1e-4)
+        assert float(result.best_energy) < float(rugged(jnp.linspace(5, 15, 10_001)).min()) + 0.1
+
+
+def test_a_population_remembers_a_best_that_it_dropped():
+    """Heating favours high energies, so that the only member in the lowest well dies out; one begins at NaN."""
+    wells = jnp.array([0.0, 5.0, 5.0, jnp.nan])
+    landscape = from_energy(lambda x: wells[x], lambda key, x: x)
+    start = jnp.array([3, 0] + [1] * 30)
+    heating = lambda step: jnp.where(step < 100, 0.5, 50.0)  # noqa: E731
+    result = population_anneal(jax.random.key(0), landscape, start, heating, 100)
+    assert float(result.final_energy.min()) == 5.0
+    assert float(result.best_energy) == 0.0 and int(result.best) == 0
+
+
+def test_a_population_outlives_a_schedule_that_ends_at_zero():
+    start = jnp.arange(12) % 6
+    result = population_anneal(jax.random.key(0), ring, start, linear_schedule(1.0, 0.0, 100), 100)
+    np.testing.assert_array_equal(result.family, jnp.arange(12))
+
+
+def test_replicas_spread_over_devices_exchange_as_on_one():
+    mesh = jax.make_mesh((2,), ("replicas",), axis_types=(jax.sharding.AxisType.Auto,))
+    ladder, nowhere = jnp.geomspace(0.1, 10.0, 8), jax.sharding.PartitionSpec()
+
+    def spread(key):
+        return temper(key, from_energy(rugged, hop), 0.0, ladder, 3_000, adapt_steps=1_000, axis_name="replicas")
+
+    sharded = jax.jit(jax.shard_map(spread, mesh=mesh, in_specs=nowhere, out_specs=nowhere, check_vma=False))
+    alone = temper(jax.random.key(5), from_energy(rugged, hop), 0.0, ladder, 3_000, adapt_steps=1_000)
+    for one, other in zip(sharded(jax.random.key(5)), alone, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5)
+    assert alone.exchange_share.min() > 0.05
+    with pytest.raises(InputError, match="7 temperatures do not divide over 2 devices"):
+        jax.shard_map(
+            lambda key: temper(key, ring, 0, ladder[:7], 100, axis_name="replicas"),
+            mesh=mesh,
+            in_specs=nowhere,
+            out_specs=nowhere,
+        )(jax.random.key(0))
+
+
+PROCESS = """
+import sys
+import jax
+import numpy as np
+jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
+from tests.annealing.test_tempering import sample_spread
+final = sample_spread(2_000)
+if jax.process_index() == 0:
+    np.save(sys.argv[3], final)
+"""
+
+
+def sample_spread(chains):
+    """The last positions of many tempered walks whose replicas are spread over all devices, `[chains, rungs]`."""
+    mesh = jax.make_mesh((2,), ("replicas",), axis_types=(jax.sharding.AxisType.Auto,))
+    nowhere = jax.sharding.PartitionSpec()
+
+    def sample(keys):
+        one = partial(temper, landscape=ring, position=jnp.int32(0), temperatures=LADDER, num_steps=1_000)
+        return jax.vmap(lambda key: one(key, axis_name="replicas").final)(keys)
+
+    spread = jax.shard_map(sample, mesh=mesh, in_specs=nowhere, out_specs=nowhere, check_vma=False)
+    keys = jax.jit(lambda: jax.random.split(jax.random.key(0), chains), out_shardings=NamedSharding(mesh, nowhere))
+    return np.asarray(jax.jit(spread)(keys()))
+
+
+@pytest.mark.usefixtures("optimized")
+def test_replicas_spread_over_processes_sample_the_boltzmann_distribution(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = f"127.0.0.1:{free.getsockname()[1]}"
+    words = [[sys.executable, "-c", PROCESS, place, str(number), tmp_path / "final.npy"] for number in (0, 1)]
+    environment = os.environ | {
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "0",
+        "JAX_NUM_CPU_DEVICES": "1",
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+    }
+    processes = [subprocess.Popen(one, env=environment, stderr=subprocess.PIPE, text=True) for one in words]
+    said = [process.communicate()[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    final = np.load(tmp_path / "final.npy")
+    for rung, temperature in enumerate(LADDER.tolist()):
+        check_visits(final[:, rung], temperature)
+    np.testing.assert_array_equal(final, sample_spread(2_000))
+
+
+def test_many_chains_fit_inside_shard_map():
+    mesh = jax.make_mesh((2,), ("keys",), axis_types=(jax.sharding.AxisType.Auto,))
+    spec = jax.sharding.PartitionSpec("keys")
+
+    def both(keys):
+        tempered = temper(keys[0], ring, jnp.int32(0), jnp.array([0.1, 1.0]), 300, adapt_steps=200)
+        population = population_anneal(keys[0], ring, jnp.arange(6), geometric_schedule(1.0, 0.1, 300), 300)
+        return jnp.stack([tempered.best_energy, population.best_energy])[None]
+
+    sharded = jax.jit(jax.shard_map(both, mesh=mesh, in_specs=spec, out_specs=spec))
+    assert sharded(jax.random.split(jax.random.key(0))).tolist() == [[0.0, 0.0], [0.0, 0.0]]
+
+
+def test_bad_input_is_refused():
+    for ladder in (0.1, jnp.array([0.1]), jnp.ones((2, 2))):
+        with pytest.raises(InputError, match=r"temperatures must have the shape \[rungs\]"):
+            temper(jax.random.key(0), ring, 0, ladder, 100)
+    for ladder in (jnp.array([1.0, 0.1]), jnp.array([0.0, 1.0]), jnp.array([0.1, jnp.inf])):
+        with pytest.raises(InputError, match="temperatures must rise, from above 0, not"):
+            temper(jax.random.key(0), ring, 0, ladder, 100)
+    with pytest.raises(InputError, match="adapt_steps must be from 0 to num_steps, 100, not 101"):
+        temper(jax.random.key(0), ring, 0, jnp.array([0.1, 1.0]), 100, adapt_steps=101)
+    with pytest.raises(InputError, match=r"leading axis \[members\] of at least 2"):
+        population_anneal(jax.random.key(0), ring, jnp.zeros(1, jnp.int32), geometric_schedule(1.0, 0.1, 100), 100)

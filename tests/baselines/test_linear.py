@@ -1,0 +1,112 @@
+"""Baselines of one linear layer, and the moments of its inputs that they and annealing take."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sa_jax.baselines.linear import dsnot, magnitude, sparsegpt, wanda
+from sa_jax.pruning.linear import relative_error
+from sa_jax.pruning.moments import collect_moments, no_inputs, with_inputs
+from tests.conftest import refusal
+
+
+def layer(outputs=16, inputs=32, samples=500):
+    keys = jax.random.split(jax.random.key(0), 4)
+    mixing = jax.random.normal(keys[1], (inputs, inputs)) / inputs**0.5
+    x = jax.random.normal(keys[0], (samples, inputs)) @ mixing + jax.random.normal(keys[3], (inputs,))
+    return jax.random.normal(keys[2], (outputs, inputs)), with_inputs(no_inputs(inputs), x)
+
+
+def error(weight, moments, pruned):
+    return float(relative_error(weight, moments.gram, pruned).mean())
+
+
+def test_moments_are_the_same_in_parts_and_without_padding():
+    x = jax.random.normal(jax.random.key(0), (3, 10, 4)) + 1
+    present = jnp.arange(30).reshape(3, 10) % 4 != 0
+    moments = no_inputs(4)
+    for part, there in zip(x, present, strict=True):
+        moments = with_inputs(moments, part, there)
+    seen = np.asarray(x[present])
+    np.testing.assert_allclose(moments.gram, seen.T @ seen / len(seen), rtol=1e-5)
+    np.testing.assert_allclose(moments.mean, seen.mean(0), rtol=1e-5)
+    assert moments.count == len(seen)
+
+
+class Twice(nn.Module):
+    """Eleven layers, so that their names do not sort by number, and one that is called twice."""
+
+    @nn.compact
+    def __call__(self, x):
+        for _ in range(11):
+            x = nn.tanh(nn.Dense(3)(x))
+        again = nn.Dense(3, name="again")
+        return again(again(x))
+
+
+def test_calibrate_sees_what_every_dense_layer_sees():
+    x = jax.random.normal(jax.random.key(0), (20, 3))
+    model = Twice()
+    variables = model.init(jax.random.key(1), x)
+    moments = collect_moments(model, variables, [x[:10], (x[10:],)])
+    assert list(moments) == [*(f"Dense_{i}" for i in range(11)), "again"]
+    np.testing.assert_allclose(moments["Dense_0"].gram, x.T @ x / 20, rtol=1e-5, atol=1e-6)
+    assert moments["Dense_0"].count == 20 and moments["again"].count == 40
+    with refusal("at least one batch"):
+        collect_moments(model, variables, [])
+    with refusal("no linear layer, such as nn.Dense"):
+        collect_moments(nn.LayerNorm(), nn.LayerNorm().init(jax.random.key(0), x), [x])
+
+
+@pytest.mark.parametrize("pattern", [0.5, "2:4"])
+def test_sparsegpt_loses_less_the_more_it_may_do(pattern):
+    weight, moments = layer()
+    mask, moved = sparsegpt(weight, moments.gram, pattern)
+    assert int(mask.sum()) == weight.size // 2 and not np.asarray(moved)[~np.asarray(mask)].any()
+    if pattern == "2:4":
+        assert (mask.reshape(-1, 4).sum(1) == 2).all()
+    by_wanda = jnp.where(wanda(weight, moments.gram, pattern), weight, 0)
+    assert error(weight, moments, moved) < 0.7 * error(weight, moments, by_wanda)
+
+
+def test_sparsegpt_of_independent_inputs_is_wanda_by_block_and_moves_nothing():
+    weight = jax.random.normal(jax.random.key(0), (6, 300))
+    scales = jnp.linspace(0.5, 2, 300)
+    mask, moved = sparsegpt(weight, jnp.diag(scales**2), 0.25, damping=1e-6)
+    np.testing.assert_allclose(moved, jnp.where(mask, weight, 0), rtol=1e-4)
+    scores = np.asarray(weight * scales) ** 2
+    for first, last in ((0, 128), (128, 256), (256, 300)):
+        block, kept = scores[:, first:last], np.asarray(mask)[:, first:last]
+        assert kept.sum() == round(0.25 * block.size)
+        assert block[kept].min() >= block[~kept].max()
+
+
+def test_dsnot_swaps_down_the_mean_error_and_keeps_the_pattern():
+    weight, moments = layer()
+    for pattern in (0.5, "2:4"):
+        start, mask = wanda(weight, moments.gram, pattern), dsnot(weight, moments.gram, moments.mean, pattern)
+        before, after = (np.abs(np.where(kept, 0, weight) @ moments.mean) for kept in (start, mask))
+        assert not np.array_equal(start, mask) and after.mean() < before.mean()
+        assert (mask.sum(1) == 16).all()
+        if pattern == "2:4":
+            assert (mask.reshape(-1, 4).sum(1) == 2).all()
+
+
+def test_magnitude_and_wanda_differ_where_inputs_do():
+    weight = jnp.array([[3.0, 2.0, 1.0, 4.0]])
+    assert magnitude(weight, 0.5).tolist() == [[True, False, False, True]]
+    assert wanda(weight, jnp.diag(jnp.array([0.01, 1.0, 9.0, 1.0])), 0.5).tolist() == [[False, False, True, True]]
+
+
+def test_refuses_what_they_cannot_prune_to():
+    weight, moments = layer()
+    for call in (
+        lambda: sparsegpt(weight, moments.gram, "4x4:0.5"),
+        lambda: dsnot(weight, moments.gram, moments.mean, "layer:0.5"),
+    ):
+        with refusal("prunes to a density such as 0.5, or N:M"):
+            call()
+    with refusal("gram must be [32, 32]"):
+        wanda(weight, moments.gram[:3, :3], 0.5)

@@ -1,0 +1,248 @@
+"""The layers of a whole model: files in, a pruned model out, resumed, sequential, and what is refused."""
+
+import itertools
+import urllib.parse
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from sa_jax import cli
+from sa_jax.commands.layers.host import prune_layers
+from sa_jax.commands.layers.settings import LayersConfig
+from sa_jax.pruning import allocation
+from tests.conftest import refusal
+
+SIZES = (16, 12, 8)
+
+
+def forward(params, x, record):
+    record("first", x)
+    hidden = jax.nn.relu(x @ params["first.weight"].T)
+    record("second", hidden)
+    record("twin", hidden)
+    return hidden @ params["second/kernel"] + hidden @ params["twin.weight"].T
+
+
+def inputs_of(seed=0, samples=64):
+    keys = jax.random.split(jax.random.key(seed), 2)
+    mix = jax.random.normal(keys[0], (SIZES[0], SIZES[0]))
+    return np.asarray(jax.random.normal(keys[1], (samples, SIZES[0])) @ mix)
+
+
+@pytest.fixture
+def model(tmp_path):
+    """A model of three layers in both layouts and other types, its inputs, and its layers' Gram matrices."""
+    rng = np.random.default_rng(0)
+    arrays = {
+        "first.weight": rng.normal(size=SIZES[1::-1]).astype(np.float16),
+        "second/kernel": rng.normal(size=SIZES[1:]),
+        "twin.weight": rng.normal(size=SIZES[:0:-1]).astype(np.float32),
+        "norm.bias": np.ones(3, np.float32),
+    }
+    save_file(arrays, tmp_path / "model.safetensors")
+    x = inputs_of()
+    save_file({"x": x}, tmp_path / "inputs.safetensors")
+    hidden = np.maximum(x @ arrays["first.weight"].T.astype(np.float32), 0)
+    grams = {"first": x.T @ x, "second": hidden.T @ hidden, "twin.weight": hidden.T @ hidden}
+    save_file(grams, tmp_path / "grams.safetensors")
+    return tmp_path, arrays
+
+
+def config_of(folder, **changes):
+    settings = {"weights": str(folder / "model.safetensors"), "grams": str(folder / "grams.safetensors")}
+    if "forward" in changes:
+        settings |= {"grams": None, "inputs": str(folder / "inputs.safetensors")}
+    return LayersConfig(**settings | changes)
+
+
+def test_prunes_every_layer_in_its_own_layout_and_type(model):
+    folder, arrays = model
+    rows = prune_layers(config_of(folder), folder / "out", "layers.pattern = 0.5")
+    pruned, masks = (load_file(folder / "out" / f"{name}.safetensors") for name in ("pruned", "masks"))
+    assert [row["layer"] for row in rows] == ["first", "second", "twin"] and set(pruned) == set(arrays)
+    np.testing.assert_array_equal(pruned["norm.bias"], arrays["norm.bias"])
+    for name in ("first.weight", "second/kernel", "twin.weight"):
+        assert pruned[name].dtype == arrays[name].dtype and masks[name].dtype == bool
+        np.testing.assert_array_equal(pruned[name], np.where(masks[name], arrays[name], 0))  # to the last bit
+        axis = 0 if name.endswith("kernel") else 1
+        assert (masks[name].sum(axis) == masks[name].shape[axis] // 2).all()
+    for row in rows:
+        assert row["kept"] * 2 == row["total"]
+        assert 0 < row["annealed_error"] <= row["wanda_error"] and row["refit_error"] is None
+    for name in ("layers.csv", "report.html", "operative.gin"):
+        assert (folder / "out" / name).stat().st_size
+    page = (folder / "out/report.html").read_text()
+    assert "mathdefault" not in page and "10^" not in page  # a tick that no one chose
+    assert urllib.parse.quote((folder / "out/layers.csv").read_text(), safe=",-.") in page
+
+
+def test_errors_are_those_of_the_layers_outputs(model):
+    folder, arrays = model
+    rows = prune_layers(config_of(folder, refit=True), folder / "out")
+    pruned = load_file(folder / "out/pruned.safetensors")["first.weight"].astype(np.float32)
+    x, weight = inputs_of(), arrays["first.weight"].astype(np.float32)
+    whole, change = x @ weight.T, x @ (pruned - weight).T
+    assert rows[0]["refit_error"] == pytest.approx((change**2).sum() / (whole**2).sum(), rel=0.02)
+    assert rows[0]["refit_error"] < rows[0]["annealed_error"]
+
+
+def test_goes_on_where_it_stopped_and_prunes_anew_what_changed(model):
+    folder, _ = model
+    rows = prune_layers(config_of(folder), folder / "out")
+    files = sorted((folder / "out/layers").iterdir())
+    before = [path.stat().st_mtime_ns for path in files]
+    files[1].write_bytes(files[1].read_bytes()[:50])  # a damaged one is pruned again
+    again = prune_layers(config_of(folder), folder / "out")
+    assert [{k: v for k, v in row.items() if k != "seconds"} for row in again] == [
+        {k: v for k, v in row.items() if k != "seconds"} for row in rows
+    ]
+    after = [path.stat().st_mtime_ns for path in files]
+    assert [old == new for old, new in zip(before, after, strict=True)] == [True, False, True]
+    other = prune_layers(config_of(folder, pattern="2:4"), folder / "out")
+    assert all(new != old for new, old in zip((p.stat().st_mtime_ns for p in files), after, strict=True))
+    assert other[0]["pattern"] == "2:4"
+
+
+def test_a_layer_is_pruned_alike_whichever_others_are(model):
+    folder, _ = model
+    for workdir, chosen in (("all", None), ("one", ["twin"])):
+        prune_layers(config_of(folder, layers=chosen), folder / workdir)
+    masks = [load_file(folder / workdir / "masks.safetensors")["twin.weight"] for workdir in ("all", "one")]
+    np.testing.assert_array_equal(*masks)
+
+
+def test_a_function_that_shows_inputs_serves_as_well_as_gram_matrices(model):
+    folder, _ = model
+    place = f"{forward.__module__}:forward"
+    by_grams = prune_layers(config_of(folder), folder / "grams")
+    by_forward = prune_layers(config_of(folder, forward=place, batch_size=16), folder / "forward")
+    for one, other in zip(by_grams, by_forward, strict=True):
+        assert one["annealed_error"] == pytest.approx(other["annealed_error"], rel=0.2)
+        assert (one["samples"], other["samples"]) == (None, 64)
+
+
+def test_sequentially_a_layer_sees_its_pruned_predecessors(model):
+    folder, arrays = model
+    config = config_of(folder, forward=f"{forward.__module__}:forward", sequential=True, pattern=0.25)
+    rows = prune_layers(config, folder / "out")
+    pruned = load_file(folder / "out/pruned.safetensors")
+    hidden = np.maximum(inputs_of() @ pruned["first.weight"].astype(np.float32).T, 0)
+    dense = np.maximum(inputs_of() @ arrays["first.weight"].astype(np.float32).T, 0)
+    for name, row in zip(("second/kernel", "twin.weight"), rows[1:], strict=True):
+        before, after = (array if name == "second/kernel" else array.T for array in (arrays[name], pruned[name]))
+        lost = ((hidden @ after - dense @ before) ** 2).sum() / ((dense @ before) ** 2).sum()
+        assert row["annealed_error"] == pytest.approx(lost, rel=1e-3)
+
+
+def test_densities_by_error_keep_the_budget(model):
+    folder, _ = model
+    rows = prune_layers(config_of(folder, allocation="by_error"), folder / "out")
+    assert len({row["pattern"] for row in rows}) > 1
+    kept, total = (sum(row[name] for row in rows) for name in ("kept", "total"))
+    assert kept / total == pytest.approx(0.5, abs=0.05)
+
+
+def test_shares_are_the_best_on_the_grid():
+    rng = np.random.default_rng(1)
+    grid = np.linspace(0.05, 1, 20)
+    curves = np.stack([(1 - grid) ** power * scale for power, scale in rng.uniform(1, 4, (3, 2))])
+    sizes = np.array([1.0, 1.0, 1.0])
+    found = allocation.shares(grid, curves, sizes, 0.4)
+    assert found.mean() == pytest.approx(0.4)
+    total = sum(np.interp(density, grid, curve) for density, curve in zip(found, curves, strict=True))
+    least = min(
+        curves[0][a] + curves[1][b] + curves[2][c]
+        for a, b, c in itertools.product(range(len(grid)), repeat=3)
+        if grid[a] + grid[b] + grid[c] <= 3 * 0.4 + 1e-9
+    )
+    assert total <= least + 1e-9
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"layers": ["frist"]}, ["'frist'", "did you mean first?"]),
+        ({"pattern": "3:5"}, ["first", "3:5 needs a multiple of 5 inputs, not 16"]),
+        ({"pattern": 0.01}, ["keeps none of 16"]),
+        ({"forward": "no_such_module:forward"}, ["no_such_module", "module:function"]),
+        ({"forward": f"{__name__}:SIZES"}, ["is no function"]),
+        ({"weights": "lacking.safetensors"}, ["lacking.safetensors is not there"]),
+    ],
+)
+def test_refuses_before_anything_is_written(model, changes, parts):
+    folder, _ = model
+    with refusal(*parts):
+        prune_layers(config_of(folder, **changes), folder / "out")
+    assert not (folder / "out").exists()
+
+
+def test_refuses_gram_matrices_that_are_none(model):
+    folder, _ = model
+    grams = load_file(folder / "grams.safetensors")
+    for change, part in (
+        (np.triu(np.ones((16, 16), np.float32)), "symmetric"),
+        (np.full((16, 16), np.nan, np.float32), "not finite"),
+        (np.eye(15, dtype=np.float32), "must be [16, 16]"),
+    ):
+        save_file(grams | {"first": change}, folder / "grams.safetensors")
+        with refusal("first", part):
+            prune_layers(config_of(folder), folder / "out")
+        assert not (folder / "out/pruned.safetensors").exists()
+
+
+def test_refuses_a_file_whose_header_lies(model):
+    folder, _ = model
+    content = bytearray((folder / "model.safetensors").read_bytes())
+    content[:8] = (2**40).to_bytes(8, "little")
+    (folder / "model.safetensors").write_bytes(content)
+    with refusal("model.safetensors is damaged"):
+        prune_layers(config_of(folder), folder / "out")
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"grams": None}, "set grams, or forward and inputs"),
+        ({"sequential": True}, "sequential needs forward"),
+        ({"inputs": "inputs.npz"}, "either grams, or both"),
+        ({"weights": ""}, "weights must name a file"),
+        ({"sweeps": 0}, "sweeps must be a number above 0"),
+        ({"damping": -1.0}, "damping must be a number of at least 0"),
+        ({"seed": -1}, "seed must be a whole number"),
+        ({"refit": 1}, "refit must be True or False"),
+        ({"allocation": "by_size"}, "allocation must be one of uniform, by_error"),
+        ({"allocation": "by_error", "pattern": "2:4"}, "chooses densities"),
+        ({"pattern": "half"}, "pattern must be one such as"),
+    ],
+)
+def test_refuses_settings_that_make_no_sense(tmp_path, changes, part):
+    with refusal(part):
+        config_of(tmp_path, **changes)
+
+
+def test_tells_of_inputs_that_are_mixtures_of_others(model):
+    folder, _ = model
+    grams = load_file(folder / "grams.safetensors")
+    few = inputs_of(samples=10)
+    save_file(grams | {"first": few.T @ few}, folder / "grams.safetensors")
+    said = []
+    prune_layers(config_of(folder), folder / "out", on_message=said.append)
+    assert any("first: 6 of 16 inputs are mixtures of others" in message for message in said)
+
+
+def test_the_command_prunes_and_says_what_it_did(model, capsys):
+    folder, _ = model
+    bindings = [f"layers.{name}='{folder / name}.safetensors'" for name in ("grams",)]
+    bindings += [f"layers.weights='{folder / 'model.safetensors'}'", "layers.pattern='2:4'"]
+    arguments = ["layers", "--gin_file=configs/layers.gin", *(f"--gin_bindings={b}" for b in bindings)]
+    assert cli.main([*arguments, f"--workdir={folder / 'out'}"]) == 0
+    printed = capsys.readouterr()
+    assert "192 of 384 weights kept (50.0%) in 3 layers" in printed.out
+    assert "3/3  twin, output lost: magnitude" in printed.err and "3 layers, 384 weights" in printed.err
+    assert "layers.pattern = '2:4'" in (folder / "out/operative.gin").read_text()
+    assert cli.main([*arguments, "--gin_bindings=layers.patern=0.5", f"--workdir={folder / 'out'}"]) == 2
+    assert "layers has no setting 'patern'; did you mean pattern?" in capsys.readouterr().err
+    assert cli.main(arguments) == 2
+    assert "--workdir=DIR is missing" in capsys.readouterr().err

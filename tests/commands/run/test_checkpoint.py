@@ -1,0 +1,264 @@
+"""Runs that are stopped, killed or damaged go on, and end as those that were not."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sa_jax import cli
+from sa_jax.commands.run import chains, checkpoint, runner
+from sa_jax.commands.run.settings import RunConfig
+from sa_jax.files import datasets
+from tests.conftest import refusal
+
+SMALL = RunConfig(
+    hidden=(12, 8), weights="random", density=0.2, num_steps=3_000, num_samples=60, num_chains=3, move="informed"
+)
+# What a run that was stopped may say differently.
+SECONDS = {"steps_per_second", "proposals_per_second", "compile_seconds", "anneal_seconds", "cpu_seconds", "worth"}
+
+
+def stop_after(chunks):
+    """Asks to stop once so many chunks are done, and again each time after."""
+    asked = []
+    return lambda: asked.append(1) or len(asked) >= chunks
+
+
+def run(config, workdir, chunks=10**9, messages=None, overwrite=False):
+    tell = (lambda message: None) if messages is None else messages.append
+    return runner.run(config, workdir, "", overwrite, lambda progress: None, tell, stop_after(chunks))
+
+
+def stop(config, workdir, chunks=1):
+    with pytest.raises(chains.Stopped):
+        run(config, workdir, chunks)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("undisturbed")
+    run(SMALL, workdir)
+    return workdir
+
+
+def assert_same(one, other, but=()):
+    results = [json.loads((workdir / "result.json").read_text()) for workdir in (one, other)]
+    for name in results[0].keys() - SECONDS - set(but):
+        assert results[0][name] == results[1][name], name
+    assert (one / "trace.csv").read_text() == (other / "trace.csv").read_text()
+    for name in ("masks.npz", "weights.npz"):
+        with np.load(one / name) as first, np.load(other / name) as second:
+            for array in first:
+                np.testing.assert_array_equal(first[array], second[array])
+
+
+@pytest.mark.usefixtures("optimized")
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"hidden": (8, 6, 6), "move": "saliency", "num_steps": 30_000},
+        {"move": "uniform", "num_steps": 30_000, "schedule": "cosine"},
+        {"nudge_share": 0.5, "num_steps": 4_000},
+    ],
+    ids=["saliency, deep", "uniform", "nudged"],
+)
+def test_chains_that_are_stopped_end_as_those_that_are_not(changes, tmp_path):
+    config = dataclasses.replace(SMALL, **changes)
+    dataset = datasets.load_dataset(config.dataset)
+    _, network = runner.load_network(config, dataset)
+
+    def anneal(folder, chunks):
+        saving = chains.Saving(tmp_path / folder, 60.0, stop_after(chunks))
+        return runner.anneal_density(config, dataset, network, saving=saving)[0]
+
+    whole = anneal("undisturbed", 10**9)
+    for _ in range(2):
+        with pytest.raises(chains.Stopped):
+            anneal("stopped", 1)
+    ended = anneal("stopped", 10**9)
+    for name in ("masks", "weights", "best_energy", "num_accepted"):
+        np.testing.assert_array_equal(getattr(whole, name), getattr(ended, name))
+    for name, values in whole.trace.items():
+        np.testing.assert_array_equal(values, ended.trace[name])
+    for name, values in whole.snapshots.items():
+        np.testing.assert_array_equal(values, ended.snapshots[name])
+    assert whole.snapshots["step"][[0, -1]].tolist() == [0, config.num_steps] and len(whole.snapshots["step"]) > 3
+    for bits in whole.snapshots["masks"].reshape(-1, whole.snapshots["masks"].shape[-1]):
+        assert np.unpackbits(bits).sum() == whole.mask.sum()
+
+
+def test_a_run_that_is_stopped_ends_as_one_that_is_not(undisturbed, tmp_path):
+    stop(SMALL, tmp_path)
+    assert not (tmp_path / "result.json").exists()
+    assert (tmp_path / "partial_report.html").stat().st_size > 10_000
+    with np.load(tmp_path / "partial_masks.npz") as partial:
+        assert sum(partial[name].sum() for name in partial) > 0
+    messages = []
+    run(SMALL, tmp_path, messages=messages)
+    assert any(message.startswith("going on from step ") for message in messages)
+    assert_same(undisturbed, tmp_path)
+    assert not (tmp_path / "checkpoints").exists()
+    assert not (tmp_path / "partial_report.html").exists()
+
+
+def test_a_search_for_the_density_goes_on_with_the_probe_it_was_at(tmp_path):
+    config = dataclasses.replace(SMALL, density=None, target_accuracy=0.99, num_steps=1_000, hidden=(2,))
+    stop(config, tmp_path, chunks=2)
+    done = {path.name for path in (tmp_path / "checkpoints").iterdir() if path.is_dir()}
+    messages = []
+    run(config, tmp_path, messages=messages)
+    assert any("going on from step 1,000 of 1,000" in message for message in messages)
+    probes = json.loads((tmp_path / "result.json").read_text())["probes"]
+    assert done < {str(probe["kept"]) for probe in probes}
+
+
+def test_other_settings_are_refused_with_the_difference_named(tmp_path):
+    stop(SMALL, tmp_path)
+    with refusal("unfinished run with seed = 0, not 1", "--overwrite"):
+        run(dataclasses.replace(SMALL, seed=1), tmp_path)
+    with refusal("unfinished run with density = 0.2, not 0.3"):
+        run(dataclasses.replace(SMALL, density=0.3, checkpoint_seconds=0.0), tmp_path)
+    run(dataclasses.replace(SMALL, seed=1), tmp_path, overwrite=True)
+    assert json.loads((tmp_path / "result.json").read_text())["seed"] == 1
+
+
+def test_a_run_that_overwrites_another_goes_on_too(undisturbed, tmp_path):
+    shutil.copytree(undisturbed, tmp_path / "run")
+    with pytest.raises(chains.Stopped):
+        run(SMALL, tmp_path / "run", 1, overwrite=True)
+    messages = []
+    run(SMALL, tmp_path / "run", messages=messages, overwrite=True)
+    assert any(message.startswith("going on from step ") for message in messages)
+    assert_same(undisturbed, tmp_path / "run")
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(undisturbed, tmp_path):
+    workdir = tmp_path / "damaged"
+    stop(dataclasses.replace(SMALL, checkpoint_seconds=1e-6), workdir, chunks=2)
+    (folder,) = (path for path in (workdir / "checkpoints").iterdir() if path.is_dir())
+    steps = sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
+    assert len(steps) == 2
+    for path in (folder / str(steps[-1])).rglob("*"):
+        if path.is_file() and path.stat().st_size > 100:
+            path.write_bytes(path.read_bytes()[:-50] + bytes(50))
+    messages = []
+    run(SMALL, workdir, messages=messages)
+    assert any(f"step {steps[1]:,} is damaged" in message for message in messages)
+    assert any(f"going on from step {steps[0]:,}" in message for message in messages)
+    assert_same(undisturbed, workdir)
+
+
+def test_a_full_disk_costs_checkpoints_and_nothing_else(undisturbed, tmp_path, monkeypatch):
+    class Full:
+        def all_steps(self):
+            return []
+
+        def save(self, *args, **kwargs):
+            raise OSError(28, "No space left on device")
+
+        def wait_until_finished(self):
+            pass
+
+        close = wait_until_finished
+
+    monkeypatch.setattr(checkpoint.Checkpoints, "_manager", Full())
+    messages = []
+    # Nor does it stop where that would lose what it has found.
+    run(dataclasses.replace(SMALL, checkpoint_seconds=1e-6), tmp_path / "full", chunks=1, messages=messages)
+    assert any("No space left on device; the run goes on" in message for message in messages)
+    assert_same(undisturbed, tmp_path / "full")
+
+
+def test_none_are_made_where_they_are_turned_off(tmp_path):
+    run(dataclasses.replace(SMALL, checkpoint_seconds=0.0), tmp_path, chunks=1)
+    assert (tmp_path / "result.json").exists()
+
+
+def command(workdir, *bindings):
+    words = ["run", "--gin_file=configs/digits.gin", f"--workdir={workdir}", "--gin_bindings=WEIGHTS='random'"]
+    words += ["--gin_bindings=NUM_STEPS=120_000", "--gin_bindings=NUM_SAMPLES=200"]
+    words += ["--gin_bindings=CHECKPOINT_SECONDS=0.2", "--gin_bindings=NUM_CHAINS=3", *bindings]
+    program = "import sys; from sa_jax.cli import main; sys.exit(main())"
+    # Fully optimized, see conftest. The cache is theirs alone: a process that is killed may leave half a program,
+    # of which a reader warns and which it compiles again.
+    environment = {name: os.environ[name] for name in os.environ if name != "JAX_DISABLE_MOST_OPTIMIZATIONS"}
+    environment["JAX_COMPILATION_CACHE_DIR"] = str(workdir.parent / "compiled")
+    words = [sys.executable, "-c", program, *words]
+    return subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def wait_for_checkpoint(process, workdir):
+    while process.poll() is None:
+        with contextlib.suppress(OSError):
+            if any(path.name.isdecimal() for path in Path(workdir, "checkpoints").glob("*/*")):
+                return
+        time.sleep(0.02)
+
+
+def commands(workdir, processes, *bindings):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = [f"--coordinator=127.0.0.1:{free.getsockname()[1]}", f"--num_processes={processes}"]
+    return [command(workdir, *bindings, *place, f"--process_id={i}") for i in range(processes)]
+
+
+@pytest.mark.timeout(400)
+def test_processes_that_are_killed_or_stopped_go_on_be_they_one_or_two(tmp_path):
+    with command(tmp_path / "undisturbed") as process:
+        assert process.wait() == 0, process.stderr.read()
+    workdir = tmp_path / "disturbed"
+    with command(workdir) as process:
+        wait_for_checkpoint(process, workdir)
+        process.kill()
+    with command(workdir) as process:
+        assert any("going on from step" in line for line in iter(process.stderr.readline, ""))
+        process.terminate()
+        said = process.stderr.read()
+        assert process.wait() == 75, said
+    assert "the same command goes on from there" in said and (workdir / "partial_report.html").exists()
+    first, second = commands(workdir, 2)
+    assert any("going on from step" in line for line in iter(first.stderr.readline, ""))
+    second.kill()
+    _, said = first.communicate()
+    assert first.returncode == 75 and "another process of this run has ended" in said, said
+    second.communicate()
+    started = commands(workdir, 2)
+    said = [process.communicate()[1] for process in started]
+    assert [process.returncode for process in started] == [0, 0], said
+    assert all("going on from step" in one for one in said)
+    assert_same(tmp_path / "undisturbed", workdir, but=["devices", "memory_bytes"])
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["--coordinator=127.0.0.1:1"], ["--num_processes is missing"]),
+        (["--coordinator=x", "--num_processes=2", "--process_id=0"], ["--coordinator must be HOST:PORT"]),
+        (
+            ["--coordinator=x:1", "--num_processes=2", "--process_id=2"],
+            ["--process_id must be from 0 to 1"],
+        ),
+    ],
+)
+def test_processes_that_cannot_meet_are_refused(words, parts, tmp_path, capsys):
+    code = cli.main(["run", "--gin_file=configs/digits.gin", f"--workdir={tmp_path / 'run'}", *words])
+    assert code == 2 and not (tmp_path / "run").exists()
+    said = capsys.readouterr().err
+    assert all(part in said for part in parts)
+
+
+def test_a_run_killed_before_its_first_checkpoint_says_that_it_begins_anew(tmp_path):
+    few = dataclasses.replace(SMALL, num_steps=1_000, num_chains=1)
+    (tmp_path / "checkpoints").mkdir()
+    messages = []
+    run(few, tmp_path, messages=messages)
+    assert "this run was ended before its first checkpoint: it begins anew" in messages

@@ -1,0 +1,175 @@
+"""Kernels of models that are more than multilayer perceptrons, and the same as `prune` where they are not."""
+
+import flax.linen as nn
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from sa_jax import moves, pruning
+from sa_jax.files import datasets
+from sa_jax.landscapes.full import full_model
+from sa_jax.landscapes.mlp import masked_mlp
+from sa_jax.networks import masks, mlp
+from sa_jax.networks.energies import cross_entropy, kl_to_teacher
+from sa_jax.networks.masks import apply_masks
+from sa_jax.pruning.kernels import prune_kernels
+from tests.conftest import refusal
+
+
+class Attention(nn.Module):
+    """Rows of an image as tokens."""
+
+    @nn.compact
+    def __call__(self, x):
+        tokens = nn.Dense(8, name="embed")(x.reshape(-1, 8, 8))
+        tokens += nn.MultiHeadDotProductAttention(2, name="attention")(tokens, tokens)
+        return nn.Dense(10, name="head")(nn.relu(nn.LayerNorm(name="norm")(tokens)).reshape(len(x), -1))
+
+
+class Convolution(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Conv(4, (3, 3), strides=2, name="trunk")(x.reshape(-1, 8, 8, 1)))
+        return nn.Dense(10, name="head")(nn.relu(nn.Dense(16, name="hidden")(x.reshape(len(x), -1))))
+
+
+@pytest.fixture(scope="module")
+def digits():
+    train = datasets.load_dataset("digits").train
+    return jnp.asarray(train.inputs[:50], jnp.float32), jnp.asarray(train.labels[:50])
+
+
+COLD = {"temperature_start": 1e-3, "temperature_end": 1e-5, "logit_scale": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("model", "chosen", "options"),
+    [
+        (Attention(), None, {}),
+        (Attention(), ["attention/query/kernel", "attention/value/kernel", "head/kernel"], {}),
+        (Convolution(), None, {"energy": "kl_to_teacher"}),
+        (Convolution(), ["trunk/kernel", "head/kernel"], {"start": "random"}),
+    ],
+    ids=["attention", "heads of attention", "convolution", "trunk"],
+)
+def test_chosen_kernels_are_annealed_and_all_else_stays(digits, model, chosen, options):
+    x, y = digits
+    params = model.init(jax.random.key(0), x)["params"]
+
+    def apply_fn(params, x):
+        return model.apply({"params": params}, x)
+
+    found, result = prune_kernels(
+        jax.random.key(1), apply_fn, params, x, y, chosen, density=0.2, num_steps=200, **COLD, **options
+    )
+    paths = chosen or [path for path in ("embed/kernel", "hidden/kernel", "head/kernel") if path[:-7] in params]
+    assert sorted(found) == sorted(paths)
+    total = sum(mask.size for mask in found.values())
+    assert sum(int(mask.sum()) for mask in found.values()) == round(0.2 * total) == int(result.best.sum())
+    np.testing.assert_array_equal(result.best, np.concatenate([np.ravel(mask) for mask in found.values()]))
+    pruned = apply_masks(params, found)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        same = dict(jax.tree_util.tree_leaves_with_path(pruned))[path]
+        np.testing.assert_array_equal(same, leaf * found[name] if name in found else leaf)
+    teacher = options.get("energy") == "kl_to_teacher"
+    energy = kl_to_teacher(2.0) if teacher else cross_entropy(2.0)
+    targets = pruning.teacher_of(apply_fn(params, x)) if teacher else y
+    assert float(result.best_energy) == pytest.approx(float(energy(apply_fn(pruned, x), targets)), rel=1e-4)
+    leaves = {
+        path: leaf for path, leaf in flax.traverse_util.flatten_dict(params, sep="/").items() if path in found
+    }
+    magnitudes = np.concatenate([np.abs(leaves[path]).ravel() for path in found])
+    largest = np.split(
+        masks.by_score(magnitudes, result.best.sum()), np.cumsum([m.size for m in found.values()])[:-1]
+    )
+    by_magnitude = {path: part.reshape(leaves[path].shape) for path, part in zip(found, largest, strict=True)}
+    assert result.num_accepted > 0
+    if "start" not in options:
+        assert result.best_energy < energy(apply_fn(apply_masks(params, by_magnitude), x), targets)
+
+
+def test_the_energy_of_a_mask_is_that_of_prune(digits):
+    x, y = digits
+    params = mlp.MLP((12, 11, 10)).init(jax.random.key(0), x)["params"]
+    names, network = mlp.network_of(params)
+    mask = jax.random.uniform(jax.random.key(1), (network.total,)) < 0.4
+    swaps, energy = moves.uniform_swap(), cross_entropy(2.0)
+
+    def apply_fn(params, x):
+        return mlp.MLP((12, 11, 10)).apply({"params": params}, x)
+
+    full = full_model(apply_fn, params, [f"{name}/kernel" for name in names], swaps, energy)
+    fast = masked_mlp(network, swaps, energy)
+    one = full.init((mask, swaps.init(mask)), (x, y)).energy
+    assert float(one) == pytest.approx(float(fast.init(mask, (x.T, y)).energy), rel=1e-5)
+
+
+def test_a_perceptron_is_annealed_incrementally(digits):
+    x, y = digits
+    model = mlp.MLP([12, 10], "tanh")
+    params = model.init(jax.random.key(0), x)["params"]
+
+    def apply_fn(params, x):
+        return model.apply({"params": params}, x)
+
+    found, result = prune_kernels(jax.random.key(1), apply_fn, params, x, y, density=0.1, num_steps=100)
+    tree, expected = pruning.prune(jax.random.key(1), params, x, y, 0.1, 100, move="uniform", activation="tanh")
+    assert result.best_energy == expected.best_energy
+    for name in ("Dense_0", "Dense_1"):
+        np.testing.assert_array_equal(found[f"{name}/kernel"], tree[name]["kernel"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"chosen": ["haed/kernel"]}, "no array 'haed/kernel' in the params; did you mean head/kernel?"),
+        ({"chosen": []}, "no kernel is chosen; the params hold"),
+        ({"density": 0.0}, "density must be a number in (0, 1]"),
+        ({"start": "saliency"}, "start must be one of magnitude, random, not 'saliency'"),
+        ({"move": "informed"}, "unknown option 'move'; options: energy, start"),
+        ({"num_steps": 0}, "num_steps must be a whole number of at least 1, not 0"),
+        ({"chosen": "head/kernel"}, "chosen must be a list of paths, such as ['head/kernel']"),
+        ({"y": jnp.full(50, 10)}, "labels run from 10 to 10, but the network has 10 classes"),
+        ({"x": jnp.full((50, 64), jnp.nan)}, "inputs hold NaN or infinite values"),
+        ({"y": jnp.zeros(3, int)}, "apply_fn must give logits [samples, classes], and labels be whole numbers"),
+    ],
+)
+def test_bad_input_is_named(digits, changes, problem):
+    x, y = digits
+    params = Convolution().init(jax.random.key(0), x)["params"]
+    arguments = {"x": x, "y": y, "num_steps": 10} | changes
+    with refusal(problem):
+        prune_kernels(
+            jax.random.key(0), lambda params, x: Convolution().apply({"params": params}, x), params, **arguments
+        )
+
+
+def test_masks_of_no_kernel_or_another_shape_are_refused():
+    params = {"head": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}}
+    with refusal("no array 'haed/kernel' in the params; did you mean head/kernel?"):
+        apply_masks(params, {"haed/kernel": jnp.ones((2, 3), bool)})
+    with refusal("the mask of 'head/kernel' must have its shape, [2, 3], not [3]"):
+        apply_masks(params, {"head/kernel": jnp.ones(3, bool)})
+
+
+def test_kernels_of_nnx_are_found():
+    class Head(nnx.Module):
+        def __init__(self, rngs):
+            self.conv = nnx.Conv(1, 2, (3, 3), rngs=rngs)
+            self.head = nnx.Linear(32, 3, rngs=rngs)
+
+        def __call__(self, x):
+            return self.head(nnx.relu(self.conv(x)).reshape(len(x), -1))
+
+    graph, params = nnx.split(Head(nnx.Rngs(0)))
+    x, y = jax.random.normal(jax.random.key(0), (6, 4, 4, 1)), jnp.arange(6) % 3
+    found, _ = prune_kernels(
+        jax.random.key(1), lambda params, x: nnx.merge(graph, params)(x), params, x, y, density=0.5, num_steps=20
+    )
+    assert {path: int(mask.sum()) for path, mask in found.items()} == {"head/kernel": 48}
+    pruned = nnx.merge(graph, apply_masks(params, found))
+    np.testing.assert_array_equal(pruned.head.kernel[...] != 0, found["head/kernel"])

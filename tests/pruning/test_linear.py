@@ -1,0 +1,296 @@
+"""The landscape of a layer's output error: exact changes, the Boltzmann distribution, masks of every pattern."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sa_jax import anneal
+from sa_jax.landscapes.linear import heat_bath_rows, linear_rows
+from sa_jax.moves.saliency import saliency_swap
+from sa_jax.moves.uniform import uniform_swap
+from sa_jax.networks import masks
+from sa_jax.networks.patterns import best, of_weights, parse, sums
+from sa_jax.pruning.linear import compact, prune_linear, prune_linear_sharded, refit, relative_error
+from sa_jax.pruning.moments import dense_correction, no_inputs, with_inputs
+from sa_jax.testing import check_detailed_balance, energies_of
+from tests.conftest import refusal
+
+
+def layer(rows, inputs, seed=0, samples=None):
+    keys = jax.random.split(jax.random.key(seed), 3)
+    x = jax.random.normal(keys[0], (samples or 4 * inputs, inputs)) @ jax.random.normal(keys[1], (inputs, inputs))
+    return jax.random.normal(keys[2], (rows, inputs)), x.T @ x / len(x)
+
+
+def energy_of(weight, gram, mask):
+    """By the outputs' own definition, in float64."""
+    removed = np.where(mask, 0.0, np.asarray(weight, np.float64))
+    return float(np.einsum("ri,ij,rj->", removed, np.asarray(gram, np.float64), removed))
+
+
+LANDSCAPES = {
+    "uniform": lambda w, h: linear_rows(w, h, uniform_swap()),
+    "saliency": lambda w, h: linear_rows(w, h, saliency_swap(jnp.abs(w.ravel()))),
+    "heat bath": heat_bath_rows,
+    "heat bath in groups": lambda w, h: heat_bath_rows(w, h, 4),
+    "heat bath in two stages": heat_bath_rows,
+}
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("name", LANDSCAPES)
+def test_every_change_is_that_of_the_whole_energy(name, rows):
+    weight, gram = layer(rows, 40 if name.endswith("stages") else 8)
+    landscape = LANDSCAPES[name](weight, gram)
+    mask = masks.random(jax.random.key(1), weight.size, weight.size // 2).reshape(weight.shape)
+    if name.endswith("groups"):
+        mask = jnp.tile(jnp.array([True, False, True, False]), weight.size // 4).reshape(weight.shape)
+    state = landscape.init(mask, ())
+
+    @jax.jit
+    def step(state, key):
+        move, log_q_ratio = landscape.propose(landscape.draw(key), state, jnp.float32(10.0))
+        change, pending = landscape.delta(state, move, ())
+        return change, landscape.commit(state, move, pending, log_q_ratio > -jnp.inf), log_q_ratio
+
+    changed = 0
+    for key in jax.random.split(jax.random.key(2), 60):
+        change, after, log_q_ratio = step(state, key)
+        expected = energy_of(weight, gram, after.position) - energy_of(weight, gram, state.position)
+        if log_q_ratio > -jnp.inf:
+            np.testing.assert_allclose(change, expected, atol=1e-3)
+            changed += 1
+        else:
+            assert np.array_equal(after.position, state.position)
+        state = after
+        assert state.position.sum() == mask.sum()
+        np.testing.assert_allclose(state.energy, energy_of(weight, gram, state.position), rtol=1e-4, atol=1e-3)
+        if name.endswith("groups"):
+            assert (state.position.reshape(-1, 4).sum(1) == 2).all()
+    assert changed >= 15
+    fresh = landscape.refresh(state, ())
+    np.testing.assert_allclose(fresh.fields, state.fields, atol=1e-3)
+
+
+def test_what_is_inherited_makes_the_energy_that_of_the_dense_outputs():
+    keys = jax.random.split(jax.random.key(20), 4)
+    x, weight = jax.random.normal(keys[0], (60, 8)), jax.random.normal(keys[1], (2, 8))
+    dense = x + 0.5 * jax.random.normal(keys[2], x.shape)
+    halves = zip(jnp.split(x, 2), jnp.split(dense, 2), strict=True)
+    moments = functools.reduce(lambda seen, part: with_inputs(seen, part[0], None, part[1]), halves, no_inputs(8))
+    linear = dense_correction(moments, weight)
+
+    def error(mask):
+        return ((x @ jnp.where(mask, weight, 0).T - dense @ weight.T) ** 2).mean(0).sum()
+
+    for landscape in (
+        heat_bath_rows(weight, moments.gram, dense_correction=linear),
+        linear_rows(weight, moments.gram, uniform_swap(), linear),
+    ):
+        start = jnp.tile(jnp.arange(8) < 4, (2, 1))
+        found = anneal(jax.random.key(0), landscape, start, 0.3, 200)
+        whole = error(jnp.ones_like(start))
+        np.testing.assert_allclose(found.best_energy, error(found.best) - whole, rtol=1e-4)
+        np.testing.assert_allclose(found.final_energy, error(found.final) - whole, rtol=1e-4)
+
+
+@pytest.mark.parametrize("pattern", [0.5, "layer:0.5", "2x2:0.5"])
+def test_a_layer_behind_pruned_ones_makes_up_for_them(pattern):
+    keys = jax.random.split(jax.random.key(21), 4)
+    x, weight = jax.random.normal(keys[0], (200, 16)), jax.random.normal(keys[1], (8, 16))
+    dense = x @ (jnp.eye(16) + 0.3 * jax.random.normal(keys[2], (16, 16)))
+    moments = with_inputs(no_inputs(16), x, None, dense)
+
+    def error(new):
+        return float(((x @ new.T - dense @ weight.T) ** 2).sum())
+
+    told = dense_correction(moments, weight)
+    found = [
+        prune_linear(jax.random.key(0), weight, moments.gram, pattern, 20.0, dense_correction=linear)
+        for linear in (None, told)
+    ]
+    assert error(jnp.where(found[1], weight, 0)) < 0.99 * error(jnp.where(found[0], weight, 0))
+    refitted = [refit(weight, moments.gram, found[1], 1e-4, linear) for linear in (None, told)]
+    assert error(refitted[1]) < min(error(refitted[0]), error(jnp.where(found[1], weight, 0)))
+
+
+def all_masks(shape, kept, group):
+    size = group or shape[0] * shape[1]
+    one = [[i in chosen for i in range(size)] for chosen in itertools.combinations(range(size), kept)]
+    sets = shape[0] * shape[1] // size
+    return np.array([list(itertools.chain(*parts)) for parts in itertools.product(one, repeat=sets)]).reshape(
+        -1, *shape
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "kept", "group"),
+    [
+        ("uniform", (1, 8), 3, None),
+        ("saliency", (2, 4), 3, None),
+        ("heat bath", (1, 8), 3, None),
+        ("heat bath", (2, 4), 4, None),
+        ("heat bath in groups", (1, 8), 2, 4),
+    ],
+)
+def test_fixed_temperature_visits_the_boltzmann_distribution(name, shape, kept, group):
+    weight, gram = layer(*shape, seed=3)
+    landscape, every = LANDSCAPES[name](weight, gram), all_masks(shape, kept, group)
+    energies = np.array([energy_of(weight, gram, mask) for mask in every])
+    np.testing.assert_allclose(energies_of(landscape, every), energies, rtol=1e-4, atol=1e-3)
+    found = check_detailed_balance(
+        jax.random.key(4), landscape, every, (), np.std(energies) / 1.5, num_samples=300, significance=1e-3
+    )
+    assert found.probabilities.max() > 4 * found.probabilities.min()
+    assert found.ratio_error > 0
+
+
+def test_finds_the_optimum_of_rows_small_enough_to_try_all_masks():
+    weight, gram = layer(24, 12, seed=5)
+    found = np.asarray(prune_linear(jax.random.key(6), weight, gram, 0.5, sweeps=40))
+    every = all_masks((1, 12), 6, None)
+    reached = 0
+    for row, mask in zip(weight, found, strict=True):
+        optimum = min(energy_of(row[None], gram, other) for other in every)
+        reached += energy_of(row[None], gram, mask[None]) <= optimum * (1 + 1e-4)
+    assert reached >= 22
+
+
+@pytest.mark.parametrize(
+    ("pattern", "share"),  # of the start's error that is left at most
+    [
+        (0.5, 0.8),
+        ("layer:0.3", 0.8),
+        ("2:4", 0.8),
+        ("1:2", 0.9),
+        ("4x2:0.5", 1.0),
+        ("columns:0.25", 1.0),
+        ("rows:0.5", 1.0),
+        (1.0, 1.0),
+    ],
+)
+def test_every_pattern_keeps_what_it_says_and_loses_less_than_its_start(pattern, share):
+    weight, gram = layer(12, 32, seed=7)
+    pruned = jax.jit(prune_linear, static_argnums=(3, 4, 5))(jax.random.key(8), weight, gram, pattern, 4.0, 5)
+    parsed = parse(pattern)
+    units = sums(parsed, pruned.astype(jnp.float32))
+    height, width = 12 // units.shape[0], 32 // units.shape[1]
+    assert set(np.unique(units)) <= {0, height * width}
+    kept = (np.asarray(units) > 0).reshape(-1, parsed.set_size(units.shape)).sum(1)
+    assert set(kept) == {parsed.kept_of(parsed.set_size(units.shape))}
+    start = of_weights(parsed, best(parsed, sums(parsed, weight**2 * jnp.diag(gram))), weight.shape)
+    before, after = energy_of(weight, gram, start), energy_of(weight, gram, pruned)
+    assert after <= share * before * 1.0001
+
+
+@pytest.mark.usefixtures("optimized")
+def test_rows_anneal_alike_however_many_together():
+    weight, gram = layer(10, 16, seed=9)
+    one, all_at_once = (prune_linear(jax.random.key(1), weight, gram, 0.5, 2.0, batch) for batch in (1, 10))
+    assert np.array_equal(one, all_at_once)
+
+
+@pytest.mark.usefixtures("optimized")
+@pytest.mark.parametrize("pattern", [0.5, "2x1:0.5"])
+def test_rows_spread_over_devices_give_the_same_mask(pattern):
+    weight, gram = layer(10, 16, seed=9)
+    key, told = jax.random.key(1), jnp.ones_like(weight)
+    assert len(jax.devices()) > 1
+    alone = prune_linear(key, weight, gram, pattern, 2.0, dense_correction=told)
+    np.testing.assert_array_equal(prune_linear_sharded(key, weight, gram, pattern, 2.0, told), alone)
+
+
+def test_rows_spread_over_devices_exchange_nothing():
+    weight, gram = layer(8, 16)
+    program = jax.jit(prune_linear_sharded).lower(jax.random.key(0), weight, gram).compile().as_text()
+    assert "while" in program and "s32" in program
+    for exchange in ("all-reduce", "all-gather", "all-to-all", "collective-permute"):
+        assert exchange not in program
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_decides_nearly_as_well(dtype):
+    weight, gram = layer(16, 64)
+    gram /= jnp.abs(gram).max()
+    halved, whole = (prune_linear(jax.random.key(0), weight, g, 0.5) for g in (gram.astype(dtype), gram))
+    energies = [energy_of(weight, gram, mask) for mask in (halved, whole)]
+    assert energies[0] < 1.03 * energies[1]
+
+
+def test_zero_temperature_is_greedy_and_stops_where_no_swap_helps():
+    weight, gram = layer(1, 12, seed=10)
+    start = jnp.arange(12)[None] < 6
+    found = anneal(jax.random.key(0), heat_bath_rows(weight, gram), start, 0.0, 500)
+    reached = energy_of(weight, gram, found.final)
+    for pruned, grown in itertools.product(*(np.flatnonzero(part) for part in (found.final[0], ~found.final[0]))):
+        swapped = np.asarray(found.final).copy()
+        swapped[0, pruned], swapped[0, grown] = False, True
+        assert energy_of(weight, gram, swapped) > reached * (1 - 1e-4)
+
+
+def test_nothing_kept_or_all_kept_stays_as_it_is():
+    weight, gram = layer(1, 6)
+    for mask in (jnp.zeros((1, 6), bool), jnp.ones((1, 6), bool)):
+        for landscape in (heat_bath_rows(weight, gram), linear_rows(weight, gram, uniform_swap())):
+            found = anneal(jax.random.key(0), landscape, mask, 0.1, 50)
+            assert np.array_equal(found.final, mask) and np.isfinite(found.final_energy)
+
+
+def test_a_row_of_zeros_is_pruned_without_a_word():
+    weight, gram = layer(3, 8)
+    weight = weight.at[1].set(0)
+    mask = prune_linear(jax.random.key(0), weight, gram, 0.5)
+    assert mask.sum(1).tolist() == [4, 4, 4]
+    assert float(relative_error(weight, gram, jnp.where(mask, weight, 0))[1]) == 0
+
+
+def test_refit_is_the_best_there_is_without_damping_and_stays_in_the_mask():
+    weight, gram = layer(5, 16, seed=11)
+    mask = prune_linear(jax.random.key(0), weight, gram, 0.5)
+    moved = refit(weight, gram, mask, damping=1e-6)
+    assert not np.asarray(moved)[~np.asarray(mask)].any()
+    # Where the fit is best the error's slope is 0 in every kept weight.
+    slope = np.where(mask, (np.asarray(moved) - weight) @ gram, 0)
+    assert np.abs(slope).max() < 1e-3 * np.abs(np.asarray(weight) @ gram).max()
+    before, after = (relative_error(weight, gram, new) for new in (jnp.where(mask, weight, 0), moved))
+    assert (after < before).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"gram": np.eye(7)}, ["gram must be [8, 8]"]),
+        ({"gram": np.triu(np.ones((8, 8)))}, ["gram must be symmetric"]),
+        ({"gram": np.full((8, 8), np.nan)}, ["gram has entries that are not finite"]),
+        ({"gram": -np.eye(8)}, ["negative entries on its diagonal"]),
+        ({"weight": np.ones(8)}, ["weight must be [outputs, inputs]"]),
+        ({"pattern": "3:5"}, ["3:5 needs a multiple of 5 inputs, not 8"]),
+        ({"pattern": 0.01}, ["density 0.01 keeps none of 8"]),
+        ({"pattern": "5:4"}, ["pattern must be one such as"]),
+        ({"pattern": "3x3:0.5"}, ["blocks of 3x3 do not divide a weight of 4 outputs"]),
+        ({"pattern": "half"}, ["pattern must be one such as"]),
+        ({"pattern": 1.5}, ["density must be a number in (0, 1]"]),
+        ({"sweeps": 0}, ["sweeps must be a number above 0"]),
+        ({"inherited": np.ones((8, 4))}, ["inherited must be [4, 8] like the weight, not [8, 4]"]),
+    ],
+)
+def test_refuses(changes, parts):
+    arguments = {"weight": np.ones((4, 8)), "gram": np.eye(8), "pattern": 0.5} | changes
+    with refusal(*parts):
+        prune_linear(jax.random.key(0), **arguments)
+
+
+def test_what_is_left_of_columns_and_rows_computes_the_same():
+    weight, gram = layer(8, 16)
+    x = jax.random.normal(jax.random.key(9), (weight.shape[1],))
+    for pattern in ("columns:0.5", "rows:0.5"):
+        mask = prune_linear(jax.random.key(0), weight, gram, pattern, 1.0)
+        small, outputs, inputs = compact(weight, mask)
+        assert small.size == weight.size // 2
+        whole = jnp.where(mask, weight, 0) @ x
+        np.testing.assert_allclose(whole[outputs], small @ x[inputs], rtol=1e-5, atol=1e-5)
+        assert not np.delete(np.asarray(whole), np.asarray(outputs)).any()

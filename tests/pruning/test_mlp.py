@@ -1,0 +1,298 @@
+"""`prune` in a few lines, its calibration, and what it refuses."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sa_jax import InputError, calibrate, from_energy, prune
+from sa_jax.networks import energies, masks, mlp, patterns
+from sa_jax.networks.mlp import MLP
+from sa_jax.pruning.options import Options, check_options
+from sa_jax.pruning.problem import make_energy, prepare
+from tests.conftest import refusal
+
+prepared = jax.jit(prepare, static_argnames=("kept", "options"))
+
+
+@pytest.fixture(scope="module")
+def task():
+    """A network that sorts points by the larger of two of their eight coordinates, never trained."""
+    x = jax.random.normal(jax.random.key(0), (300, 8))
+    y = (x[:, 2] > x[:, 5]).astype(jnp.int32)
+    return MLP([16, 8, 2]).init(jax.random.key(1), x), x, y
+
+
+def accuracy(params, kernel_masks, x, y, activation="relu"):
+    return float((mlp.apply(params, kernel_masks, x, activation).argmax(-1) == y).mean())
+
+
+@pytest.mark.parametrize("activation", ["relu", "tanh", "gelu"])
+def test_prune_finds_a_network_within_random_weights(task, activation):
+    params, x, y = task
+    kernel_masks, result = prune(
+        jax.random.key(2), params, x, y, density=0.2, num_steps=6_000, activation=activation
+    )
+    kernels = {"params": {name: {"kernel": layer["kernel"]} for name, layer in params["params"].items()}}
+    chex.assert_trees_all_equal_shapes(kernel_masks, kernels)
+    assert {leaf.dtype for leaf in jax.tree.leaves(kernel_masks)} == {jnp.dtype(bool)}
+    assert sum(int(leaf.sum()) for leaf in jax.tree.leaves(kernel_masks)) == round(0.2 * (128 + 128 + 16))
+    assert accuracy(params, kernel_masks, x, y, activation) > 0.85
+    assert result.best_energy <= result.final_energy
+    # The tree fits a Flax module's `apply`.
+    model = MLP([16, 8, 2], activation)
+    logits = model.apply({**params, "masks": kernel_masks["params"]}, x)
+    np.testing.assert_allclose(logits, mlp.apply(params, kernel_masks, x, activation), rtol=1e-5, atol=1e-5)
+
+
+def test_same_key_same_masks(task):
+    params, x, y = task
+    first, again, other = (
+        prune(jax.random.key(seed), params, x, y, density=0.3, num_steps=500)[1] for seed in (0, 0, 1)
+    )
+    np.testing.assert_array_equal(first.best, again.best)
+    assert first.best_energy == again.best_energy
+    assert (first.final != other.final).any()
+
+
+def test_prune_fits_inside_jit_and_vmap(task):
+    params, x, y = task
+    keys = jax.random.split(jax.random.key(0), 2)
+    parallel_proposals = jax.jit(jax.vmap(lambda key: prune(key, params, x, y, 0.3, 500)[1].best))(keys)
+    for key, best in zip(keys, parallel_proposals, strict=True):
+        assert int(best.sum()) == round(0.3 * 272)
+        alone = prune(key, params, x, y, 0.3, 500)[1]
+        assert best.shape == alone.best.shape
+
+
+def test_uniform_moves_other_starts_and_energies(task):
+    params, x, y = task
+    for options in (
+        {"move": "uniform", "start": "random"},
+        {"start": "saliency", "schedule": "cosine"},
+        {"energy": "error_rate", "schedule": lambda step: 1e-3},
+    ):
+        _, result = prune(jax.random.key(3), params, x, y, density=0.3, num_steps=500, **options)
+        assert int(result.best.sum()) == int(result.final.sum()) == round(0.3 * 272)
+        assert np.isfinite(result.best_energy)
+
+
+def test_everything_kept_changes_nothing(task):
+    params, x, y = task
+    kernel_masks, result = prune(jax.random.key(0), params, x, y, density=1.0, num_steps=200)
+    assert all(leaf.all() for leaf in jax.tree.leaves(kernel_masks)) and result.best.all()
+
+
+def test_calibration_has_the_units_of_the_energy():
+    def move(rng_key, x):
+        return x + jax.random.normal(rng_key)
+
+    start, end = calibrate(jax.random.key(0), from_energy(lambda x: 3 * jnp.abs(x), move), 100.0)
+    # Energy changes are normal with deviation 3; the median of their sizes is 0.6745 of it.
+    assert float(start) == pytest.approx(0.25 * 3 * 0.6745, rel=0.1)
+    assert float(end) == pytest.approx(float(start) / 100)
+    scaled, _ = calibrate(jax.random.key(0), from_energy(lambda x: 3e5 * jnp.abs(x), move), 100.0)
+    assert float(scaled) == pytest.approx(1e5 * float(start), rel=1e-4)
+    flat = calibrate(jax.random.key(0), from_energy(lambda x: 0 * x, move), 1.0)
+    assert [float(t) for t in flat] == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("density", [0.5, 0.9])
+def test_proposals_that_stay_play_no_part(task, density):
+    """At high densities most saliency proposals find nothing to keep."""
+    params, x, y = task
+    network = mlp.network_of(params)[1]
+    kept = masks.num_kept(density, network.total)
+    starts = [
+        float(prepared(jax.random.key(0), network, x, y, kept=kept, options=Options(move=move)).temperature_start)
+        for move in ("saliency", "uniform")
+    ]
+    assert 1 / 4 < starts[0] / starts[1] < 4
+    frozen = prune(jax.random.key(1), params, x, y, density, 1_000, schedule="constant", temperature_start=1e-30)[
+        1
+    ]
+    assert int(frozen.num_accepted) < 300  # few proposals improve a mask, many stay
+
+
+def test_given_temperatures_are_kept_in_order(task):
+    params, x, y = task
+    network = mlp.network_of(params)[1]
+    for options, expected in (
+        ({"temperature_start": 1e-6}, (1e-6, 1e-8)),
+        ({"temperature_start": jnp.float32(0.5), "temperature_end": np.float32(0.25)}, (0.5, 0.25)),
+        ({"temperature_end": 1e3}, (1e3, 1e3)),
+    ):
+        chosen = check_options(Options(**options))
+        problem = prepared(jax.random.key(0), network, x, y, kept=100, options=chosen)
+        given = float(problem.temperature_start), float(problem.temperature_end)
+        assert given == pytest.approx(expected, rel=1e-5)
+
+
+def test_prune_takes_lists_and_numpy_numbers(task):
+    params, x, y = task
+    plain = prune(jax.random.key(0), params, x, y, 0.3, 500)[1]
+    other = prune(
+        jax.random.key(0), params, np.asarray(x).tolist(), np.asarray(y).tolist(), np.float64(0.3), np.int64(500)
+    )[1]
+    np.testing.assert_array_equal(plain.best, other.best)
+
+
+def test_logit_scale_ignores_the_units_of_the_weights(task):
+    params, x, y = task
+    for factor in (1.0, 50.0):
+        network = mlp.network_of(jax.tree.map(lambda leaf, f=factor: f ** (1 / 3) * leaf, params))[1]
+        # Of labels that the network tells, and of those that it gets wrong, as one that was never trained may.
+        told = mlp.forward(network, x).argmax(-1)
+        for labels, expected in ((told, 9.0), (1 - told, 1.5)):
+            problem = prepared(jax.random.key(0), network, x, labels, kept=272, options=Options())
+            spread = mlp.forward(network, x).std() * problem.logit_scale
+            assert float(spread) == pytest.approx(expected, rel=1e-3)
+    # A given scale is taken, and is part of the energy.
+    problem = prepared(jax.random.key(0), network, x, y, kept=100, options=Options(logit_scale=2.0))
+    logits = mlp.forward(mlp.masked(network, problem.mask), x)
+    expected = energies.cross_entropy(2.0)(logits, y)
+    assert float(make_energy(problem, Options(logit_scale=2.0))(logits, y)) == pytest.approx(float(expected))
+
+
+def test_what_is_good_already_starts_cold(task):
+    """The start is hundred times as hot as the end, ten times where weights were trained or swaps are informed."""
+    params, x, _ = task
+    network = mlp.network_of(params)[1]
+    told = mlp.forward(network, x).argmax(-1)
+    for labels, move, expected in (
+        (1 - told, "saliency", 100),
+        (told, "saliency", 10),
+        (1 - told, "informed", 10),
+    ):
+        problem = prepared(jax.random.key(0), network, x, labels, kept=100, options=Options(move=move))
+        assert float(problem.temperature_start / problem.temperature_end) == pytest.approx(expected, rel=1e-3)
+
+
+def test_random_masks_are_uniform():
+    drawn = jax.vmap(lambda key: masks.random(key, 5, 2))(jax.random.split(jax.random.key(0), 4_000))
+    assert (drawn.sum(1) == 2).all()
+    np.testing.assert_allclose(drawn.mean(0), 0.4, atol=0.04)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"density": 0}, r"density must be a number in \(0, 1\], not 0"),
+        ({"density": 1e-6}, "density 1e-06 keeps 0 of 272 branches"),
+        ({"num_steps": 0}, "num_steps must be a whole number of at least 1, not 0"),
+        ({"num_steps": 1e3}, "num_steps must be a whole number"),
+        ({"movement": "uniform"}, "unknown option 'movement'; options: activation, energy"),
+        ({"move": "unifrom"}, "move must be one of saliency, informed, uniform, not 'unifrom'"),
+        ({"temperature_end": -1.0}, "temperature_end must be a finite number above 0"),
+        ({"x": np.zeros((300, 7))}, r"inputs must have the shape \[samples, 8\], not \[300, 7\]"),
+        ({"x": np.zeros((0, 8)), "y": np.zeros(0, int)}, r"inputs must have the shape"),
+        ({"x": np.full((300, 8), np.inf)}, "inputs hold NaN or infinite values"),
+        ({"x": np.full((300, 8), 1e300)}, "inputs hold NaN or infinite values"),
+        ({"x": np.full((300, 8), "a")}, "inputs must be numbers, not <U1"),
+        ({"x": 1e30 * np.random.default_rng(0).normal(size=(300, 8)), "logit_scale": 1e30}, "no finite energy"),
+        ({"y": np.zeros(299, int)}, r"labels must have the shape \[300\], one per input"),
+        ({"y": np.zeros(300)}, "labels must be whole numbers, not float"),
+        ({"y": np.full(300, 2)}, "labels run from 2 to 2, but the network has 2 classes: 0..1"),
+        (
+            {"params": {"params": {"Conv_0": {"kernel": np.zeros((3, 3, 1, 2))}}}},
+            "does not belong to a multilayer",
+        ),
+        ({"params": {"Dense_0": {"kernel": np.full((8, 2), np.nan)}}}, "weights hold NaN or infinite values"),
+        ({"params": np.zeros((8, 2))}, "parameters must be nested mappings of arrays, not ndarray"),
+        ({"params": {}}, "the parameters hold no kernel"),
+        (
+            {"params": {n: {"kernel": np.ones((8, 8))} for n in ("input", "hidden")}, "y": np.zeros(300, int)},
+            "fit each other as hidden, input and as input, hidden",
+        ),
+    ],
+)
+def test_bad_input_is_named(task, change, message):
+    params, x, y = task
+    arguments = {"params": params, "x": x, "y": y, "density": 0.3, "num_steps": 100} | change
+    with pytest.raises(InputError, match=message) as error:
+        prune(jax.random.key(0), **arguments)
+    assert "\n" not in str(error.value)
+
+
+def test_the_dense_network_is_followed_without_a_label(task):
+    params, x, y = task
+    kernel_masks, result = prune(
+        jax.random.key(2), params, x, y, density=0.2, num_steps=6_000, energy="kl_to_teacher"
+    )
+    assert int(result.best.sum()) == round(0.2 * 272)
+    dense = mlp.apply(params, jax.tree.map(jnp.ones_like, kernel_masks), x).argmax(-1)
+    assert accuracy(params, kernel_masks, x, dense) > 0.85
+
+
+@pytest.mark.parametrize("kept", [1, 30, 500, 900, 1_000, 1_017])
+def test_erk_keeps_exactly_as_many_and_no_more_than_there_are(kept):
+    shapes = [(30, 25), (25, 10), (10, 1), (1, 7)]
+    counts = masks.erk_counts(shapes, kept)
+    assert sum(counts) == kept
+    assert all(0 <= count <= a * b for count, (a, b) in zip(counts, shapes, strict=True))
+    if kept == 500:  # small layers are whole, the first is sparsest
+        assert counts[2:] == [10, 7] and counts[0] / 750 < counts[1] / 250
+
+
+def test_bad_options_of_many_kinds_are_refused(task):
+    for change, words in (
+        ({"nudge_share": 1.0}, "nudge_share must be a number from 0 to below 1"),
+        ({"nudge_share": 0.5}, "prune returns masks alone"),
+        ({"nudge_share": 0.5, "energy": "error_rate"}, "nudge_share needs an energy with a derivative"),
+    ):
+        with pytest.raises(InputError, match=words):
+            prune(jax.random.key(0), *task, num_steps=100, **change)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "kept_per_set"),  # of the sets of each layer's kernel, transposed to [outputs, inputs]
+    [("2:4", [2, 2, 2]), ("layer:0.25", [32, 32, 4])],
+)
+def test_patterns_hold_in_every_layer(task, pattern, kept_per_set):
+    params, x, y = task
+    kernel_masks, result = prune(jax.random.key(0), params, x, y, pattern, num_steps=2_000)
+    parsed = patterns.parse(pattern)
+    for layer, kept in zip(kernel_masks["params"].values(), kept_per_set, strict=True):
+        mask = layer["kernel"].T
+        assert set(mask.reshape(-1, parsed.set_size(mask.shape)).sum(1).tolist()) == {kept}
+    assert result.num_accepted > 0
+    assert accuracy(params, kernel_masks, x, y) > accuracy(params, start_masks(params, pattern), x, y)
+
+
+@pytest.mark.parametrize(("pattern", "height", "width"), [("4x2:0.5", 4, 2), ("columns:0.5", None, 1)])
+def test_blocks_and_columns_stay_or_go_as_a_whole(task, pattern, height, width):
+    params, x, y = task
+    params = {"params": {name: params["params"][name] for name in ("Dense_0", "Dense_1")}}  # 8 classes, 2 used
+    kernel_masks, result = prune(jax.random.key(0), params, x, y, pattern, num_steps=1_000)
+    for layer in kernel_masks["params"].values():
+        mask = np.asarray(layer["kernel"]).T
+        outputs, inputs = mask.shape
+        blocks = mask.reshape(outputs // (height or outputs), height or outputs, inputs // width, width).sum(
+            (1, 3)
+        )
+        assert set(np.unique(blocks)) == {0, (height or outputs) * width}
+        assert (blocks > 0).sum(1).tolist() == [inputs // width // 2] * len(blocks)
+    assert result.num_accepted > 0
+
+
+def start_masks(params, pattern):
+    names, network = mlp.network_of(params)
+    units = patterns.network_best(patterns.parse(pattern), [jnp.abs(kernel) for kernel in network.kernels])
+    mask = patterns.network_mask(patterns.parse(pattern), units, network.shapes)
+    return mlp.mask_tree(names, masks.unflatten(mask, network.shapes))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "options", "parts"),
+    [
+        ("3:5", {}, ["layer 1, 8 inputs and 16 outputs", "3:5 needs a multiple of 5 inputs"]),
+        ("rows:0.5", {}, ["rows of the last layer are the classes"]),
+        ("2:4", {"move": "informed"}, ["pattern '2:4' needs move 'uniform', not 'informed'"]),
+        ("some", {}, ["pattern must be one such as"]),
+    ],
+)
+def test_patterns_that_do_not_fit_are_refused(task, pattern, options, parts):
+    params, x, y = task
+    with refusal(*parts):
+        prune(jax.random.key(0), params, x, y, pattern, **options)

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sa_jax.moves.base import SwapProposal
+from sa_jax.moves import SwapProposal
+from sa_jax.moves.base import below, kept_list
 from sa_jax.types import Landscape
 
 
@@ -31,13 +32,6 @@ class RowState(NamedTuple):
     energy: jax.Array
     fields: jax.Array
     swaps: Any
-
-
-class HeatBathState(NamedTuple):
-    """`order` is int32 `[rows * inputs]`, the kept branches first; `num_kept` is int32 `[]`."""
-
-    order: jax.Array
-    num_kept: jax.Array
 
 
 class HeatBathMove(NamedTuple):
@@ -87,7 +81,7 @@ def linear_rows(
         change += squares[swap.grown] + 2 * other_w * fields[other_row, other_column]
         joint = 2 * w * other_w * gram[column, other_column].astype(jnp.float32)
         joint = jnp.where(row == other_row, joint, 0.0)
-        return jnp.where(swap.pruned == swap.grown, 0.0, change - joint), None
+        return jnp.where(swap.changes_mask, change - joint, 0.0), None
 
     def commit(state, swap, pending, accepted):
         del pending
@@ -121,27 +115,15 @@ def heat_bath_rows(
     Returns:
       A `Landscape` as that of `linear_rows`.
     """
-    inputs, flat, squares = weight.shape[1], weight.ravel(), pruning_errors(weight, gram)
-    size = group or flat.size
+    flat, squares = weight.ravel(), pruning_errors(weight, gram)
 
     def draw(rng_key):
         return jax.random.bits(rng_key, (3,), jnp.uint32)
 
     def propose(noise, state, temperature):
-        slot = (noise[0] % jnp.maximum(state.swaps.num_kept, 1).astype(jnp.uint32)).astype(jnp.int32)
-        pruned = state.swaps.order[slot]
-        first, places = jnp.int32(0), slice(None)
-        if group is None:
-            fields = _moved(state.fields, gram, pruned, -flat[pruned]).ravel()
-        else:  # the fields of one group are enough
-            row, column = divmod(pruned, inputs)
-            first = pruned // size * size
-            places = first + jnp.arange(size)
-            change = flat[pruned] * gram[column, column // size * size + jnp.arange(size)].astype(jnp.float32)
-            fields = state.fields[row, column // size * size + jnp.arange(size)] - change
-        rises = 2 * flat[places] * fields + squares[places]
-        free = ~state.position.ravel()[places] | (jnp.arange(size) == pruned - first)
-        rises = jnp.where(free, rises, jnp.inf)
+        slot = below(noise[0], state.swaps.num_kept)
+        pruned = state.swaps.branches[slot]
+        first, rises = _rises(state, pruned, flat, squares, gram, group)
         chosen = _by_boltzmann(rises, temperature, noise[1], noise[2])
         change = rises[chosen] - rises[pruned - first]
         # Its chance, and that of its reverse, hold the Boltzmann weights already.
@@ -158,19 +140,36 @@ def heat_bath_rows(
         del pending
         fields = _moved(state.fields, gram, move.pruned, -flat[move.pruned])
         fields = _moved(fields, gram, move.grown, flat[move.grown])
-        order = state.swaps.order.at[move.slot].set(jnp.where(accepted, move.grown, move.pruned))
+        kept = state.swaps.replaced(move.slot, jnp.where(accepted, move.grown, move.pruned))
         return RowState(
             _swapped(state.position, move.pruned, move.grown, accepted),
             state.energy + jnp.where(accepted, move.energy_change, 0.0),
             jnp.where(accepted, fields, state.fields),
-            state.swaps._replace(order=order),
+            kept,
         )
 
-    def in_order(mask):
-        return HeatBathState(jnp.argsort(~mask.ravel(), stable=True).astype(jnp.int32), mask.sum(dtype=jnp.int32))
-
-    init = _init(weight, gram, dense_correction, in_order)
+    init = _init(weight, gram, dense_correction, lambda mask: kept_list(mask.ravel()))
     return Landscape(init, draw, propose, delta, commit, _refresh(init))
+
+
+def _rises(state, pruned, flat, squares, gram, group):
+    """The first place where a branch that is taken out could be put back, and by how much each raises the energy.
+
+    Infinite where another kept branch stands.
+    """
+    size = group or flat.size
+    first, places = jnp.int32(0), slice(None)
+    if group is None:
+        fields = _moved(state.fields, gram, pruned, -flat[pruned]).ravel()
+    else:  # the fields of one group are enough
+        row, column = divmod(pruned, state.fields.shape[1])
+        first = pruned // size * size
+        places = first + jnp.arange(size)
+        change = flat[pruned] * gram[column, column // size * size + jnp.arange(size)].astype(jnp.float32)
+        fields = state.fields[row, column // size * size + jnp.arange(size)] - change
+    rises = 2 * flat[places] * fields + squares[places]
+    free = ~state.position.ravel()[places] | (jnp.arange(size) == pruned - first)
+    return first, jnp.where(free, rises, jnp.inf)
 
 
 def pruning_errors(weight: jax.Array, gram: jax.Array) -> jax.Array:

@@ -34,6 +34,32 @@ class Swap(NamedTuple):
     slots: jax.Array
     nudge: jax.Array | None = None
 
+    @property
+    def changes_mask(self) -> jax.Array:
+        """Whether the two branches differ, bool `[]`: whether this is more than a nudge or staying in place."""
+        return self.pruned != self.grown
+
+
+class KeptList(NamedTuple):
+    """The kept branches, so that one is drawn in time that does not depend on their number.
+
+    Attributes:
+      branches: flat indices, the first `num_kept` of them kept branches, int32 `[total]`. The others are never read.
+      num_kept: number of kept branches, int32 `[]`.
+    """
+
+    branches: jax.Array
+    num_kept: jax.Array
+
+    def replaced(self, slot: jax.Array, branch: jax.Array) -> "KeptList":
+        """Returns the list with another branch, int32 `[]`, in a slot, int32 `[]`."""
+        return self._replace(branches=self.branches.at[slot].set(branch))
+
+    def packed(self) -> "KeptList":
+        """Returns the list with zeros in place of what is never read, with any leading axes: it compresses well."""
+        slots = jnp.arange(self.branches.shape[-1])
+        return self._replace(branches=jnp.where(slots < self.num_kept[..., None], self.branches, 0))
+
 
 class Estimates(NamedTuple):
     """What the derivatives of the energy say of each branch, float32 `[total]` each.
@@ -70,7 +96,7 @@ class SwapProposal(NamedTuple):
 
 def swap_mask(mask: jax.Array, swap: Swap, accepted: jax.Array | bool = True) -> jax.Array:
     """Returns the flat mask, bool `[total]`, after the swap, or unchanged where it is not accepted."""
-    swapped = accepted & (swap.pruned != swap.grown)
+    swapped = accepted & swap.changes_mask
     # Both read before either is written, for the same reason as in `uniform_swap`.
     kept = jax.lax.optimization_barrier(jnp.stack([mask[swap.pruned], mask[swap.grown]]))
     return mask.at[swap.pruned].set(kept[0] & ~swapped).at[swap.grown].set(kept[1] | swapped)
@@ -101,12 +127,17 @@ def move_fn(swaps: SwapProposal) -> Callable[[jax.Array, Any], tuple[Any, jax.Ar
     return move
 
 
+def kept_list(mask: jax.Array) -> KeptList:
+    """The list of the kept branches of a flat mask, bool `[total]`."""
+    return KeptList(jnp.argsort(~mask, stable=True).astype(jnp.int32), mask.sum(dtype=jnp.int32))
+
+
 def swap_of_slots(state, kept_slot, pruned_slot, num_pruned):
     pruned_slot = jnp.where((num_pruned > 0) & (state.num_kept > 0), pruned_slot, kept_slot)
     # Read once: XLA would read the list again after the commit, and copy it whole for that, every step.
     branches = jax.lax.optimization_barrier(jnp.stack([state.order[kept_slot], state.order[pruned_slot]]))
     swap = Swap(branches[0], branches[1], jnp.stack([kept_slot, pruned_slot]))
-    return swap, jnp.where(swap.pruned == swap.grown, -jnp.inf, jnp.float32(0))
+    return swap, jnp.where(swap.changes_mask, jnp.float32(0), -jnp.inf)
 
 
 def commit_slots(state, swap, accepted):

@@ -5,7 +5,16 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sa_jax.moves.base import UNIFORM_SHARE, WEIGHT_TOTAL, Swap, SwapProposal, below, log_geometric_sum
+from sa_jax.moves.base import (
+    UNIFORM_SHARE,
+    WEIGHT_TOTAL,
+    KeptList,
+    Swap,
+    SwapProposal,
+    below,
+    kept_list,
+    log_geometric_sum,
+)
 
 # The same of `informed_swap`, for the branch to prune and for the one to keep.
 INFORMED_CANDIDATES = 16
@@ -13,24 +22,41 @@ INFORMED_CANDIDATES = 16
 ALIKE_KEPT, ALIKE_PRUNED = 0.1, 0.003
 
 
-class InformedState(NamedTuple):
-    """The weights by which swaps are drawn.
+class InformedCache(NamedTuple):
+    """The weights by which swaps are drawn, which a refresh makes again.
 
     Attributes:
-      order: as in `UniformState`, its pruned part stale, int32 `[total]`.
-      num_kept: int32 `[]`.
       grow_upto: cumulative sum of the weights of being kept next, at most `WEIGHT_TOTAL`, int32 `[total]`.
       prune_weights: of being pruned next, 1 to the greatest, int32 `[total]`.
       kept_grow: sum of the former over the kept branches, int32 `[]`.
       kept_prune: sum of the latter over the kept branches, int32 `[]`.
     """
 
-    order: jax.Array
-    num_kept: jax.Array
     grow_upto: jax.Array
     prune_weights: jax.Array
     kept_grow: jax.Array
     kept_prune: jax.Array
+
+
+class InformedState(NamedTuple):
+    """The kept branches, and the weights by which swaps are drawn.
+
+    Attributes:
+      kept: list of the kept branches.
+      cache: what a refresh makes again.
+    """
+
+    kept: KeptList
+    cache: InformedCache
+
+    @property
+    def num_kept(self) -> jax.Array:
+        """Number of kept branches, int32 `[]`."""
+        return self.kept.num_kept
+
+    def kept_at(self, slots: jax.Array) -> jax.Array:
+        """Flat indices of the kept branches in slots below `num_kept`, int32 of the shape of `slots`."""
+        return self.kept.branches[slots]
 
 
 def informed_swap() -> SwapProposal:
@@ -52,34 +78,32 @@ def informed_swap() -> SwapProposal:
     """
 
     def init(mask):
-        kept_first = jnp.argsort(~mask, stable=True).astype(jnp.int32)
-        nothing = jnp.zeros(mask.size, jnp.int32)
-        state = InformedState(kept_first, mask.sum(dtype=jnp.int32), nothing, nothing, nothing[0], nothing[0])
-        return ranked(state, mask, jnp.zeros(mask.size))
+        kept = kept_list(mask)
+        return InformedState(kept, ranked(kept.num_kept, mask, jnp.zeros(mask.size)))
 
     def levels(total):
         # A power of two, such that the sum of all weights is an int32.
         return 2 ** min((WEIGHT_TOTAL // total).bit_length() - 1, 15)
 
     def refresh(state, mask, estimates):
-        return ranked(state, mask, estimates.effects)
+        return state._replace(cache=ranked(state.num_kept, mask, estimates.effects))
 
-    def ranked(state, mask, effects):
+    def ranked(num_kept, mask, effects):
         total, greatest = mask.size, levels(mask.size)
         # A branch that changes nothing is as good as never kept next, and pruned as the harmful ones are.
         effects = jnp.nan_to_num(effects)
         harmful = jnp.sort(jnp.where(mask, -effects, jnp.inf))
         useful = jnp.sort(jnp.where(mask, jnp.inf, effects))
-        prune = _by_rank(jnp.searchsorted(harmful, -effects), ALIKE_KEPT * state.num_kept)
-        grow = _by_rank(jnp.searchsorted(useful, effects), ALIKE_PRUNED * (total - state.num_kept))
+        prune = _by_rank(jnp.searchsorted(harmful, -effects), ALIKE_KEPT * num_kept)
+        grow = _by_rank(jnp.searchsorted(useful, effects), ALIKE_PRUNED * (total - num_kept))
         grow = jnp.where(effects != 0, grow, 0)
-        mean = jnp.where(mask, prune, 0).sum() / jnp.maximum(state.num_kept, 1)
+        mean = jnp.where(mask, prune, 0).sum() / jnp.maximum(num_kept, 1)
         prune = jnp.maximum((jnp.maximum(prune, UNIFORM_SHARE * mean) * greatest).astype(jnp.int32), 1)
         uniform = max(int(UNIFORM_SHARE * WEIGHT_TOTAL / total), 1)
         # Rounded down, and 1 % short of the whole, as in `saliency_swap`.
         share = grow / jnp.maximum(grow.sum(), jnp.finfo(jnp.float32).tiny)
         grow = uniform + jnp.floor(share * (0.99 * (1 - UNIFORM_SHARE) * WEIGHT_TOTAL)).astype(jnp.int32)
-        return state._replace(
+        return InformedCache(
             grow_upto=jnp.cumsum(grow, dtype=jnp.int32),
             prune_weights=prune,
             kept_grow=jnp.where(mask, grow, 0).sum(dtype=jnp.int32),
@@ -89,47 +113,49 @@ def informed_swap() -> SwapProposal:
     def draw(rng_key):
         return jax.random.bits(rng_key, (3, INFORMED_CANDIDATES), jnp.uint32)
 
-    def grow_weight(state, branch):
-        before = jnp.where(branch > 0, state.grow_upto[branch - 1], 0)
-        return state.grow_upto[branch] - before
+    def grow_weight(cache, branch):
+        before = jnp.where(branch > 0, cache.grow_upto[branch - 1], 0)
+        return cache.grow_upto[branch] - before
 
     def log_tries(state, kept_grow, kept_prune):
         # What is short of the whole counts as kept.
-        fails = 1 - (state.grow_upto[-1] - kept_grow) / WEIGHT_TOTAL
-        passes = kept_prune / (state.num_kept * jnp.float32(levels(state.order.size)))
+        fails = 1 - (state.cache.grow_upto[-1] - kept_grow) / WEIGHT_TOTAL
+        passes = kept_prune / (state.num_kept * jnp.float32(levels(state.kept.branches.size)))
         return log_geometric_sum(fails, INFORMED_CANDIDATES) + log_geometric_sum(1 - passes, INFORMED_CANDIDATES)
 
     def propose(noise, state, mask):
+        cache = state.cache
         slots = below(noise[0], state.num_kept)
         greatest = levels(mask.size)
         # For the reason given in `swap_of_slots`.
-        branches = jax.lax.optimization_barrier(state.order[slots])
-        passes = (noise[1] % greatest).astype(jnp.int32) < state.prune_weights[branches]
+        branches = jax.lax.optimization_barrier(state.kept_at(slots))
+        passes = (noise[1] % greatest).astype(jnp.int32) < cache.prune_weights[branches]
         slot, pruned = slots[passes.argmax()], branches[passes.argmax()]
         drawn = (noise[2] % WEIGHT_TOTAL).astype(jnp.int32)
-        candidates = jnp.searchsorted(state.grow_upto, drawn, side="right").astype(jnp.int32)
+        candidates = jnp.searchsorted(cache.grow_upto, drawn, side="right").astype(jnp.int32)
         candidates_pruned = (candidates < mask.size) & ~mask[jnp.minimum(candidates, mask.size - 1)]
         found = passes.any() & candidates_pruned.any() & (state.num_kept > 0)
         grown = jnp.where(found, candidates[candidates_pruned.argmax()], pruned)
-        grow = grow_weight(state, pruned), grow_weight(state, grown)
-        prune = state.prune_weights[pruned], state.prune_weights[grown]
+        grow = grow_weight(cache, pruned), grow_weight(cache, grown)
+        prune = cache.prune_weights[pruned], cache.prune_weights[grown]
         log_q_ratio = (
             jnp.log(grow[0] / grow[1])
             + jnp.log(prune[1] / prune[0])
-            + log_tries(state, state.kept_grow + grow[1] - grow[0], state.kept_prune + prune[1] - prune[0])
-            - log_tries(state, state.kept_grow, state.kept_prune)
+            + log_tries(state, cache.kept_grow + grow[1] - grow[0], cache.kept_prune + prune[1] - prune[0])
+            - log_tries(state, cache.kept_grow, cache.kept_prune)
         )
         return Swap(pruned, grown, jnp.stack([slot, slot])), jnp.where(found, log_q_ratio, -jnp.inf)
 
     def commit(state, swap, accepted):
-        order = state.order.at[swap.slots[0]].set(jnp.where(accepted, swap.grown, swap.pruned))
-        grow = grow_weight(state, swap.grown) - grow_weight(state, swap.pruned)
-        prune = state.prune_weights[swap.grown] - state.prune_weights[swap.pruned]
-        return state._replace(
-            order=order,
-            kept_grow=state.kept_grow + jnp.where(accepted, grow, 0),
-            kept_prune=state.kept_prune + jnp.where(accepted, prune, 0),
+        cache = state.cache
+        kept = state.kept.replaced(swap.slots[0], jnp.where(accepted, swap.grown, swap.pruned))
+        grow = grow_weight(cache, swap.grown) - grow_weight(cache, swap.pruned)
+        prune = cache.prune_weights[swap.grown] - cache.prune_weights[swap.pruned]
+        cache = cache._replace(
+            kept_grow=cache.kept_grow + jnp.where(accepted, grow, 0),
+            kept_prune=cache.kept_prune + jnp.where(accepted, prune, 0),
         )
+        return InformedState(kept, cache)
 
     return SwapProposal(init, draw, propose, commit, refresh)
 

@@ -16,20 +16,30 @@ NUDGED_ALIKE = 8.0
 LEAST_PASS = 0.05
 
 
-class NudgeState(NamedTuple):
-    """The swaps, and how a branch would be nudged.
+class NudgeCache(NamedTuple):
+    """How a branch would be nudged, which a refresh makes again.
 
     Attributes:
-      swaps: state of the swaps.
       mean: of each branch's nudge, less those made since the last refresh, float32 `[total]`.
       spread: its standard deviation, float32 `[total]`.
       passes: probability that a branch drawn is taken, float32 `[total]`.
     """
 
-    swaps: PyTree
     mean: jax.Array
     spread: jax.Array
     passes: jax.Array
+
+
+class NudgeState(NamedTuple):
+    """The swaps, and how a branch would be nudged.
+
+    Attributes:
+      swaps: state of the swaps.
+      cache: what a refresh makes again.
+    """
+
+    swaps: PyTree
+    cache: NudgeCache
 
 
 def nudge(swaps: SwapProposal, scale: jax.Array, share: float = 0.5) -> SwapProposal:
@@ -47,14 +57,14 @@ def nudge(swaps: SwapProposal, scale: jax.Array, share: float = 0.5) -> SwapProp
     `informed_swap`.
 
     Args:
-      swaps: the proposals that change the mask; its states hold an `order` and `num_kept`.
+      swaps: the proposals that change the mask; its states have `num_kept` and `kept_at`.
       scale: of each weight, such as the layer's root mean square, positive, float32 `[total]`.
       share: probability of a nudge, in (0, 1].
     """
 
     def init(mask):
         nothing = jnp.zeros(mask.size, jnp.float32)
-        return NudgeState(swaps.init(mask), nothing, nothing, nothing)
+        return NudgeState(swaps.init(mask), NudgeCache(nothing, nothing, nothing))
 
     def draw(rng_key):
         swap_key, choice_key, branch_key, amount_key = jax.random.split(rng_key, 4)
@@ -67,11 +77,11 @@ def nudge(swaps: SwapProposal, scale: jax.Array, share: float = 0.5) -> SwapProp
         swap, log_q_ratio = swaps.propose(noise, state.swaps, mask)
         slots = below(bits[0], state.swaps.num_kept)
         # For the reason given in `swap_of_slots`.
-        branches = jax.lax.optimization_barrier(state.swaps.order[slots])
+        branches = jax.lax.optimization_barrier(state.swaps.kept_at(slots))
         # Which branch is taken hangs on the mask alone, which a nudge leaves: nothing of it enters the ratio.
-        first = (bits[1] / jnp.float32(2**32) < state.passes[branches]).argmax()
+        first = (bits[1] / jnp.float32(2**32) < state.cache.passes[branches]).argmax()
         slot, branch = slots[first], branches[first]
-        mean, spread = state.mean[branch], state.spread[branch]
+        mean, spread = state.cache.mean[branch], state.cache.spread[branch]
         nudges &= state.swaps.num_kept > 0
         change = mean + spread * amount
         swap = Swap(
@@ -86,8 +96,8 @@ def nudge(swaps: SwapProposal, scale: jax.Array, share: float = 0.5) -> SwapProp
         return swap, jnp.where(nudges, nudge_ratio, log_q_ratio)
 
     def commit(state, swap, accepted):
-        mean = state.mean.at[swap.pruned].add(jnp.where(accepted, -swap.nudge, 0))
-        return state._replace(swaps=swaps.commit(state.swaps, swap, accepted), mean=mean)
+        mean = state.cache.mean.at[swap.pruned].add(jnp.where(accepted, -swap.nudge, 0))
+        return NudgeState(swaps.commit(state.swaps, swap, accepted), state.cache._replace(mean=mean))
 
     def refresh(state, mask, estimates):
         swaps_state = state.swaps if swaps.refresh is None else swaps.refresh(state.swaps, mask, estimates)
@@ -100,6 +110,6 @@ def nudge(swaps: SwapProposal, scale: jax.Array, share: float = 0.5) -> SwapProp
         spread = jnp.minimum(NUDGE_SPREAD * jnp.sqrt(mean**2 + mean_gain / curvatures), scale)
         spread = jnp.where(curved, spread, 0)
         passes = gains / jnp.maximum(NUDGED_ALIKE * mean_gain, jnp.finfo(jnp.float32).tiny)
-        return NudgeState(swaps_state, mean, spread, jnp.clip(passes, LEAST_PASS, 1))
+        return NudgeState(swaps_state, NudgeCache(mean, spread, jnp.clip(passes, LEAST_PASS, 1)))
 
     return SwapProposal(init, draw, propose, commit, refresh)

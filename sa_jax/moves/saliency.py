@@ -5,18 +5,40 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sa_jax.moves.base import UNIFORM_SHARE, WEIGHT_TOTAL, Swap, SwapProposal, below, log_geometric_sum
+from sa_jax.moves.base import (
+    UNIFORM_SHARE,
+    WEIGHT_TOTAL,
+    KeptList,
+    Swap,
+    SwapProposal,
+    below,
+    kept_list,
+    log_geometric_sum,
+)
 
 # Candidates drawn per swap; when all of them are kept already the chain stays where it is.
 CANDIDATES = 8
 
 
 class SaliencyState(NamedTuple):
-    """`order` as in `UniformState`, its pruned part stale; `kept_weight` is int32 `[]`, the kept branches' sum."""
+    """The kept branches, and the sum of their weights.
 
-    order: jax.Array
-    num_kept: jax.Array
+    Attributes:
+      kept: list of the kept branches.
+      kept_weight: sum of their integer weights, int32 `[]`.
+    """
+
+    kept: KeptList
     kept_weight: jax.Array
+
+    @property
+    def num_kept(self) -> jax.Array:
+        """Number of kept branches, int32 `[]`."""
+        return self.kept.num_kept
+
+    def kept_at(self, slots: jax.Array) -> jax.Array:
+        """Flat indices of the kept branches in slots below `num_kept`, int32 of the shape of `slots`."""
+        return self.kept.branches[slots]
 
 
 def saliency_swap(saliency: jax.Array) -> SwapProposal:
@@ -40,9 +62,7 @@ def saliency_swap(saliency: jax.Array) -> SwapProposal:
     cumulative = jnp.cumsum(weights, dtype=jnp.int32)
 
     def init(mask):
-        kept_first = jnp.argsort(~mask, stable=True).astype(jnp.int32)
-        kept_weight = jnp.where(mask, weights, 0).sum(dtype=jnp.int32)
-        return SaliencyState(kept_first, mask.sum(dtype=jnp.int32), kept_weight)
+        return SaliencyState(kept_list(mask), jnp.where(mask, weights, 0).sum(dtype=jnp.int32))
 
     def draw(rng_key):
         slot_key, branch_key = jax.random.split(rng_key)
@@ -57,7 +77,7 @@ def saliency_swap(saliency: jax.Array) -> SwapProposal:
     def propose(noise, state, mask):
         bits, candidates = noise
         slot = below(bits, state.num_kept)
-        pruned = state.order[slot]
+        pruned = state.kept_at(slot)
         is_pruned = (candidates < total) & ~mask[jnp.minimum(candidates, total - 1)]
         found = is_pruned.any() & (state.num_kept > 0)
         grown = jnp.where(found, candidates[is_pruned.argmax()], pruned)
@@ -70,8 +90,8 @@ def saliency_swap(saliency: jax.Array) -> SwapProposal:
         return Swap(pruned, grown, jnp.stack([slot, slot])), jnp.where(found, log_q_ratio, -jnp.inf)
 
     def commit(state, swap, accepted):
-        order = state.order.at[swap.slots[0]].set(jnp.where(accepted, swap.grown, swap.pruned))
+        kept = state.kept.replaced(swap.slots[0], jnp.where(accepted, swap.grown, swap.pruned))
         change = jnp.where(accepted, weights[swap.grown] - weights[swap.pruned], 0)
-        return SaliencyState(order, state.num_kept, state.kept_weight + change)
+        return SaliencyState(kept, state.kept_weight + change)
 
     return SwapProposal(init, draw, propose, commit)

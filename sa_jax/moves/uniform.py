@@ -10,10 +10,19 @@ from sa_jax.moves.base import SwapProposal, below, commit_slots, swap_of_slots
 
 
 class UniformState(NamedTuple):
-    """`order` is int32 `[total]`: first the kept branches, then the pruned; `num_kept` is int32 `[]`."""
+    """All branches, the kept ones first.
+
+    Attributes:
+      order: flat indices, first of the kept branches, then of the pruned, int32 `[total]`.
+      num_kept: number of kept branches, int32 `[]`.
+    """
 
     order: jax.Array
     num_kept: jax.Array
+
+    def kept_at(self, slots: jax.Array) -> jax.Array:
+        """Flat indices of the kept branches in slots below `num_kept`, int32 of the shape of `slots`."""
+        return self.order[slots]
 
 
 class WithinState(NamedTuple):
@@ -30,6 +39,10 @@ class WithinState(NamedTuple):
     num_kept: jax.Array
     kept_slots: jax.Array
     kept_in_set: jax.Array
+
+    def kept_at(self, slots: jax.Array) -> jax.Array:
+        """Flat indices of the kept branches in slots below `num_kept`, int32 of the shape of `slots`."""
+        return self.order[self.kept_slots[slots]]
 
 
 def uniform_swap() -> SwapProposal:

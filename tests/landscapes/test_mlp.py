@@ -14,13 +14,13 @@ import pytest
 
 from sa_jax import InputError, anneal, constant_schedule, geometric_schedule
 from sa_jax.annealing.chain import init, run
-from sa_jax.landscapes import mlp as incremental
 from sa_jax.landscapes.full import full_mlp
-from sa_jax.landscapes.mlp import Weighted, masked_mlp
+from sa_jax.landscapes.mlp import Weighted, evaluation, hidden, masked_mlp
+from sa_jax.landscapes.mlp import landscape as mlp_landscape
 from sa_jax.landscapes.mlp.layout import NARROW
 from sa_jax.moves.base import Estimates, Swap, swap_mask
-from sa_jax.moves.informed import InformedState, informed_swap
-from sa_jax.moves.nudges import NudgeState, nudge
+from sa_jax.moves.informed import InformedCache, InformedState, informed_swap
+from sa_jax.moves.nudges import NudgeCache, NudgeState, nudge
 from sa_jax.moves.saliency import saliency_swap
 from sa_jax.moves.uniform import swap_within, uniform_swap
 from sa_jax.networks import masks, mlp
@@ -208,12 +208,13 @@ def test_blocks_of_samples_change_nothing(name, monkeypatch):
         )
 
     whole, _ = walk()(jax.random.key(4))
-    monkeypatch.setattr(incremental, "BLOCK_SAMPLES", 4)
-    monkeypatch.setattr(incremental, "EVALUATED_SAMPLES", 4)
+    for module in (hidden, mlp_landscape):
+        monkeypatch.setattr(module, "BLOCK_SAMPLES", 4)
+    monkeypatch.setattr(evaluation, "EVALUATED_SAMPLES", 4)
     blocked, _ = walk()(jax.random.key(4))
     assert 20 < whole.num_accepted < 300
     np.testing.assert_array_equal(whole.walk.position, blocked.walk.position)
-    for one, other in zip(whole.walk.outputs, blocked.walk.outputs, strict=True):
+    for one, other in zip(whole.walk.cache.outputs, blocked.walk.cache.outputs, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
 
 
@@ -243,7 +244,7 @@ def test_vmapped_chains_walk_as_each_alone(name):
     assert len(set(alone.num_accepted.tolist())) > 1
     np.testing.assert_array_equal(parallel_proposals.walk.position, alone.walk.position)
     np.testing.assert_array_equal(parallel_proposals.best, alone.best)
-    for one, other in zip(parallel_proposals.walk.outputs, alone.walk.outputs, strict=True):
+    for one, other in zip(parallel_proposals.walk.cache.outputs, alone.walk.cache.outputs, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
 
 
@@ -287,7 +288,7 @@ def test_every_nudge_equals_full_evaluation(name):
 )
 def test_swaps_and_nudges_in_turn_equal_full_evaluation(name, branches_per_note, make_swaps, monkeypatch):
     """Where a chain is, and its best."""
-    monkeypatch.setattr(incremental, "BRANCHES_PER_NOTE", branches_per_note)
+    monkeypatch.setattr(evaluation, "BRANCHES_PER_NOTE", branches_per_note)
     network = make_network(name, True)
     x, y = make_samples(network)
     mask = masks.random(jax.random.key(3), network.total, network.total // 2)
@@ -322,7 +323,8 @@ def test_nudged_weight_is_distributed_as_boltzmann_says():
     x, target, temperature = jnp.array([[2.0]]), jnp.array([3.0]), 0.5
     swaps = nudge(uniform_swap(), jnp.array([2.0]), share=1.0)
     # Between refreshes it is exact, however wrong the estimates are.
-    fixed = NudgeState(uniform_swap().init(jnp.array([True])), *jnp.array([[1.2], [0.4], [1.0]]))
+    told = NudgeCache(*jnp.array([[1.2], [0.4], [1.0]]))
+    fixed = NudgeState(uniform_swap().init(jnp.array([True])), told)
     swaps = swaps._replace(init=lambda mask: fixed, refresh=None)
     landscape = masked_mlp(network, swaps, squared_error, moves_weights=True)
 
@@ -362,7 +364,7 @@ def test_nudges_go_down_the_slope_no_farther_than_the_scale():
     # The change made, the next is aimed at what is left of it.
     one = jax.tree.map(lambda leaf: leaf[0], swap)
     after = jax.jit(swaps.commit)(state, one, jnp.asarray(True))
-    np.testing.assert_allclose(after.mean[one.pruned], state.mean[one.pruned] - one.nudge, rtol=1e-6)
+    np.testing.assert_allclose(after.cache.mean[one.pruned], state.cache.mean[one.pruned] - one.nudge, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["two layers", "three, narrow"])
@@ -404,7 +406,7 @@ def test_full_landscape_walks_alike(rng_key, monkeypatch):
 
     slow_result = walk(full_mlp(network, swaps, energy), (mask, swaps.init(mask)))
     for branches_per_note in (1, 30, 4_096):
-        monkeypatch.setattr(incremental, "BRANCHES_PER_NOTE", branches_per_note)
+        monkeypatch.setattr(evaluation, "BRANCHES_PER_NOTE", branches_per_note)
         fast_result = walk(masked_mlp(network, swaps, energy), mask)
         np.testing.assert_array_equal(slow_result.final[0], fast_result.final)
         np.testing.assert_array_equal(slow_result.best[0], fast_result.best)
@@ -431,13 +433,12 @@ def fixed_informed_swap(effects):
     swaps = informed_swap()
     told = Estimates(effects, effects, effects)
     mask = jnp.arange(8) < 4
-    once = jax.jit(lambda: swaps.refresh(swaps.init(mask), mask, told))()
+    once = jax.jit(lambda: swaps.refresh(swaps.init(mask), mask, told))().cache
 
     def start(mask):
-        fresh = swaps.init(mask)
         grow = jnp.diff(once.grow_upto, prepend=0)
         sums = (jnp.where(mask, weights, 0).sum() for weights in (grow, once.prune_weights))
-        return InformedState(fresh.order, fresh.num_kept, once.grow_upto, once.prune_weights, *sums)
+        return InformedState(swaps.init(mask).kept, InformedCache(once.grow_upto, once.prune_weights, *sums))
 
     return swaps._replace(init=start, refresh=None)
 
@@ -502,7 +503,7 @@ def test_exactly_k_kept_and_lists_true_after_every_step():
             move, _ = landscape.propose(landscape.draw(key), state, jnp.float32(1))
             _, pending = landscape.delta(state, move, data)
             state = landscape.commit(state, move, pending, jax.random.bernoulli(key))
-            return state, (state.swaps.order[:kept], state.position)
+            return state, (state.swaps.kept_at(jnp.arange(kept)), state.position)
 
         @jax.jit
         def walk(keys, landscape=landscape, one_step=one_step):
@@ -513,7 +514,7 @@ def test_exactly_k_kept_and_lists_true_after_every_step():
         for kept_list, position in zip(*map(np.asarray, seen), strict=True):
             assert sorted(kept_list) == np.flatnonzero(position).tolist()
         np.testing.assert_allclose(state.energy, refreshed.energy, rtol=1e-5)
-        for cached, fresh in zip(state.outputs, refreshed.outputs, strict=True):
+        for cached, fresh in zip(state.cache.outputs, refreshed.cache.outputs, strict=True):
             np.testing.assert_allclose(cached, fresh, rtol=1e-4, atol=1e-5)
     # The integer sum that the exact ratio needs has not drifted at all.
     assert state.swaps.kept_weight == swaps.init(state.position).kept_weight

@@ -18,12 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from sa_jax.files.workdirs import write_file
-from sa_jax.landscapes.mlp.state import RECOMPUTED
-from sa_jax.moves.informed import InformedState
-from sa_jax.moves.saliency import SaliencyState
+from sa_jax.moves.base import KeptList
 from sa_jax.types import AnnealState, InputError
 
 KEPT_CHECKPOINTS = 3
+# The field of a state that holds what a refresh makes again.
+CACHE = "cache"
 
 
 class Saved(NamedTuple):
@@ -43,26 +43,23 @@ class Saved(NamedTuple):
 
 
 def persistent_arrays(states: AnnealState) -> dict[str, jax.Array]:
-    """What chains cannot compute again, by name; masks packed into bits, eight to a byte. Pure.
+    """Returns what chains cannot compute again, by name; masks packed into bits, eight to a byte. Pure.
+
+    What a refresh makes again lies under fields called `cache`, and is left out.
 
     Args:
       states: of the landscape `masked_mlp`, leading axis `[chains]`, before a refresh or after the last step.
     """
-    arrays = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(states):
-        names = _names(path)
-        if RECOMPUTED & set(names):
-            continue
-        lists = _parent(states, names)
-        if names[-1] == "order" and isinstance(lists, SaliencyState | InformedState):
-            # What follows the kept branches there is never read; zeros pack to nothing.
-            leaf = jnp.where(jnp.arange(leaf.shape[-1]) < lists.num_kept[..., None], leaf, 0)
-        arrays[".".join(names)] = jnp.packbits(leaf, axis=-1) if leaf.dtype == bool else leaf
-    return arrays
+    states = jax.tree.map(_packed, states, is_leaf=lambda node: isinstance(node, KeptList))
+    return {
+        ".".join(names): jnp.packbits(leaf, axis=-1) if leaf.dtype == bool else leaf
+        for names, leaf in _named(states)
+        if CACHE not in names
+    }
 
 
 def restored(states: AnnealState, arrays: Mapping[str, Any]) -> AnnealState:
-    """Chains that go on as those did of which `persistent_arrays` gave the arrays, once they are refreshed. Pure.
+    """Returns the chains whose arrays `persistent_arrays` gave, to be refreshed before their next step. Pure.
 
     Args:
       states: of the same landscape and as many chains, at any step.
@@ -71,16 +68,22 @@ def restored(states: AnnealState, arrays: Mapping[str, Any]) -> AnnealState:
 
     def chosen(path, leaf):
         names = _names(path)
-        if names[-1] == "num_notes":  # more than there is room for: the best is copied whole
-            return jnp.full_like(leaf, jnp.iinfo(leaf.dtype).max)
-        array = arrays.get(".".join(names))
-        if array is None:
+        if CACHE in names:
             return leaf
+        array = jnp.asarray(arrays[".".join(names)])
         if leaf.dtype == bool:
-            return jnp.unpackbits(jnp.asarray(array), axis=-1, count=leaf.shape[-1]).astype(bool)
-        return jnp.asarray(array, leaf.dtype)
+            return jnp.unpackbits(array, axis=-1, count=leaf.shape[-1]).astype(bool)
+        return array.astype(leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(chosen, states)
+
+
+def _packed(node: Any) -> Any:
+    return node.packed() if isinstance(node, KeptList) else node
+
+
+def _named(tree: Any) -> list[tuple[list[str], Any]]:
+    return [(_names(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
 
 
 def check_settings(folder: Path, settings: Mapping[str, Any], anew: bool) -> None:
@@ -209,12 +212,6 @@ def _digest(saved: Saved) -> str:
 
 def _names(path) -> list[str]:
     return [str(getattr(key, "name", getattr(key, "idx", key))) for key in path]
-
-
-def _parent(states, names):
-    for name in names[:-1]:
-        states = states[int(name)] if name.isdecimal() else getattr(states, name)
-    return states
 
 
 def _first_line(error: Exception) -> str:

@@ -16,7 +16,7 @@ from sa_jax.types import PyTree
 def commit(layout: Layout, state: MlpState, swap: Swap, pending: Pending, accepted: jax.Array) -> MlpState:
     """The state after the proposal, unchanged where it is not accepted."""
     changes = jax.tree.map(lambda leaf: jnp.where(accepted, leaf, 0), pending.changes)
-    swapped = accepted & (swap.pruned != swap.grown)
+    swapped = accepted & (swap.changes_mask)
     fan_in = tuple(
         swapped_neighbours(neighbours, ends(layout, swap, layer), swapped)
         for layer, neighbours in enumerate(state.fan_in, 2)
@@ -26,21 +26,22 @@ def commit(layout: Layout, state: MlpState, swap: Swap, pending: Pending, accept
     if layout.moves_weights:
         nudge = 0 if swap.nudge is None else jnp.where(accepted, swap.nudge, 0)
         position = Weighted(position, state.position.weights.at[swap.pruned].add(nudge))
-    state = state._replace(position=position, fan_in=fan_in, scratch=pending.scratch)
+    state = state._replace(position=position, fan_in=fan_in).with_cache(scratch=pending.scratch)
     outputs = _outputs(layout, state, swap, changes, pending, accepted)
-    place = jnp.where(accepted, state.num_notes, len(state.notes))
+    place = jnp.where(accepted, state.cache.num_notes, len(state.cache.notes))
     return state._replace(
         energy=jnp.where(accepted, pending.energy, state.energy),
         swaps=layout.swaps.commit(state.swaps, swap, accepted),
+    ).with_cache(
         outputs=outputs,
-        notes=state.notes.at[place].set(jnp.stack([swap.pruned, swap.grown]), mode="drop"),
-        num_notes=state.num_notes + accepted.astype(jnp.int32),
+        notes=state.cache.notes.at[place].set(jnp.stack([swap.pruned, swap.grown]), mode="drop"),
+        num_notes=state.cache.num_notes + accepted.astype(jnp.int32),
     )
 
 
 def _outputs(layout, state, swap, changes, pending, accepted):
     """The outputs of all layers after the proposal."""
-    outputs = list(state.outputs)
+    outputs = list(state.cache.outputs)
     if layout.head > 1:
         outputs = hidden_outputs(layout, state, swap, changes, pending.changed, accepted)
     if layout.head > 0:
@@ -56,14 +57,14 @@ def _outputs(layout, state, swap, changes, pending, accepted):
 
 def remember(best: PyTree, state: MlpState, improved: jax.Array) -> tuple[PyTree, MlpState]:
     """The position in place of the best one where improved: by the swaps noted since, or copied whole."""
-    complete = state.num_notes <= len(state.notes)
+    complete = state.cache.num_notes <= len(state.cache.notes)
 
     def repeat(i, best):
         # A chain without a new best, vmapped with one that has one, goes through its notes and writes nothing.
-        noted = improved & complete & (i < state.num_notes)
+        noted = improved & complete & (i < state.cache.num_notes)
 
         def set_both(best, now):
-            branches = jnp.where(noted, state.notes[i], best.size)
+            branches = jnp.where(noted, state.cache.notes[i], best.size)
             return best.at[branches].set(now[branches], mode="drop")
 
         return jax.tree.map(set_both, best, state.position)
@@ -72,6 +73,8 @@ def remember(best: PyTree, state: MlpState, improved: jax.Array) -> tuple[PyTree
         copied = improved & ~complete
         return jax.tree.map(lambda best, now: jnp.where(copied, now, best), best, state.position)
 
-    best = jax.lax.fori_loop(0, batch_bound(jnp.where(improved & complete, state.num_notes, 0)), repeat, best)
+    best = jax.lax.fori_loop(
+        0, batch_bound(jnp.where(improved & complete, state.cache.num_notes, 0)), repeat, best
+    )
     best = jax.lax.fori_loop(0, batch_bound((improved & ~complete).astype(jnp.int32)), copy, best)
-    return best, state._replace(num_notes=jnp.where(improved, 0, state.num_notes))
+    return best, state.with_cache(num_notes=jnp.where(improved, 0, state.cache.num_notes))

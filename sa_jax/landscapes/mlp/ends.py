@@ -21,7 +21,7 @@ def ends(layout: Layout, swap: Swap, layer: int) -> Ends:
     branches = jnp.stack([swap.pruned, swap.grown])
     if swap.nudge is not None and not layout.moves_weights:
         raise InputError("proposals that change weights need masked_mlp(..., weights_move=True)")
-    swapped = swap.pruned != swap.grown
+    swapped = swap.changes_mask
     moved = swapped if swap.nudge is None else jnp.stack([swapped | (swap.nudge != 0), swapped])
     here = (branches >= layout.starts[layer]) & (branches < layout.starts[layer + 1]) & moved
     local = jnp.where(here, branches - layout.starts[layer], 0)
@@ -49,7 +49,7 @@ def kept_weights(layout: Layout, position: PyTree, swap: Swap | None, layer: int
     branches = layout.starts[layer] + local
     kept = mask_of(layout, position)[branches]
     if swap is not None:
-        swapped = swap.pruned != swap.grown
+        swapped = swap.changes_mask
         kept = (kept & ~(swapped & (branches == swap.pruned))) | (swapped & (branches == swap.grown))
     value = weight_of(layout, position, layer, local)
     if swap is not None and swap.nudge is not None:
@@ -74,7 +74,7 @@ def first_changes(layout: Layout, state: MlpState, swap: Swap, inputs: jax.Array
     one_unit = end.here.all() & (end.unit_out[0] == end.unit_out[1])
     counted = end.here & ~(one_unit & jnp.array([False, True]))
     whole = jnp.where(counted[:, None], at_ends, 0).at[0].add(jnp.where(one_unit, at_ends[1], 0))
-    old = two_rows(state.outputs[0], end.unit_out)
+    old = two_rows(state.cache.outputs[0], end.unit_out)
     leaving = jnp.zeros((2, 0))
     if head > 0:
         leaving = jnp.where(counted[:, None], fan_out(layout, state.position, swap, 1, end.unit_out), 0)
@@ -89,9 +89,9 @@ def _added(layout: Layout, state: MlpState, swap: Swap, inputs: jax.Array, branc
 
     def of_layer(layer):
         local = branch - starts[layer]
-        entering, unit = [inputs, *state.outputs][layer], local // shapes[layer][1]
+        entering, unit = [inputs, *state.cache.outputs][layer], local // shapes[layer][1]
         row = jax.lax.dynamic_index_in_dim(entering, unit, keepdims=False)
-        swapped = swap.pruned != swap.grown
+        swapped = swap.changes_mask
         change = sign * jnp.where(swapped, weight_of(layout, state.position, layer, local), 0)
         if swap.nudge is not None and sign < 0:
             change = jnp.where(swap.nudge != 0, swap.nudge, change)

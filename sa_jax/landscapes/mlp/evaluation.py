@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from sa_jax.landscapes.mlp.layout import Layout, mask_of
 from sa_jax.landscapes.mlp.loops import blocks, cut, product, update, zero_like
 from sa_jax.landscapes.mlp.neighbours import neighbours_of
-from sa_jax.landscapes.mlp.state import MlpState, Weighted
+from sa_jax.landscapes.mlp.state import MlpCache, MlpState, Weighted
 from sa_jax.moves.base import Estimates
 from sa_jax.networks import masks
 from sa_jax.types import PyTree
@@ -30,14 +30,16 @@ def init(layout: Layout, position: PyTree, data: tuple) -> MlpState:
     scratch = tuple(jnp.full(size, zero_like(mask, data[0])) for size in sizes)
     notes = jnp.zeros((-(-mask.size // BRANCHES_PER_NOTE), 2), jnp.int32)
     drawn = _informed(layout, layout.swaps.init(mask), position, outputs, data)
-    return MlpState(position, value, drawn, outputs, fan_in, scratch, notes, jnp.int32(0))
+    return MlpState(position, value, drawn, fan_in, MlpCache(outputs, scratch, notes, jnp.int32(0)))
 
 
 def refresh(layout: Layout, state: MlpState, data: tuple) -> MlpState:
     """The state evaluated anew from its position, which ends float drift."""
-    outputs, value = evaluate(layout, state.position, data, state.outputs)
+    outputs, value = evaluate(layout, state.position, data, state.cache.outputs)
     drawn = _informed(layout, state.swaps, state.position, outputs, data)
-    return state._replace(outputs=outputs, energy=value, swaps=drawn)
+    # The next best position is copied whole: so nothing of the notes need be in a checkpoint.
+    overfull = jnp.full_like(state.cache.num_notes, len(state.cache.notes) + 1)
+    return state._replace(energy=value, swaps=drawn).with_cache(outputs=outputs, num_notes=overfull)
 
 
 def evaluate(

@@ -71,7 +71,7 @@ def arriving(
 ) -> Arriving:
     """Collects what arrives at a layer; while proposed, `state` is the one before the swap, else after it."""
     after = swap if proposed else None
-    neighbours, entering = state.fan_in[layer - 2], state.scratch[layer - 2]
+    neighbours, entering = state.fan_in[layer - 2], state.cache.scratch[layer - 2]
     place, end = places(layout, swap, layer), ends(layout, swap, layer)
     direct = at_ends = cut(changes.at_ends, (0, block.start), (2, block.size))
     if proposed:
@@ -137,15 +137,15 @@ def hidden_activations(
 
     def write(layer, of_unit):
         def one(unit, scratch):
-            old = cut(state.outputs[layer], (unit, block.start), (1, block.size))
+            old = cut(state.cache.outputs[layer], (unit, block.start), (1, block.size))
             return update(scratch, change_of(old, of_unit(unit)), (unit, block.start))
 
         return one
 
-    scratch = list(state.scratch)
+    scratch = list(state.cache.scratch)
     scratch[0] = each(changed[0], write(1, second_change(layout, swap, changes, block)), scratch[0])
     for layer in range(2, layout.head):
-        before = state._replace(scratch=tuple(scratch))
+        before = state.with_cache(scratch=tuple(scratch))
         sources, units = changed[layer - 2 : layer]
         arrived = arriving(layout, before, swap, changes, layer, sources, block, proposed=True)
         pays = dense_pays(layout, state, layer, units)
@@ -153,7 +153,7 @@ def hidden_activations(
         scratch[layer - 1] = each(units & ~pays, write(layer, of_unit), scratch[layer - 1])
 
         def write_all(i, scratch, layer=layer, arrived=arrived, pays=pays):
-            old = cut(state.outputs[layer], (0, block.start), (layout.shapes[layer][1], block.size))
+            old = cut(state.cache.outputs[layer], (0, block.start), (layout.shapes[layer][1], block.size))
             kept = cut(scratch, (0, block.start), old.shape)
             new = jnp.where(pays, change_of(old, change_of_all(layout, arrived, i)), kept)
             return update(scratch, new, (0, block.start))
@@ -172,7 +172,7 @@ def hidden_outputs(
     accepted: jax.Array,
 ) -> list[jax.Array]:
     """The outputs with the changes of the hidden layers from the second on added, once accepted."""
-    samples = state.outputs[0].shape[1]
+    samples = state.cache.outputs[0].shape[1]
     number, size = blocks(samples, BLOCK_SAMPLES)
 
     def one_block(i, hidden):
@@ -181,10 +181,10 @@ def hidden_outputs(
         fresh = True if number == 1 else block.start + jnp.arange(size) >= i * size
         return _block_outputs(layout, state, swap, changes, changed, accepted, block, fresh, hidden)
 
-    hidden = tuple(state.outputs[1 : layout.head])
+    hidden = tuple(state.cache.outputs[1 : layout.head])
     times = batch_bound(accepted.astype(jnp.int32)) * number
     hidden = one_block(0, hidden) if number == 1 else jax.lax.fori_loop(0, times, one_block, hidden)
-    return [state.outputs[0], *hidden, state.outputs[-1]]
+    return [state.cache.outputs[0], *hidden, state.cache.outputs[-1]]
 
 
 def _block_outputs(layout, state, swap, changes, changed, accepted, block, fresh, hidden):

@@ -95,12 +95,12 @@ def _all_logits(
     def one_block(i, carry):
         logits, scratch = carry
         block = Block(jnp.minimum(i * size, samples - size), size)
-        now = state._replace(scratch=scratch)
+        now = state.with_cache(scratch=scratch)
         if layout.head > 2:
-            now = now._replace(scratch=hidden_activations(layout, now, swap, changes, changed, block))
+            now = now.with_cache(scratch=hidden_activations(layout, now, swap, changes, changed, block))
         new = block_logits(layout, now, swap, changes, changed, block)
-        return new if number == 1 else update(logits, new, (0, block.start)), now.scratch
+        return new if number == 1 else update(logits, new, (0, block.start)), now.cache.scratch
 
     if number == 1:
-        return one_block(0, (None, state.scratch))
-    return jax.lax.fori_loop(0, number, one_block, (state.outputs[-1], state.scratch))
+        return one_block(0, (None, state.cache.scratch))
+    return jax.lax.fori_loop(0, number, one_block, (state.cache.outputs[-1], state.cache.scratch))

@@ -30,8 +30,8 @@ class Parts(NamedTuple):
 def block_logits(
     layout: Layout, state: MlpState, swap: Swap, changes: Changes, changed: list[jax.Array], block: Block
 ) -> jax.Array:
-    """The logits of one block, float32 `[classes, block]`; `state.scratch` holds the hidden changes."""
-    logits = cut(state.outputs[-1], (0, block.start), (layout.shapes[layout.head][1], block.size))
+    """The logits of one block, float32 `[classes, block]`; `state.cache.scratch` holds the hidden changes."""
+    logits = cut(state.cache.outputs[-1], (0, block.start), (layout.shapes[layout.head][1], block.size))
     at_ends = cut(changes.at_ends, (0, block.start), (2, block.size))
     first = cut(changes.first, (0, block.start), (2, block.size))
     return PATHS[layout.path](layout, state, swap, changes, changed, block, Parts(logits, at_ends, first))
@@ -40,7 +40,7 @@ def block_logits(
 def narrow(layout, state, swap, changes, changed, block, parts):
     """Of two hidden layers the second is narrow: it and the logits are computed whole."""
     del changed
-    second = cut(state.outputs[1], (0, block.start), (layout.shapes[1][1], block.size))
+    second = cut(state.cache.outputs[1], (0, block.start), (layout.shapes[1][1], block.size))
     factors = jnp.concatenate([changes.leaving, places(layout, swap, 1)])
     rows = jnp.concatenate([parts.first, parts.at_ends])
     second = second + sum(factors[j][:, None] * rows[j] for j in range(4))
@@ -67,7 +67,7 @@ def two_hidden_layers(layout, state, swap, changes, changed, block, parts):
     coefficients = jnp.concatenate([changes.leaving, places(layout, swap, 1)])
 
     def add(units, real, logits):
-        old = gather(state.outputs[1], units, block)
+        old = gather(state.cache.outputs[1], units, block)
         factors = jnp.where(real, coefficients[:, units], 0)
         new = old + sum(factors[j][:, None] * sources[j] for j in range(4))
         change = layout.act(new) - layout.act(old)
@@ -83,7 +83,7 @@ def deep(layout, state, swap, changes, changed, block, parts):
     logits = _with_ends(layout, swap, parts)
 
     def add(units, real, logits):
-        change = jnp.where(real[:, None], gather(state.scratch[-1], units, block), 0)
+        change = jnp.where(real[:, None], gather(state.cache.scratch[-1], units, block), 0)
         kernel = fan_out(layout, state.position, swap, layout.head, units)
         return logits + dense(kernel, None, change)
 

@@ -1,16 +1,10 @@
 """The tuples that travel from one function of the landscape to the next."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
 from sa_jax.types import PyTree
-
-# Fields of states that a refresh makes anew from the position and the lists, or that hold copies.
-RECOMPUTED = frozenset(
-    ("outputs", "scratch", "notes", "num_notes", "grow_upto", "prune_weights", "kept_grow", "kept_prune")
-    + ("mean", "spread", "passes")
-)
 
 
 class Neighbours(NamedTuple):
@@ -32,6 +26,23 @@ class Weighted(NamedTuple):
     weights: jax.Array
 
 
+class MlpCache(NamedTuple):
+    """What a refresh makes again from the position, so that a checkpoint leaves it out.
+
+    Attributes:
+      outputs: per layer, its outputs before the activation, float32 `[units, samples]`; last, the logits.
+      scratch: changes of activations of the hidden layers but the first, float32 `[units + 1, samples]`, where
+        there are at least three; between proposals, nothing that matters.
+      notes: the branches swapped since the position was last remembered as the best, int32 `[notes, 2]`.
+      num_notes: their number, int32 `[]`; more than there is room for where some are missing.
+    """
+
+    outputs: tuple[jax.Array, ...]
+    scratch: tuple[jax.Array, ...]
+    notes: jax.Array
+    num_notes: jax.Array
+
+
 class MlpState(NamedTuple):
     """A mask and everything that depends on it.
 
@@ -39,22 +50,19 @@ class MlpState(NamedTuple):
       position: flat mask, bool `[total]`, or `Weighted`.
       energy: float32 `[]`.
       swaps: state of the proposals, such as the index lists of kept and pruned branches.
-      outputs: per layer, its outputs before the activation, float32 `[units, samples]`; last, the logits.
       fan_in: of each kernel between two hidden layers but the first such.
-      scratch: changes of activations of the hidden layers but the first, float32 `[units + 1, samples]`, where
-        there are at least three; between proposals, nothing that matters.
-      notes: the branches swapped since the position was last remembered as the best, int32 `[notes, 2]`.
-      num_notes: their number, more than there is room for where some are missing, int32 `[]`.
+      cache: what a refresh makes again.
     """
 
     position: PyTree
     energy: jax.Array
     swaps: PyTree
-    outputs: tuple[jax.Array, ...]
     fan_in: tuple[Neighbours, ...]
-    scratch: tuple[jax.Array, ...]
-    notes: jax.Array
-    num_notes: jax.Array
+    cache: MlpCache
+
+    def with_cache(self, **fields: Any) -> "MlpState":
+        """Returns the state with some fields of its cache replaced."""
+        return self._replace(cache=self.cache._replace(**fields))
 
 
 class Ends(NamedTuple):
@@ -106,7 +114,7 @@ class Pending(NamedTuple):
       changes: see `Changes`.
       changed: which units of the hidden layers from the second on may change, bool `[units]` each.
       logits: float32 `[classes, samples]`.
-      scratch: see `MlpState`.
+      scratch: see `MlpCache`.
     """
 
     energy: jax.Array

@@ -1,7 +1,7 @@
-"""The tuples and protocols that every module shares."""
+"""The tuples and protocols that all packages share, and the error for bad input."""
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol, TypeGuard
+from collections.abc import Mapping
+from typing import Any, Generic, NamedTuple, Protocol, TypeGuard, TypeVar
 
 import jax
 
@@ -10,27 +10,73 @@ Scalar = jax.Array | float
 Masks = Mapping[str, jax.Array]
 """One boolean array per kernel, `[inputs, outputs]`, True where the branch is kept, by layer name."""
 
+Position = TypeVar("Position")
+State = TypeVar("State")
+Noise = TypeVar("Noise")
+Move = TypeVar("Move")
+Pending = TypeVar("Pending")
+StateIn = TypeVar("StateIn", contravariant=True)
+StateOut = TypeVar("StateOut", covariant=True)
+NoiseIn = TypeVar("NoiseIn", contravariant=True)
+NoiseOut = TypeVar("NoiseOut", covariant=True)
+MoveIn = TypeVar("MoveIn", contravariant=True)
+MoveOut = TypeVar("MoveOut", covariant=True)
+PendingIn = TypeVar("PendingIn", contravariant=True)
+PendingOut = TypeVar("PendingOut", covariant=True)
+
 
 class InputError(ValueError):
     """Bad input from a user. Its message is one line that names the fix."""
 
 
-def is_number(value: Any) -> TypeGuard[int | float]:
-    """Whether a setting is a finite number, of a size that a float holds.
+class InitFn(Protocol[StateOut]):
+    """Evaluates a position in full: `(position, data) -> state`."""
 
-    >>> [is_number(value) for value in (1, 0.5, True, "1", float("nan"), 10**400)]
-    [True, True, False, False, False, False]
-    """
-    # Comparisons are exact for whole numbers of any size, and False for NaN.
-    return isinstance(value, int | float) and not isinstance(value, bool) and -1e300 < value < 1e300
+    def __call__(self, position: PyTree, data: tuple, /) -> StateOut: ...
 
 
-class Landscape(NamedTuple):
-    """What annealing walks on: pure functions over a state, in the manner of `optax.GradientTransformation`.
+class DrawFn(Protocol[NoiseOut]):
+    """Draws all random numbers of one proposal: `(rng_key) -> noise`."""
+
+    def __call__(self, rng_key: jax.Array, /) -> NoiseOut: ...
+
+
+class ProposeFn(Protocol[NoiseIn, StateIn, MoveOut]):
+    """Proposes a move: `(noise, state, temperature) -> (move, log_q_ratio)`."""
+
+    def __call__(self, noise: NoiseIn, state: StateIn, temperature: jax.Array, /) -> tuple[MoveOut, jax.Array]: ...
+
+
+class DeltaFn(Protocol[StateIn, MoveIn, PendingOut]):
+    """Evaluates a move: `(state, move, data) -> (energy_change, pending)`."""
+
+    def __call__(self, state: StateIn, move: MoveIn, data: tuple, /) -> tuple[jax.Array, PendingOut]: ...
+
+
+class CommitFn(Protocol[State, MoveIn, PendingIn]):
+    """Makes a move where it is accepted: `(state, move, pending, accepted) -> state`."""
+
+    def __call__(self, state: State, move: MoveIn, pending: PendingIn, accepted: jax.Array, /) -> State: ...
+
+
+class RefreshFn(Protocol[State]):
+    """Computes a state again from its position: `(state, data) -> state`."""
+
+    def __call__(self, state: State, data: tuple, /) -> State: ...
+
+
+class RememberFn(Protocol[State]):
+    """Keeps the best position: `(best, state, improved) -> (best, state)`."""
+
+    def __call__(self, best: PyTree, state: State, improved: jax.Array, /) -> tuple[PyTree, State]: ...
+
+
+class Landscape(NamedTuple, Generic[State, Noise, Move, Pending]):
+    """A problem to anneal, as pure functions over a state, in the manner of `optax.GradientTransformation`.
 
     A state is any pytree with the fields `position` and `energy` (float32 scalar, lower is better).
-    Randomness is split off into `draw`, which sees no state: the annealer draws it for a whole block of
-    steps at once, which costs a fiftieth of drawing it step by step.
+    Random numbers are split off into `draw`, which sees no state: the annealer draws them for a whole block of
+    steps at once, which costs a fiftieth of drawing them step by step.
 
     Attributes:
       init: `(position, data) -> state`, a full evaluation.
@@ -40,19 +86,20 @@ class Landscape(NamedTuple):
         where the proposal is to stay, which then counts as rejected.
       delta: `(state, move, data) -> (energy_change, pending)`; `pending` is whatever `commit` can reuse.
       commit: `(state, move, pending, accepted) -> state`; returns the state unchanged where not accepted.
-      refresh: `(state, data) -> state`, recomputed from the position; ends float drift, takes new data.
+      refresh: `(state, data) -> state`, computed again from the position; ends float drift, takes new data.
       remember: `(best, state, improved) -> (best, state)`, with `best` the position where improved, for positions
         that are not cheaply copied; None copies them.
-      refresh_steps: `refresh` is called every so many steps, a multiple of `anneal.BLOCK_STEPS`.
+      refresh_steps: number of steps between two calls of `refresh`, a multiple of
+        `sa_jax.annealing.chain.BLOCK_STEPS`.
     """
 
-    init: Callable[..., Any]
-    draw: Callable[..., Any]
-    propose: Callable[..., Any]
-    delta: Callable[..., Any]
-    commit: Callable[..., Any]
-    refresh: Callable[..., Any]
-    remember: Callable[..., Any] | None = None
+    init: InitFn[State]
+    draw: DrawFn[Noise]
+    propose: ProposeFn[Noise, State, Move]
+    delta: DeltaFn[State, Move, Pending]
+    commit: CommitFn[State, Move, Pending]
+    refresh: RefreshFn[State]
+    remember: RememberFn[State] | None = None
     # A full evaluation costs some hundred proposals, and the drift it ends is below 1e-6 after twice as many.
     refresh_steps: int = 10_000
 
@@ -69,35 +116,35 @@ class AnnealState(NamedTuple):
     Attributes:
       walk: the landscape's state, with the fields `position` and `energy`.
       best: the position of the lowest energy so far.
-      best_energy: its energy, float32 `[]`.
-      num_accepted: accepted proposals so far, int32 `[]`.
-      num_not_finite: proposals so far whose energy was NaN or infinite; rejected, but for a fall from infinity;
-        int32 `[]`.
+      best_energy: its energy.
+      num_accepted: number of accepted proposals so far.
+      num_not_finite: number of proposals so far whose energy was NaN or infinite. They are rejected, unless the
+        energy falls from infinity.
     """
 
     walk: Any
     best: PyTree
-    best_energy: jax.Array
-    num_accepted: jax.Array
-    num_not_finite: jax.Array
+    best_energy: jax.Array  # float32 []
+    num_accepted: jax.Array  # int32 []
+    num_not_finite: jax.Array  # int32 []
 
 
 class Trace(NamedTuple):
     """What is recorded every `trace_every` steps; entry `i` is taken after step `(i + 1) * trace_every`.
 
     Attributes:
-      step: steps done, int32 `[entries]`.
-      temperature: temperature of the last of them, float32 `[entries]`.
-      energy: current energy, float32 `[entries]`.
-      best_energy: lowest energy so far, float32 `[entries]`.
-      num_accepted: accepted proposals so far, int32 `[entries]`.
+      step: number of steps made.
+      temperature: temperature of the last of them.
+      energy: current energy.
+      best_energy: lowest energy so far.
+      num_accepted: number of accepted proposals so far.
     """
 
-    step: jax.Array
-    temperature: jax.Array
-    energy: jax.Array
-    best_energy: jax.Array
-    num_accepted: jax.Array
+    step: jax.Array  # int32 [entries]
+    temperature: jax.Array  # float32 [entries]
+    energy: jax.Array  # float32 [entries]
+    best_energy: jax.Array  # float32 [entries]
+    num_accepted: jax.Array  # int32 [entries]
 
 
 class AnnealResult(NamedTuple):
@@ -105,18 +152,28 @@ class AnnealResult(NamedTuple):
 
     Attributes:
       best: the position of the lowest energy met, like the initial position.
-      best_energy: its energy, float32 `[]`.
+      best_energy: its energy.
       final: the position after the last step.
-      final_energy: its energy, float32 `[]`.
-      num_accepted: accepted proposals, int32 `[]`.
-      trace: a `Trace`, or None when it was not asked for.
-      num_not_finite: see `AnnealState`, int32 `[]`.
+      final_energy: its energy.
+      num_accepted: number of accepted proposals.
+      trace: a `Trace`, or None where none was asked for.
+      num_not_finite: see `AnnealState`.
     """
 
     best: PyTree
-    best_energy: jax.Array
+    best_energy: jax.Array  # float32 []
     final: PyTree
-    final_energy: jax.Array
-    num_accepted: jax.Array
+    final_energy: jax.Array  # float32 []
+    num_accepted: jax.Array  # int32 []
     trace: Trace | None
-    num_not_finite: jax.Array | int = 0
+    num_not_finite: jax.Array | int = 0  # int32 []
+
+
+def is_number(value: Any) -> TypeGuard[int | float]:
+    """Whether a setting is a finite number, of a size that a float holds.
+
+    >>> [is_number(value) for value in (1, 0.5, True, "1", float("nan"), 10**400)]
+    [True, True, False, False, False, False]
+    """
+    # Comparisons are exact for whole numbers of any size, and False for NaN.
+    return isinstance(value, int | float) and not isinstance(value, bool) and -1e300 < value < 1e300

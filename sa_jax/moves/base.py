@@ -5,12 +5,12 @@ on the number of branches, and returns the exact log proposal ratio of each.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 
-from sa_jax.types import InputError
+from sa_jax.types import DrawFn, InputError, Noise, NoiseIn, State, StateIn, StateOut
 
 # The integer weights of `saliency_swap` sum to less than this, so that int32 sums of them are exact.
 WEIGHT_TOTAL = 2**30
@@ -75,7 +75,31 @@ class Estimates(NamedTuple):
     curvatures: jax.Array
 
 
-class SwapProposal(NamedTuple):
+class InitSwapsFn(Protocol[StateOut]):
+    """Makes the state of the proposals from a flat mask, bool `[total]`."""
+
+    def __call__(self, mask: jax.Array, /) -> StateOut: ...
+
+
+class ProposeSwapFn(Protocol[NoiseIn, StateIn]):
+    """Proposes a swap: `(noise, state, mask) -> (swap, log_q_ratio)`."""
+
+    def __call__(self, noise: NoiseIn, state: StateIn, mask: jax.Array, /) -> tuple[Swap, jax.Array]: ...
+
+
+class CommitSwapFn(Protocol[State]):
+    """Updates the state after a swap that was accepted or not: `(state, swap, accepted) -> state`."""
+
+    def __call__(self, state: State, swap: Swap, accepted: jax.Array, /) -> State: ...
+
+
+class RefreshSwapsFn(Protocol[State]):
+    """Takes new estimates: `(state, mask, estimates) -> state`."""
+
+    def __call__(self, state: State, mask: jax.Array, estimates: Estimates, /) -> State: ...
+
+
+class SwapProposal(NamedTuple, Generic[State, Noise]):
     """A distribution of swaps: pure functions over a state of its own.
 
     Attributes:
@@ -87,11 +111,11 @@ class SwapProposal(NamedTuple):
         energy.
     """
 
-    init: Callable[..., Any]
-    draw: Callable[..., Any]
-    propose: Callable[..., Any]
-    commit: Callable[..., Any]
-    refresh: Callable[..., Any] | None = None
+    init: InitSwapsFn[State]
+    draw: DrawFn[Noise]
+    propose: ProposeSwapFn[Noise, State]
+    commit: CommitSwapFn[State]
+    refresh: RefreshSwapsFn[State] | None = None
 
 
 def swap_mask(mask: jax.Array, swap: Swap, accepted: jax.Array | bool = True) -> jax.Array:

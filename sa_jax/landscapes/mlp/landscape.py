@@ -55,9 +55,15 @@ def masked_mlp(
       InputError: an unknown activation; when annealed, proposals that change weights where none move.
     """
     layout = layout_of(network, swaps, energy, activation, moves_weights)
-    functions = (init, propose, delta, commit, refresh)
-    init_, propose_, delta_, commit_, refresh_ = (partial(function, layout) for function in functions)
-    landscape = Landscape(init_, swaps.draw, propose_, delta_, commit_, refresh_, remember)
+    landscape = Landscape(
+        init=partial(init, layout),
+        draw=swaps.draw,
+        propose=partial(propose, layout),
+        delta=partial(delta, layout),
+        commit=partial(commit, layout),
+        refresh=partial(refresh, layout),
+        remember=remember,
+    )
     if swaps.refresh is None:
         return landscape
     # The more branches, the more the estimates cost, and the longer they hold for most of them.

@@ -1,0 +1,81 @@
+"""A type checker rejects a landscape whose functions do not take what the annealer gives them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LANDSCAPE = """
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from sa_jax.types import Landscape, PyTree
+
+
+class State(NamedTuple):
+    position: jax.Array
+    energy: jax.Array
+
+
+def init(position: PyTree, data: tuple) -> State:
+    return State(position, jnp.float32(0))
+
+
+def draw(rng_key: jax.Array) -> jax.Array:
+    return jax.random.bits(rng_key)
+
+
+def propose(noise: jax.Array, state: State, temperature: jax.Array) -> tuple[int, jax.Array]:
+    return 1, jnp.float32(0)
+
+
+def delta({delta}) -> tuple[jax.Array, None]:
+    return jnp.float32(0), None
+
+
+def commit(state: State, move: {move}, pending: None, accepted: jax.Array) -> State:
+    return state
+
+
+def refresh(state: State, data: tuple) -> State:
+    return state
+
+
+landscape = Landscape(init, draw, propose, delta, commit, refresh)
+"""
+WHOLE = "state: State, move: int, data: tuple"
+
+
+def errors_of(text, folder):
+    """The rules that pyright finds broken in a file with this text."""
+    path = folder / "landscape.py"
+    path.write_text(text)
+    settings = {"include": [path.name], "extraPaths": [str(ROOT)], "pythonVersion": "3.11"}
+    (folder / "pyrightconfig.json").write_text(json.dumps(settings))
+    command = [sys.executable, "-m", "pyright", "--outputjson", "--pythonpath", sys.executable, "-p", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    found = json.loads(done.stdout)["generalDiagnostics"]
+    return [(one["rule"], text.splitlines()[one["range"]["start"]["line"]]) for one in found]
+
+
+@pytest.mark.parametrize(
+    ("delta", "move", "accepted"),
+    [
+        (WHOLE, "int", True),
+        ("state: State, move: int", "int", False),  # no data
+        ("state: State, move: str, data: tuple", "int", False),  # not what propose gives
+        (WHOLE, "str", False),
+    ],
+)
+def test_a_landscape_fits_together_or_is_rejected(delta, move, accepted, tmp_path):
+    pytest.importorskip("pyright")
+    found = errors_of(LANDSCAPE.format(delta=delta, move=move), tmp_path)
+    if accepted:
+        assert not found
+    else:
+        assert found and all(rule == "reportArgumentType" and "Landscape(" in line for rule, line in found)

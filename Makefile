@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint docs docs-test bench clean
+.PHONY: demo test test-fast lint docs docs-test bench clean
 
 demo: .venv/installed
 	$(BIN)/sa-jax run --gin_file=configs/digits.gin --workdir=runs/demo --overwrite
@@ -10,6 +10,10 @@ demo: .venv/installed
 test: .venv/installed-dev
 	$(MAKE) lint
 	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=8 --dist=worksteal
+
+# Without the tests marked slow: under two minutes on two cores.
+test-fast: .venv/installed-dev
+	$(BIN)/python -m pytest -m "not slow" --numprocesses=auto --maxprocesses=8 --dist=worksteal
 
 docs: .venv/installed-dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
@@ -30,12 +34,12 @@ lint: .venv/installed-dev
 	$(PYTHON) -m venv .venv
 
 .venv/installed: .venv/bin/python pyproject.toml
-	@echo "installing JAX and all else into .venv, about 1 GB: a minute or two"
+	@echo "installing JAX and the other packages into .venv, about 1 GB: a minute or two"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
 	touch $@
 
 .venv/installed-dev: .venv/bin/python pyproject.toml
-	@echo "installing what tests need into .venv: a minute or two"
+	@echo "installing what the tests need into .venv: a minute or two"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	touch $@
 

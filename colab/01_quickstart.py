@@ -13,9 +13,9 @@
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/sa-jax/sa_jax/blob/main/colab/01_quickstart.ipynb)
 #
-# A trained network keeps all its weights as they are. Simulated annealing alone decides which branches stay, and exactly
-# as many stay as you ask for. Here on scikit-learn's handwritten digits, so nothing is downloaded. One to two minutes on
-# a CPU.
+# A branch is one weight between two units. Simulated annealing decides which branches of a trained network stay, and
+# exactly as many stay as you ask for. The weights do not change. The data are scikit-learn's handwritten digits, so
+# nothing is downloaded. The notebook takes one to two minutes on a CPU.
 
 # %%
 import sys
@@ -32,7 +32,8 @@ print(f"jax {jax.__version__} on {jax.devices()}")
 # %% [markdown]
 # ## A trained network
 #
-# Images of 8 by 8 pixels, two hidden layers of 32 and 16 units, ten classes. `TINY` is for the repository's tests.
+# The images have 8 by 8 pixels. The network has two hidden layers of 32 and 16 units, and ten classes. `TINY` makes
+# everything smaller for the tests of the repository.
 
 # %%
 import os
@@ -41,7 +42,7 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 
-from sa_jax.files import datasets
+from sa_jax import files
 from sa_jax.networks.mlp import MLP
 from sa_jax.networks.pretrain import pretrain
 
@@ -49,7 +50,7 @@ TINY = bool(os.environ.get("SA_JAX_TINY"))
 BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#9aa4ae"
 plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False})
 
-digits = datasets.load_dataset("digits")
+digits = files.load_dataset("digits")
 model = MLP([32, 16, 10])
 params = pretrain(jax.random.key(0), model, *digits.train, epochs=2 if TINY else 60, learning_rate=3e-3)
 predicted = model.apply({"params": params}, digits.test.inputs).argmax(-1)
@@ -66,7 +67,8 @@ plt.show()
 # %% [markdown]
 # ## Prune it
 #
-# One call. `masks` is nested like the parameters and says True where a branch stays; the weights are the same as before.
+# This takes one call. `masks` is nested like the parameters; it is True where a branch stays. For comparison,
+# `baselines.prune` keeps the branches with the largest absolute weights.
 
 # %%
 from sa_jax import baselines, prune
@@ -80,63 +82,68 @@ def accuracy(masks):
 
 
 masks, result = prune(jax.random.key(1), params, *digits.train, density=DENSITY, num_steps=STEPS)
-_, largest = baselines.prune("magnitude_global", jax.random.key(1), params, *digits.train, density=DENSITY)
+largest, _ = baselines.prune(jax.random.key(1), "magnitude_global", params, *digits.train, density=DENSITY)
 print(f"{int(result.best.sum())} of {result.best.size} branches stay")
 print(f"annealed:          {100 * accuracy(masks):.1f} % of the test images right")
 print(f"largest weights:   {100 * accuracy(largest):.1f} %")
 
 # %% [markdown]
-# ## Watch the mask evolve
+# ## Watch the mask change
 #
-# What happens inside? A landscape is made of a network, a move (here: prune one branch, bring another back) and an energy
-# (here: the cross-entropy of the labels). Chains walk on it while the temperature falls. These begin with branches drawn
-# at random and keep 136 of them, 5 %; we look at every chain's mask now and then.
+# What does `prune` do? It makes a landscape from three things: the network, a move (here: prune one branch and bring
+# another one back) and an energy (here: the cross-entropy of the labels). A chain walks on this landscape while the
+# temperature falls.
+#
+# Here we do the same by hand, with 16 chains. Each chain starts from a random mask of 136 branches, which are 5 % of
+# all. We record the mask of every chain 40 times.
 
 # %%
 from sa_jax import geometric_schedule
 from sa_jax.annealing.chain import init, run
 from sa_jax.landscapes.mlp import masked_mlp
-from sa_jax.moves.uniform import uniform_swap
+from sa_jax.moves import uniform_swap
 from sa_jax.networks.energies import cross_entropy
 from sa_jax.networks.masks import flatten, num_kept, random, unflatten
 from sa_jax.networks.mlp import network_of
 
-CHAINS, LOOKS, LOOK_STEPS = (2, 6, 100) if TINY else (16, 40, 1_000)
+CHAINS, SNAPSHOTS, SNAPSHOT_STEPS = (2, 6, 100) if TINY else (16, 40, 1_000)
 
 names, network = network_of(params)
-kept = num_kept(0.05, network.total)
 landscape = masked_mlp(network, uniform_swap(), cross_entropy(logit_scale=4.0))
-temperature = geometric_schedule(0.03, 1e-4, LOOKS * LOOK_STEPS)
+temperature = geometric_schedule(0.03, 1e-4, SNAPSHOTS * SNAPSHOT_STEPS)
 samples = jnp.asarray(digits.train.inputs.T), jnp.asarray(digits.train.labels)
 
 
 def watch(rng_key):
     start_key, chain_key = jax.random.split(rng_key)
 
-    def look(state, first_step):
-        state, _ = run(chain_key, landscape, state, temperature, first_step, LOOK_STEPS, samples)
+    def until_next_snapshot(state, first_step):
+        state, _ = run(chain_key, landscape, state, temperature, first_step, SNAPSHOT_STEPS, samples)
         return state, (state.walk.position, state.walk.energy, state.num_accepted)
 
-    start = init(landscape, random(start_key, network.total, kept), samples)
-    return jax.lax.scan(look, start, LOOK_STEPS * jnp.arange(LOOKS))[1]
+    mask = random(start_key, network.total, num_kept(0.05, network.total))
+    start = init(landscape, mask, samples)
+    return jax.lax.scan(until_next_snapshot, start, SNAPSHOT_STEPS * jnp.arange(SNAPSHOTS))[1]
 
 
 watch_all = jax.jit(lambda keys: jax.lax.map(watch, keys))
-seen, energies, accepted = watch_all(jax.random.split(jax.random.key(2), CHAINS))
-print(f"{CHAINS} chains seen {LOOKS} times; {sorted(set(seen.sum(-1).ravel().tolist()))} branches kept, always")
+chain_masks, energies, accepted = watch_all(jax.random.split(jax.random.key(2), CHAINS))
+counts = sorted(set(chain_masks.sum(-1).ravel().tolist()))
+print(f"{CHAINS} chains seen {SNAPSHOTS} times; {counts} branches kept, always")
 
 # %% [markdown]
-# How many branches leave each pixel, from hot to cold: above in one chain, below on average over all of them. The chains
-# share no information. Yet they agree more and more about which pixels matter, and that the empty edges do not.
+# The pictures show how many branches leave each pixel, from hot (left) to cold (right). The upper row shows one chain,
+# the lower row the mean over all chains. The chains share no information. Even so, they agree more and more: the same
+# pixels matter to all of them, and the empty edges of the images do not matter.
 
 # %%
-first_layer = seen[:, :, : 64 * 32].reshape(CHAINS, LOOKS, 8, 8, 32).sum(-1)
-shown = np.linspace(0, LOOKS - 1, min(LOOKS, 8)).astype(int)
+first_layer = chain_masks[:, :, : 64 * 32].reshape(CHAINS, SNAPSHOTS, 8, 8, 32).sum(-1)
+shown = np.linspace(0, SNAPSHOTS - 1, min(SNAPSHOTS, 8)).astype(int)
 figure, grid = plt.subplots(2, len(shown), figsize=(10, 2.9), layout="constrained")
-for column, look in zip(grid.T, shown, strict=True):
-    column[0].imshow(first_layer[0, look], cmap="Blues", vmin=0, vmax=6)
-    column[1].imshow(first_layer[:, look].mean(0), cmap="Blues", vmin=0, vmax=4)
-    column[0].set_title(f"T = {float(temperature((look + 1) * LOOK_STEPS - 1)):.1g}", loc="center")
+for column, snapshot in zip(grid.T, shown, strict=True):
+    column[0].imshow(first_layer[0, snapshot], cmap="Blues", vmin=0, vmax=6)
+    column[1].imshow(first_layer[:, snapshot].mean(0), cmap="Blues", vmin=0, vmax=4)
+    column[0].set_title(f"T = {float(temperature((snapshot + 1) * SNAPSHOT_STEPS - 1)):.1g}", loc="center")
     for axes in column:
         axes.set(xticks=[], yticks=[])
 grid[0, 0].set_ylabel("one chain")
@@ -144,17 +151,18 @@ grid[1, 0].set_ylabel(f"mean of {CHAINS}")
 plt.show()
 
 # %% [markdown]
-# And the course of all chains. While it is hot nearly every swap is accepted and the network knows nothing. There is a
-# narrow range of temperatures in which most of the energy is lost; from there on fewer and fewer swaps are accepted.
+# The next figure shows all chains over time. While the temperature is high, nearly every swap is accepted and the
+# network classifies no better than chance. Most of the energy is lost in a narrow range of temperatures. After that,
+# fewer and fewer swaps are accepted.
 
 # %%
-steps = LOOK_STEPS * np.arange(1, LOOKS + 1)
+steps = SNAPSHOT_STEPS * np.arange(1, SNAPSHOTS + 1)
 figure, (left, middle, right) = plt.subplots(1, 3, figsize=(10, 2.8), layout="constrained")
 left.semilogy(steps, [float(temperature(step - 1)) for step in steps], color=ORANGE)
 left.set(title="temperature", xlabel="proposals")
 middle.plot(steps, energies.T, color=BLUE, alpha=0.3, lw=1)
 middle.set(title="energy of each chain", xlabel="proposals", ylim=(0, None))
-rates = np.diff(accepted, axis=1, prepend=0) / LOOK_STEPS
+rates = np.diff(accepted, axis=1, prepend=0) / SNAPSHOT_STEPS
 right.plot(steps, 100 * rates.T, color=BLUE, alpha=0.3, lw=1)
 right.set(title="swaps accepted, %", xlabel="proposals", ylim=(0, 100))
 plt.show()
@@ -162,8 +170,9 @@ plt.show()
 # %% [markdown]
 # ## How far can it go?
 #
-# The same landscape at many densities, each chain from the largest weights on, 20,000 proposals. The number of branches
-# is only a number to the program, so that it is compiled once. All are measured on test images that annealing never saw.
+# We anneal on the same landscape at many densities. Each chain starts from the largest weights and makes 20,000
+# proposals. The number of branches is an argument of the compiled function, so it is compiled only once. The accuracies
+# are measured on test images that annealing did not use.
 
 # %%
 from sa_jax import anneal
@@ -205,11 +214,12 @@ axes.legend(loc="lower left")
 plt.show()
 
 # %% [markdown]
-# While most branches stay the largest weights will do, and there is nothing to gain. The fewer stay, the more it matters
-# which ones.
+# If most branches stay, the largest weights are good enough and annealing gains nothing. The fewer branches stay, the
+# more their choice matters.
 #
-# ## Go on
+# ## Next steps
 #
-# - `sa-jax run --gin_file=configs/digits.gin --workdir=runs/demo` in a clone of the repository does all this with
-#   checkpoints, several chains and a report.
-# - `02_mnist_prune` compares methods on a larger network, and `03_anneal_anything` anneals tours, cuts and subsets.
+# - In a clone of the repository, `sa-jax run --gin_file=configs/digits.gin --workdir=runs/demo` prunes the same data
+#   with several chains, checkpoints and a report.
+# - The notebook `02_mnist_prune` compares pruning methods on a larger network. `03_anneal_anything` anneals tours, cuts
+#   of graphs and subsets of features.

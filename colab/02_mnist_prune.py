@@ -9,13 +9,14 @@
 # ---
 
 # %% [markdown]
-# # Prune LeNet-300-100 on MNIST, and compare
+# # Compare pruning methods on MNIST
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/sa-jax/sa_jax/blob/main/colab/02_mnist_prune.ipynb)
 #
-# A network 784-300-100-10 is trained once. Then six methods each choose which 10, 3 and 1 % of its 266,200 branches stay,
-# its weights untouched. Everything is done by the functions behind the command `sa-jax compare`, which then writes a
-# report. Two to four minutes on two CPU cores.
+# The network is LeNet-300-100: layers of 784, 300, 100 and 10 units. It is trained once. Then six methods choose which
+# 10, 3 and 1 % of its 266,200 branches (single weights) stay. No method changes the weights. The notebook calls the
+# functions behind the command `sa-jax compare`, which also write a report. It takes two to four minutes on two CPU
+# cores.
 
 # %%
 import sys
@@ -32,8 +33,8 @@ print(f"jax {jax.__version__} on {jax.devices()}")
 # %% [markdown]
 # ## The data
 #
-# MNIST is looked for in `$SA_JAX_DATA`, else downloaded once and checked by SHA-256. `TINY`, for the repository's tests,
-# takes scikit-learn's digits in its place, and a small network.
+# MNIST is downloaded once and verified by SHA-256, unless the folder `$SA_JAX_DATA` already has it. `TINY` is for the
+# tests of the repository: it uses scikit-learn's digits and a small network instead.
 
 # %%
 import os
@@ -41,14 +42,14 @@ import os
 import matplotlib.pyplot as plt
 import numpy as np
 
-from sa_jax.files import datasets
+from sa_jax import files
 
 TINY = bool(os.environ.get("SA_JAX_TINY"))
 BLUE, ORANGE, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "#9aa4ae"
 plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False})
 
 NAME, MEAN, STD = ("digits", 0.0, 1.0) if TINY else ("mnist", 0.1307, 0.3081)
-dataset = datasets.load_dataset(NAME, MEAN, STD)
+dataset = files.load_dataset(NAME, MEAN, STD)
 print({split: getattr(dataset, split).inputs.shape for split in ("train", "validation", "test")})
 
 figure, row = plt.subplots(1, 12, figsize=(10, 1), layout="constrained")
@@ -60,18 +61,19 @@ plt.show()
 # %% [markdown]
 # ## What is compared
 #
-# - The largest weights, Wanda and SNIP score each branch once, alone.
-# - Edge-popup trains a score for each branch by back-propagation, here on annealing's own energy. It is the strongest rival
-#   that leaves the weights as they are. It gets three passes over the 50,000 training images.
-# - Annealing, once with swaps that need no derivative of anything, once with informed swaps, which take the derivative of
-#   the energy with respect to the mask.
+# - The largest weights, Wanda and SNIP give each branch one score, without regard to the other branches.
+# - Edge-popup trains a score for each branch by back-propagation, here on the same energy as annealing. It is the
+#   strongest other method that does not change the weights. It makes three passes over the 50,000 training images.
+# - Annealing is measured twice: with swaps that need no derivatives, and with informed swaps, which use the derivative
+#   of the energy with respect to the mask.
 #
-# All get the same trained network and the same number of branches, and are measured on the same 10,000 test images, which
-# none of them saw. Both ways to anneal make 50,000 proposals, each weighed on 4,000 images: of 4,000, 10,000 and 20,000 images
-# at as many proposals times images, those did best on the validation images, on average over 10 and 1 % kept.
+# All methods prune the same trained network to the same number of branches. All are measured on the same 10,000 test
+# images, which no method uses. Both kinds of annealing make 50,000 proposals and evaluate each proposal on 4,000
+# images. We also tried 10,000 and 20,000 images, with fewer proposals in proportion. The mean validation accuracy at 10
+# and 1 % was best with 4,000 images.
 
 # %%
-from sa_jax.commands.compare.grid import CompareConfig
+from sa_jax.commands.compare.settings import CompareConfig
 from sa_jax.commands.run.settings import RunConfig
 
 config = CompareConfig(
@@ -101,9 +103,10 @@ if TINY:
 # %% [markdown]
 # ## Measure
 #
-# Each cell of the comparison is measured by one of as many processes as there are cores, on one thread, so that CPU
-# seconds can be compared. They are to use the CPU, also where there is a GPU or TPU, which this process holds. A cell that
-# is done is kept: where you stop this cell, it goes on the next time.
+# One cell of the comparison is one method at one density. There is one worker process per CPU core, and each process
+# uses one thread, so that CPU seconds can be compared. The worker processes use the CPU even if there is a GPU or TPU,
+# because the notebook itself holds that device. Finished cells are saved. If you interrupt the code below, run it
+# again: it continues with the cells that are left.
 
 # %%
 import tempfile
@@ -111,7 +114,7 @@ from pathlib import Path
 
 from sa_jax.commands.compare.host import compare
 
-os.environ["JAX_PLATFORMS"] = "cpu"  # of the processes to be started
+os.environ["JAX_PLATFORMS"] = "cpu"  # for the worker processes
 FOLDER = Path(tempfile.mkdtemp() if TINY else "runs/mnist_prune")
 
 
@@ -128,7 +131,7 @@ for row in rows:
 # %% [markdown]
 # ## Accuracy against density
 #
-# Lower is better. Grey is what looks at each branch alone.
+# Lower is better. The grey methods score each branch on its own.
 
 # %%
 from sa_jax.reports.comparison import display_name
@@ -151,21 +154,22 @@ figure.legend(loc="outside right upper")
 plt.show()
 
 # %% [markdown]
-# In the saved figures all three that look at whole masks lose little where the others lose most. Edge-popup does best at
-# 10 and 3 %, and in less time; at 1 % annealing with informed swaps does. Annealing without derivatives is behind both,
-# by at most 2.5 points, and needs nothing but the energies of masks.
+# These remarks are about the saved figures. The grey methods lose most of the accuracy at low densities. The three
+# methods that search for a whole mask lose little. Edge-popup is best at 10 and 3 %, and takes less time. At 1 %,
+# annealing with informed swaps is best. Annealing without derivatives is at most 2.5 points behind the best method, and
+# needs only the energies of masks.
 #
-# ## What the pruned networks still look at
+# ## Which pixels the pruned networks use
 #
-# How many branches leave each pixel when fewest stay. What scores branches one by one puts them on few pixels; what
-# searches for a whole mask spreads them.
+# The pictures show how many branches leave each pixel at the lowest density. Methods that score each branch on its own
+# put the branches on few pixels. Methods that search for a whole mask spread them.
 
 # %%
 from sa_jax.networks.masks import unflatten
-from sa_jax.networks.mlp import load_weights, network_of
+from sa_jax.networks.mlp import network_of
 
 least = [cell for cell in config.cells() if cell.density == min(config.densities) and cell.method != "dense"]
-_, network = network_of(load_weights(FOLDER / "networks" / f"{least[0].network_name}.npz"))
+_, network = network_of(files.load(FOLDER / "networks" / f"{least[0].network_name}.npz"))
 figure, panels = plt.subplots(1, len(least), figsize=(12, 2.6), layout="constrained")
 for axes, cell in zip(panels, least, strict=True):
     saved = np.load(FOLDER / "cells" / f"{cell.name}.npz")["mask"]
@@ -179,8 +183,8 @@ plt.show()
 # %% [markdown]
 # ## The report
 #
-# The tables, which of the differences are more than chance on these test images, and whether annealing was worth it. One
-# seed: how another network would fare is not told.
+# The report has the tables. It tells which differences are larger than chance on these test images, and whether
+# annealing was worth its time. There is only one seed, so the report says nothing about other trained networks.
 
 # %%
 print((FOLDER / "results.md").read_text())
@@ -190,7 +194,7 @@ import html
 
 
 class Page:
-    """An HTML page in a frame of its own."""
+    """Shows an HTML page in a frame."""
 
     def __init__(self, path):
         self.path = path
@@ -203,9 +207,11 @@ class Page:
 Page(FOLDER / "report.html")
 
 # %% [markdown]
-# ## Go on
+# ## Next steps
 #
-# - `sa-jax compare --gin_file=configs/compare_lenet300.gin --workdir=runs/compare` in a clone of the repository takes five
-#   seeds, both MNIST and Fashion-MNIST, and hours.
-# - `sa-jax run --gin_file=configs/lenet300_mnist.gin --workdir=runs/lenet300` anneals for longer, and
-#   `sa-jax export runs/lenet300 --format=c --out=lenet300_c` writes what is left as C.
+# In a clone of the repository:
+#
+# - `sa-jax compare --gin_file=configs/compare_lenet300.gin --workdir=runs/compare` compares with five seeds, on MNIST
+#   and Fashion-MNIST. It takes hours.
+# - `sa-jax run --gin_file=configs/lenet300_mnist.gin --workdir=runs/lenet300` anneals for longer.
+# - `sa-jax export runs/lenet300 --format=c --out=lenet300_c` then writes the pruned network as C code.

@@ -13,9 +13,9 @@
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/sa-jax/sa_jax/blob/main/colab/03_anneal_anything.ipynb)
 #
-# `anneal` is a pure function of a key, an energy, a move, a start and a schedule. It runs inside your `jit` and `vmap`.
-# Here it cuts graphs, shortens tours and chooses features, and each answer is held against trying everything. A minute or
-# two on a CPU.
+# `anneal` is a pure function of a key, an energy, a move, a start and a schedule. It works inside `jit` and `vmap`. In
+# this notebook it cuts graphs, shortens tours and selects features. On small problems we compare its answers with the
+# best of all possible solutions. The notebook takes one or two minutes on a CPU.
 
 # %%
 import sys
@@ -39,22 +39,23 @@ import numpy as np
 
 from sa_jax import anneal, from_energy, geometric_schedule
 
-TINY = bool(os.environ.get("SA_JAX_TINY"))  # for the repository's tests
+TINY = bool(os.environ.get("SA_JAX_TINY"))  # makes everything smaller for the tests of the repository
 BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#9aa4ae"
 plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False})
 
 # %% [markdown]
 # ## The largest cut of a graph
 #
-# Give each node one of two colors so that as many edges as possible join different ones. Written as a QUBO, a quadratic
-# form of zeros and ones, the energy is minus the number of edges cut. The move turns one node's color.
+# Give each node of a graph one of two colors. An edge is cut if its two nodes have different colors. Which colors cut
+# the most edges? We write this as a QUBO, a quadratic form `x @ matrix @ x` of zeros and ones, so that the energy is
+# minus the number of cut edges. The move changes the color of one node.
 
 # %%
 NODES, GRAPHS = (8, 4) if TINY else (18, 32)
 
 
 def graph(rng_key):
-    """Points of the plane, each joined to the three nearest others."""
+    """Returns random points of the plane, and edges from each point to the three nearest other points."""
     points = jax.random.uniform(rng_key, (NODES, 2))
     distances = jnp.linalg.norm(points[:, None] - points, axis=-1)
     near = distances <= jnp.sort(distances, axis=1)[:, 3:4]
@@ -69,12 +70,12 @@ def energy(x, matrix):
     return x @ matrix @ x
 
 
-def turn_one(rng_key, x):
+def flip_node(rng_key, x):
     node = jax.random.randint(rng_key, (), 0, x.size)
     return x.at[node].set(1 - x[node])
 
 
-landscape = from_energy(energy, turn_one)
+landscape = from_energy(energy, flip_node)
 
 
 def largest_cut(rng_key, matrix):
@@ -82,7 +83,8 @@ def largest_cut(rng_key, matrix):
 
 
 # %% [markdown]
-# 32 graphs at once: `vmap` over keys and graphs, all in one `jit`. Every key is made by hand, there is no hidden one.
+# We anneal 32 graphs at once: `vmap` over keys and graphs, inside one `jit`. All randomness comes from the keys that we
+# pass.
 
 # %%
 graph_keys, chain_keys = jax.random.split(jax.random.key(0), (2, GRAPHS))
@@ -91,7 +93,7 @@ matrices = jax.vmap(quadratic)(edges).astype(jnp.float32)
 cuts = jax.jit(jax.vmap(largest_cut))(chain_keys, matrices)
 
 # %% [markdown]
-# With 18 nodes there are 131,072 cuts, few enough to try them all:
+# With 18 nodes there are 131,072 cuts, so we can evaluate all of them:
 
 # %%
 every_x = jnp.asarray((np.arange(2 ** (NODES - 1))[:, None] >> np.arange(NODES)) & 1, jnp.float32)
@@ -106,7 +108,7 @@ least = jnp.array([energies_of_all(matrix).min() for matrix in matrices])
 print(f"the largest cut was found on {int((cuts.best_energy == least).sum())} of {GRAPHS} graphs")
 
 # %% [markdown]
-# Annealing promises no optimum. Black edges are cut:
+# Annealing does not guarantee the optimum. Black edges are cut, dotted grey edges are not:
 
 # %%
 figure, row = plt.subplots(1, 4, figsize=(11, 3), layout="constrained")
@@ -125,12 +127,13 @@ plt.show()
 # %% [markdown]
 # ## Replica exchange
 #
-# A harder QUBO is a spin glass, where every pair of spins has a coupling of its own, drawn at random. `temper` lets one
-# chain walk at each of eight temperatures, and neighbours exchange places. It is pure as well: here 400 times in one
-# `vmap`. Each rung must then sample the Boltzmann distribution of its temperature, which for 12 spins can be computed.
+# A spin glass is a harder problem of the same form: each pair of spins has its own random coupling. `tempering.temper`
+# (replica exchange) runs one chain at each of eight temperatures, which are called rungs. Chains at neighbouring rungs
+# exchange their positions. `temper` is a pure function too: here we run it 400 times in one `vmap`. Each rung must then
+# sample the Boltzmann distribution of its temperature. For 12 spins we can compute this distribution exactly.
 
 # %%
-from sa_jax.annealing.tempering import temper
+from sa_jax import tempering
 
 SPINS, REPEATS, TEMPER_STEPS = (6, 8, 200) if TINY else (12, 400, 2_000)
 upper = jnp.triu(jax.random.normal(jax.random.key(3), (SPINS, SPINS)), 1) / jnp.sqrt(SPINS)
@@ -149,8 +152,8 @@ def flip_one(rng_key, spins):
 @jax.jit
 @jax.vmap
 def tempered(rng_key):
-    start = jnp.ones(SPINS)
-    return temper(rng_key, from_energy(glass_energy, flip_one), start, ladder, TEMPER_STEPS, (upper,))
+    spin_glass = from_energy(glass_energy, flip_one)
+    return tempering.temper(rng_key, spin_glass, jnp.ones(SPINS), ladder, TEMPER_STEPS, (upper,))
 
 
 replicas = tempered(jax.random.split(jax.random.key(4), REPEATS))
@@ -176,8 +179,8 @@ plt.show()
 # %% [markdown]
 # ## The shortest tour
 #
-# A tour is a permutation of cities, and the move reverses a part of it. First 9 cities, 16 times, where all 40,320 tours
-# that begin at city 0 can be tried:
+# A tour is a permutation of cities, and the move reverses a part of the tour. First we take 16 maps of 9 cities. Each
+# map has only 40,320 tours that begin at city 0, so we can evaluate all of them:
 
 # %%
 MAPS = 2 if TINY else 16
@@ -213,8 +216,9 @@ optimal = np.isclose(short.best_energy, shortest(maps), rtol=1e-5)
 print(f"the shortest tour was found on {optimal.sum()} of {MAPS} maps")
 
 # %% [markdown]
-# Then 80 cities, more tours than could ever be tried. `trace_every` records the energy on the way. Eight chains from the
-# same start, each with a key of its own; the best is drawn.
+# Then we take 80 cities, which have far too many tours to evaluate all. Eight chains begin at the same tour, each with
+# its own key. `trace_every` records the energy during the run. The figure shows the first tour, the best tour found,
+# and the length in each chain.
 
 # %%
 CITIES, TOUR_STEPS = (12, 2_000) if TINY else (80, 60_000)
@@ -247,9 +251,10 @@ plt.show()
 # %% [markdown]
 # ## The best few features
 #
-# Which 4 of 30 measurements tell best whether a breast tumour is malignant, by least squares? A position is an order of
-# all 30, of which the first 4 count; the move swaps one in for one out, so that there are always 4. The energy is the
-# share of the variance left on half of the patients.
+# Which 4 of 30 measurements predict best, by least squares, whether a breast tumour is malignant? A position is an
+# order of all 30 measurements; the first 4 are the chosen ones. The move exchanges a chosen measurement with one that
+# is not chosen, so there are always 4. The energy is the share of the variance that the 4 measurements do not explain,
+# on half of the patients.
 
 # %%
 from sklearn.datasets import load_breast_cancer
@@ -297,18 +302,20 @@ print(f"the best of {len(every_subset):,} subsets was found by {optimal.sum()} o
 print(", ".join(tumours.feature_names[best]))
 
 
-def right(columns):
+def test_accuracy(columns):
     weights = np.linalg.lstsq(inputs[train][:, columns], target[train], rcond=None)[0]
     threshold = -malignant[train].mean() / malignant[train].std()
     return ((inputs[test][:, columns] @ weights > threshold) == (malignant[test] > 0)).mean()
 
 
-print(f"patients not seen before, told right: {right(best):.1%}; with all 30 features {right(np.arange(30)):.1%}")
+print(f"patients not seen before, told right: {test_accuracy(best):.1%}", end="")
+print(f"; with all 30 features {test_accuracy(np.arange(30)):.1%}")
 
 # %% [markdown]
-# A temperature is only a number, so that `vmap` maps over temperatures as well: 24 of them times 48 chains, each with a
-# random start. How often a feature is among the chosen ones shows how the choice freezes. At the lowest temperatures some
-# chains get stuck with other features, as they were never warmer; the 16 that were cooled slowly, above, all arrived.
+# A temperature is a number, so `vmap` can map over temperatures too. Here we run 48 chains at each of 24 constant
+# temperatures, each from a random start. The figure shows which share of the chains chooses each feature: at lower
+# temperatures the chains agree more. At the lowest temperatures some chains get stuck at other features, because they
+# were never warmer. The 16 chains above, which were cooled slowly, all found the best subset.
 
 # %%
 heats = jnp.geomspace(0.1, 2e-4, 4 if TINY else 24)
@@ -337,10 +344,10 @@ figure.colorbar(image, shrink=0.6)
 plt.show()
 
 # %% [markdown]
-# ## Go on
+# ## Next steps
 #
-# - The same key gives the same bits; there is no global state.
-# - A move that is not symmetric returns `(position, log_q_ratio)`, which keeps the acceptance exact.
-# - `calibrate` proposes a start and an end of the temperature. `population_anneal` in `sa_jax.tempering` lets chains cool
-#   together.
-# - The next, `04_tpu_many_chains`, spreads chains over many devices.
+# - The same key gives the same result, bit for bit. There is no global state.
+# - A move that is not symmetric returns `(position, log_q_ratio)`. The acceptance is then still exact.
+# - `sa_jax.calibrate` suggests the first and the last temperature.
+# - `sa_jax.tempering.population_anneal` cools many chains together.
+# - The next notebook, `04_tpu_many_chains`, runs chains on many devices.

@@ -13,8 +13,8 @@
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/sa-jax/sa_jax/blob/main/colab/04_tpu_many_chains.ipynb)
 #
-# Chains need nothing from each other, so they spread over all cores of a TPU, over GPUs, or, where there is neither, over
-# 8 devices that JAX simulates on the CPU. Two to three minutes on a CPU.
+# Chains do not depend on each other, so they can run on all cores of a TPU or on several GPUs. If there is no TPU or
+# GPU, this notebook uses 8 devices that JAX simulates on the CPU. It takes two to three minutes on a CPU.
 
 # %%
 import sys
@@ -24,7 +24,7 @@ if "google.colab" in sys.modules:
     pass
 
 # %% [markdown]
-# The number of CPU devices must be set before JAX is first used. A TPU or GPU does not care.
+# The number of simulated CPU devices must be set before JAX is first used. It has no effect on a TPU or GPU.
 
 # %%
 import jax
@@ -37,8 +37,8 @@ print(f"jax {jax.__version__} on {len(DEVICES)} x {DEVICES[0].device_kind}")
 # %% [markdown]
 # ## One chain
 #
-# A small network for scikit-learn's digits is trained once; a chain chooses which 5 % of its branches stay. `TINY` is for
-# the repository's tests.
+# A small network is trained once on scikit-learn's digits. A chain chooses which 5 % of its branches (single weights)
+# stay. `TINY` makes everything smaller for the tests of the repository.
 
 # %%
 import os
@@ -47,10 +47,9 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 
-from sa_jax import anneal, geometric_schedule
-from sa_jax.files import datasets
+from sa_jax import anneal, files, geometric_schedule
 from sa_jax.landscapes.mlp import masked_mlp
-from sa_jax.moves.uniform import uniform_swap
+from sa_jax.moves import uniform_swap
 from sa_jax.networks.energies import cross_entropy
 from sa_jax.networks.masks import num_kept, overlap, random
 from sa_jax.networks.mlp import MLP, network_of
@@ -60,7 +59,7 @@ TINY = bool(os.environ.get("SA_JAX_TINY"))
 BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#9aa4ae"
 plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False})
 
-digits = datasets.load_dataset("digits")
+digits = files.load_dataset("digits")
 params = pretrain(jax.random.key(0), MLP([32, 10]), *digits.train, epochs=2 if TINY else 30, learning_rate=3e-3)
 _, network = network_of(params)
 landscape = masked_mlp(network, uniform_swap(), cross_entropy(logit_scale=4.0))
@@ -76,8 +75,9 @@ def chain(rng_key, num_steps):
 # %% [markdown]
 # ## All devices
 #
-# `shard_map` gives each device its share of the keys. There the chains run one after the other on a CPU, where a chain's
-# arrays fit into the cache, and all at once by `vmap` on a TPU or GPU, which is wide. No device ever waits for another.
+# `shard_map` gives each device an equal share of the keys. On a TPU or GPU, all chains of a device run at once, by
+# `vmap`. On a CPU they run one after the other, because the arrays of one chain fit into the cache. No device waits for
+# another.
 
 # %%
 from functools import partial
@@ -87,11 +87,11 @@ from jax.sharding import PartitionSpec as P
 
 
 def spread(devices, num_steps):
-    """A function of keys, `[chains]`, that runs one chain for each on these devices."""
-    one = partial(chain, num_steps=num_steps)
-    own = (lambda keys: jax.lax.map(one, keys)) if ON_CPU else jax.vmap(one)
+    """Returns a function of keys `[chains]` that runs one chain for each key, spread over the devices."""
+    one_chain = partial(chain, num_steps=num_steps)
+    chains_of_device = (lambda keys: jax.lax.map(one_chain, keys)) if ON_CPU else jax.vmap(one_chain)
     mesh = jax.make_mesh((len(devices),), ("chains",), axis_types=(AxisType.Auto,), devices=devices)
-    return jax.jit(jax.shard_map(own, mesh=mesh, in_specs=P("chains"), out_specs=P("chains")))
+    return jax.jit(jax.shard_map(chains_of_device, mesh=mesh, in_specs=P("chains"), out_specs=P("chains")))
 
 
 CHAINS = len(DEVICES) if TINY else 64 if ON_CPU else 1024
@@ -104,7 +104,8 @@ print(
 print(f"to {result.best_energy.max():.3f}")
 
 # %% [markdown]
-# A chain depends on its key alone. The first one by itself, on one device, ends at the same mask:
+# The result of a chain depends only on its key. If we run the first chain alone, on one device, it ends at the same
+# mask:
 
 # %%
 alone = jax.device_get(spread(DEVICES[:1], STEPS)(keys[:1]))
@@ -113,8 +114,11 @@ print(f"{(alone.best[0] == result.best[0]).mean():.0%} of its branches are decid
 # %% [markdown]
 # ## What many chains give
 #
-# Left: what one may expect of the best of so many chains. Right: how many branches leave each pixel, on average over all
-# chains. They end at different masks that look at the same places.
+# - Left: the energies at which the chains end.
+# - Middle: the expected best energy if we run a given number of chains.
+# - Right: the mean number of branches that leave each pixel.
+#
+# The chains end at different masks, but these masks use the same pixels.
 
 # %%
 energies = np.sort(result.best_energy)
@@ -135,16 +139,15 @@ right.set(title="branches from each pixel", xticks=[], yticks=[])
 figure.colorbar(image, shrink=0.8)
 plt.show()
 
-alike = overlap(result.best)
-print(
-    f"Jaccard index of two chains' masks {alike.jaccard_mean:.2f}; of two random masks {alike.jaccard_of_random:.2f}"
-)
+similarity = overlap(result.best)
+print(f"Jaccard index of two chains' masks {similarity.jaccard_mean:.2f}", end="")
+print(f"; of two random masks {similarity.jaccard_of_random:.2f}")
 
 # %% [markdown]
 # ## Throughput
 #
-# Proposals per second, of all chains together, against the number of chains: on one device, and on all. Compiling is not
-# counted; the best of five rounds.
+# We measure the proposals per second of all chains together, for several numbers of chains, on one device and on all
+# devices. Each figure is the best of five rounds. The time to compile is not counted.
 
 # %%
 import time
@@ -163,7 +166,7 @@ def proposals_per_second(devices, chains):
     return chains * ROUND_STEPS / min(seconds)
 
 
-LARGEST = 1 if TINY else 8 if ON_CPU else 512  # chains on each device
+LARGEST = 1 if TINY else 8 if ON_CPU else 512  # maximal number of chains on each device
 rates = {}
 for devices, name in ((DEVICES[:1], "one device"), (DEVICES, f"all {len(DEVICES)} devices")):
     sizes = [len(devices) * per_device for per_device in (1, 2, 4, 8, 32, 128, 512) if per_device <= LARGEST]
@@ -185,16 +188,17 @@ axes.legend()
 plt.show()
 
 # %% [markdown]
-# Where this ran on a CPU, as for the saved figures, do not read much into the curve. Simulated devices are threads: eight
-# of them share the cores that are there, here two, and keep them busier than one device alone does. What carries over to
-# a TPU is that the program is the same, and that no chain changes with the number of devices.
+# The saved figures were measured on a CPU, so they do not tell how a TPU or GPU scales. Simulated devices are threads:
+# here, eight threads share two cores and keep them busier than one device does. Two things are the same on a TPU: the
+# program, and the result of each chain, which does not depend on the number of devices.
 
 # %%
 print(f"{os.cpu_count()} CPU cores")
 
 # %% [markdown]
-# ## Go on
+# ## Next steps
 #
-# - `sa-jax run` spreads chains in the same way, saves them as they go, and runs on many hosts:
+# - `sa-jax run` spreads chains in the same way, saves checkpoints, and can run on many hosts. For 64 chains, add
 #   `--gin_bindings='NUM_CHAINS=64'`.
-# - Chains can also help each other: `sa_jax.tempering.temper(..., axis_name="chains")` exchanges replicas over devices.
+# - Chains can also help each other: `sa_jax.tempering.temper(..., axis_name="chains")` exchanges replicas between
+#   devices.

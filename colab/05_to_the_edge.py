@@ -13,9 +13,9 @@
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/sa-jax/sa_jax/blob/main/colab/05_to_the_edge.ipynb)
 #
-# Zeros in a dense matrix save nothing. Here a pruned network becomes fewer bytes and fewer microseconds: units that
-# compute nothing are removed, the weights that stay get few bits, and the result is a C file that we compile, run and
-# time. About a minute on a CPU.
+# Zeros in a dense matrix save neither memory nor time. This notebook makes a pruned network smaller and faster: it
+# removes units that compute nothing, stores the kept weights in a few bits each, and writes a C file that we compile,
+# run and time. It takes about a minute on a CPU.
 
 # %%
 import sys
@@ -32,8 +32,8 @@ print(f"jax {jax.__version__} on {jax.devices()}")
 # %% [markdown]
 # ## A pruned network
 #
-# Handwritten digits of 8 by 8 pixels, hidden layers of 100 and 50 units, 8 % of the branches kept. `TINY` is for the
-# repository's tests.
+# The data are handwritten digits of 8 by 8 pixels. The network has hidden layers of 100 and 50 units. We keep 8 % of
+# its branches (single weights). `TINY` makes everything smaller for the tests of the repository.
 
 # %%
 import os
@@ -41,9 +41,7 @@ import os
 import matplotlib.pyplot as plt
 import numpy as np
 
-from sa_jax import export, prune
-from sa_jax.files import datasets
-from sa_jax.networks.masks import flatten
+from sa_jax import export, files, prune
 from sa_jax.networks.mlp import MLP, network_of
 from sa_jax.networks.pretrain import pretrain
 
@@ -51,30 +49,31 @@ TINY = bool(os.environ.get("SA_JAX_TINY"))
 BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#9aa4ae"
 plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False})
 
-digits = datasets.load_dataset("digits")
+digits = files.load_dataset("digits")
 params = pretrain(
     jax.random.key(0), MLP([100, 50, 10]), *digits.train, epochs=2 if TINY else 60, learning_rate=3e-3
 )
-masks, result = prune(jax.random.key(1), params, *digits.train, density=0.08, num_steps=1_000 if TINY else 40_000)
-names, network = network_of(params)
+_, result = prune(jax.random.key(1), params, *digits.train, density=0.08, num_steps=1_000 if TINY else 40_000)
+_, network = network_of(params)
 
 
-def right(cleaned, split=digits.test):
+def accuracy(cleaned, split=digits.test):
     return 100 * float((export.predict(cleaned, split.inputs).argmax(-1) == split.labels).mean())
 
 
 dense = export.clean(network, np.ones(network.total, bool))
-print(f"dense:  {right(dense):.1f} % of the test images right")
+print(f"dense:  {accuracy(dense):.1f} % of the test images right")
 
 # %% [markdown]
 # ## Remove what computes nothing
 #
-# A hidden unit without a kept input always says the same, and one without a kept output says it to nobody. `clean` removes
-# both, over and over, and folds the constants into biases. The outputs stay what they were.
+# A hidden unit without kept inputs has a constant output. A hidden unit without kept outputs has no effect. `clean`
+# removes both kinds of units until none is left, and adds the constants to the biases of the next layer. The outputs of
+# the network stay the same.
 
 # %%
-cleaned = export.clean(network, np.asarray(flatten([masks[name]["kernel"] for name in names])))
-print(f"pruned: {right(cleaned):.1f} %")
+cleaned = export.clean(network, np.asarray(result.best))
+print(f"pruned: {accuracy(cleaned):.1f} %")
 print("units:  ", network.sizes, "->", [64, *(kernel.shape[1] for kernel in cleaned.kernels)])
 
 # %%
@@ -85,10 +84,11 @@ for axes, mask, title in zip(row, cleaned.masks, ("first layer", "second layer",
 plt.show()
 
 # %% [markdown]
-# ## Few bits for what stays
+# ## Quantize the kept weights
 #
-# One to four bits a weight by alternating multi-bit quantization (Xu et al. 2018), or eight, affine. The masks are packed
-# near the least that any code can do, `log2 C(n, k)` bits.
+# A kept weight gets one to four bits by alternating multi-bit quantization (Xu et al. 2018), or eight bits by affine
+# quantization. The masks are compressed to nearly `log2 C(n, k)` bits, the least that any code needs for a random mask
+# with `k` of `n` branches.
 
 # %%
 from sa_jax.export.packed import bfloat16_bytes, entropy_bits, pack, pack_codes, rice
@@ -96,8 +96,8 @@ from sa_jax.export.packed import bfloat16_bytes, entropy_bits, pack, pack_codes,
 WIDTHS = (1, 2, 3, 4, 8, 32)
 quantized = {bits: export.quantize(cleaned, bits) for bits in WIDTHS}
 print("bits  bytes  % right")
-for bits, one in quantized.items():
-    print(f"{bits:4}  {len(pack(one)):5}  {right(export.simulate(one)):.1f}")
+for bits, coded in quantized.items():
+    print(f"{bits:4}  {len(pack(coded)):5}  {accuracy(export.simulate(coded)):.1f}")
 bound = sum(map(entropy_bits, cleaned.masks)) / 8
 taken = sum(len(rice(mask).content) for mask in cleaned.masks)
 print(f"masks: {taken} bytes, bound {bound:.0f}")
@@ -124,7 +124,8 @@ plt.show()
 # %% [markdown]
 # ## A budget in bytes
 #
-# How many bits which layer gets can be annealed too: the lowest loss on validation images within a number of bytes.
+# Annealing can also choose the number of bits of each layer: it looks for the lowest loss on the validation images
+# within a given number of bytes.
 
 # %%
 from sa_jax.export.packed import layer_bytes
@@ -132,23 +133,23 @@ from sa_jax.export.packed import layer_bytes
 budget = len(pack(quantized[3]))
 
 
-def size(layer):
+def num_bytes(layer):
     return len(layer_bytes(layer))
 
 
-beside = len(pack(quantized[1])) - sum(map(size, quantized[1].layers))
-widths = export.choose_bits(jax.random.key(2), cleaned, *digits.validation, budget, size, beside)
+other_bytes = len(pack(quantized[1])) - sum(map(num_bytes, quantized[1].layers))  # not part of a layer
+widths = export.choose_bits(jax.random.key(2), cleaned, *digits.validation, budget, num_bytes, other_bytes)
 chosen = export.quantize(cleaned, widths)
 print(f"bits of the layers: {widths}, {len(pack(chosen))} of {budget} bytes")
-print(f"validation: {right(export.simulate(chosen), digits.validation):.1f} % right", end="")
-print(f", with 3 bits throughout {right(export.simulate(quantized[3]), digits.validation):.1f} %")
-print(f"test:       {right(export.simulate(chosen)):.1f} % right")
+print(f"validation: {accuracy(export.simulate(chosen), digits.validation):.1f} % right", end="")
+print(f", with 3 bits throughout {accuracy(export.simulate(quantized[3]), digits.validation):.1f} %")
+print(f"test:       {accuracy(export.simulate(chosen)):.1f} % right")
 
 # %% [markdown]
 # ## C
 #
-# `network.h` and `network.c` need no allocation and nothing but libm; `test.c` compares with golden vectors. Each layer is
-# stored in the form of fewest bytes.
+# `network.h` and `network.c` need only libm and allocate no memory. `test.c` compares the outputs with the expected
+# outputs. Each layer is stored in the form that takes the fewest bytes.
 
 # %%
 import shutil
@@ -170,7 +171,8 @@ if shutil.which("cc"):
 # %% [markdown]
 # ## How long it takes
 #
-# The same flags for all; one sample at a time, median of seven rounds in turns.
+# All programs are compiled with the same flags and predict one sample at a time. The times are medians of seven rounds;
+# each round runs every program once.
 
 # %%
 from sa_jax.commands.bench import exports
@@ -178,14 +180,14 @@ from sa_jax.commands.bench import exports
 if shutil.which("cc"):
     x = np.ascontiguousarray(digits.test.inputs)
     programs = {}
-    for name, one, forms in (
+    for name, coded, forms in (
         ("dense loop", export.quantize(dense, 32), ("dense",)),
         ("pruned, float32", quantized[32], c.FORMS),
         ("pruned, chosen bits", chosen, c.FORMS),
         ("pruned, packed masks", chosen, c.PACKED_FORMS),
     ):
-        expected = export.predict(export.simulate(one), x)
-        programs[name] = exports.c_program(one, forms, exports.FLAGS, {}, expected, x, folder)
+        expected = export.predict(export.simulate(coded), x)
+        programs[name] = exports.c_program(coded, forms, exports.FLAGS, {}, expected, x, folder)
     seconds = {name: [] for name in programs}
     for _ in range(7):
         for name, program in programs.items():
@@ -206,6 +208,9 @@ if shutil.which("cc"):
         )
 
 # %% [markdown]
-# A run from the command line is exported in one line: `sa-jax export WORKDIR --format=c --bits=4 --out=DIR`, or
-# `--max_bytes=9000`; `packed`, `onnx`, `stablehlo`, `npz` and `safetensors` are the other formats. `sa-jax bench export`
-# compares all forms with onnxruntime.
+# ## Next steps
+#
+# - `sa-jax export WORKDIR --format=c --bits=4 --out=DIR` exports a finished run of `sa-jax run`. With
+#   `--max_bytes=9000` instead of `--bits=4`, the bits of each layer are chosen by annealing.
+# - Other formats are `packed`, `onnx`, `stablehlo`, `npz` and `safetensors`.
+# - `sa-jax bench export` compares the C programs with onnxruntime.

@@ -13,9 +13,9 @@
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/sa-jax/sa_jax/blob/main/colab/06_prune_a_transformer.ipynb)
 #
-# all-MiniLM-L6-v2 turns sentences into vectors. Half of the weights of its 36 linear layers go here, chosen by simulated
-# annealing of each layer's own output error: no label, no gradient, and no weight that stays is changed. Two to four
-# minutes on a CPU.
+# all-MiniLM-L6-v2 turns sentences into vectors. This notebook prunes half of the weights of its 36 linear layers.
+# Simulated annealing chooses them by each layer's own output error: it needs no labels and no gradients, and the kept
+# weights do not change. Two to four minutes on a CPU.
 
 # %%
 import sys
@@ -57,25 +57,26 @@ vectors = embed(params, *minilm.tokenize(FOLDER, sentences, 16))
 print((vectors @ vectors.T).round(2))
 
 # %% [markdown]
-# ## What the layers see
+# ## Collect the layers' inputs
 #
-# One forward pass over a few hundred sentences, here of Python's own documentation, gives each layer's Gram matrix, the
-# second moments of its inputs. The sentences themselves are not kept.
+# One forward pass over a few hundred sentences gives each layer's Gram matrix, the second moments of its inputs. The
+# sentences come from Python's own documentation, and they are not kept.
 
 # %%
-from sa_jax.pruning import moments
+from sa_jax.pruning import collect_recorded
 
 calibrated, evaluated = prune_minilm.documentation()
 count = 64 if TINY else 256
-moments = moments.collect_recorded(minilm.embed, params, prune_minilm.batches(FOLDER, calibrated[:count]))
+moments = collect_recorded(minilm.embed, params, prune_minilm.batches(FOLDER, calibrated[:count]))
 print(calibrated[0])
 print({name: moments[name].gram.shape for name in list(moments)[:6]})
 
 # %% [markdown]
 # ## Prune
 #
-# `PATTERN` may be a density of each row such as 0.5, `'2:4'` (two of each four neighbours, which GPUs run faster),
-# `'layer:0.5'`, `'4x4:0.5'` or `'columns:0.5'`. Wanda, which scores each weight by itself, is where annealing begins.
+# `PATTERN` may be `patterns.Unit(0.5)`, the same share of each row, `patterns.NM(2, 4)`, two of each four neighbours,
+# which GPUs run faster, or `Layer(0.5)`, `Block((4, 4), 0.5)` or `Columns(0.5)` of the same module. Annealing starts
+# from the mask of Wanda, which scores each weight alone.
 
 # %%
 import time
@@ -83,16 +84,15 @@ import time
 import jax.numpy as jnp
 
 from sa_jax.baselines import linear
-from sa_jax.pruning import linear as reconstruction
+from sa_jax.networks import patterns
+from sa_jax.pruning.linear import damped, layer_error, prune_linear, refit
 
-PATTERN, SWEEPS = 0.5, 0.01 if TINY else 0.5
+PATTERN, SWEEPS = patterns.Unit(0.5), 0.01 if TINY else 0.5
 
 
 def annealed(name, weight):
     key = jax.random.fold_in(jax.random.key(0), minilm.LINEAR.index(name))
-    mask = reconstruction.prune_linear(
-        key, weight, reconstruction.damped(moments[name].gram, 0.01), PATTERN, SWEEPS
-    )
+    mask = prune_linear(key, weight, damped(moments[name].gram, 0.01), PATTERN, SWEEPS)
     return jnp.where(mask, weight, 0)
 
 
@@ -108,19 +108,18 @@ pruned = {
 print(f"{time.perf_counter() - start:.0f} s")
 
 # %% [markdown]
-# The weights that stay can then be moved to where the layer's outputs are nearest to what they were, in closed form:
+# The kept weights can then be refitted, in closed form, so that the layer's outputs come nearest to the dense ones:
 
 # %%
 pruned["annealed and refitted"] = {
-    name: reconstruction.refit(weights[name], moments[name].gram, weight != 0)
-    for name, weight in pruned["annealed"].items()
+    name: refit(weights[name], moments[name].gram, weight != 0) for name, weight in pruned["annealed"].items()
 }
 
 # %% [markdown]
 # ## How much is lost
 #
-# The mean cosine between the vectors of the dense and of the pruned network, on sentences of another documentation,
-# SciPy's.
+# The figure is the mean cosine between the vectors of the dense and of the pruned network, on sentences of another
+# documentation, SciPy's.
 
 # %%
 ids, present = minilm.tokenize(FOLDER, evaluated[:count], 40)
@@ -134,7 +133,7 @@ import matplotlib.pyplot as plt
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.4), layout="constrained")
 for label, layers in pruned.items():
-    errors = [reconstruction.layer_error(weights[n], moments[n].gram, layers[n]) for n in weights]
+    errors = [layer_error(weights[n], moments[n].gram, layers[n]) for n in weights]
     left.plot(range(1, len(errors) + 1), [100 * float(error) for error in errors], marker="o", ms=3, label=label)
 left.set(xlabel="layer", ylabel="output lost, %", title="Error of each layer")
 left.legend(frameon=False)
@@ -144,6 +143,6 @@ right.set(title=f"a corner of the mask of {name.removeprefix('encoder.')}", xlab
 plt.show()
 
 # %% [markdown]
-# ## Go on
+# ## Try more
 #
-# Set `PATTERN = '2:4'` or 0.3 above and run again. `sa-jax layers` does the same for any model in files, with a report.
+# Set `PATTERN = patterns.NM(2, 4)` or `patterns.Unit(0.3)` above and run again. `sa-jax layers` does the same for any model in files, with a report.

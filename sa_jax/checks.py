@@ -1,4 +1,4 @@
-"""Checks of settings and arguments, each with a message of one line that says what would be right."""
+"""Checks of settings and arguments. Each message is one line that says which values are allowed."""
 
 import operator
 from collections.abc import Iterable
@@ -8,14 +8,14 @@ from sa_jax.types import InputError
 
 
 def whole(name: str, value: Any, least: int = 0, most: int | None = None, otherwise: str = "") -> int:
-    """Returns a whole number.
+    """Returns a value as an int, after checking that it is a whole number in range.
 
     Args:
-      name: what the user calls it.
-      value: an int, or anything else that Python takes as an index.
-      least: the lowest that is allowed.
-      most: the highest, if there is one.
-      otherwise: what would be allowed too, such as ", or None to choose it".
+      name: name of the setting or argument, as the user writes it.
+      value: an int, or an object of another type with `__index__`.
+      least: the lowest value that is allowed.
+      most: the highest value that is allowed; None for no bound.
+      otherwise: text on what else is allowed, such as ", or None to choose it".
 
     Raises:
       InputError: the value is not a whole number, or out of range.
@@ -46,16 +46,16 @@ def number(
     most: float | None = None,
     otherwise: str = "",
 ) -> float:
-    """Returns a finite number, of a size that a float holds.
+    """Returns a value as a number, after checking that it is finite, in range and fits into a float.
 
     Args:
-      name: what the user calls it.
-      value: an int or a float, or an array of one number without a shape.
+      name: name of the setting or argument, as the user writes it.
+      value: an int, a float, or an array of one number with no axes.
       above: a bound that the value must exceed.
       least: the lowest value that is allowed.
-      below: a bound that the value must not reach.
+      below: a bound that the value must stay below.
       most: the highest value that is allowed.
-      otherwise: what would be allowed too, such as ", or None to calibrate it".
+      otherwise: text on what else is allowed, such as ", or None to calibrate it".
 
     Raises:
       InputError: the value is not a number, not finite, or out of range.
@@ -88,15 +88,15 @@ def number(
 
 
 def choice(name: str, value: Any, allowed: Iterable[str]) -> str:
-    """Returns one of several words.
+    """Returns a value, after checking that it is one of the allowed words.
 
     Args:
-      name: what the user calls it.
-      value: the word.
-      allowed: the words that there are.
+      name: name of the setting or argument, as the user writes it.
+      value: the word to check.
+      allowed: all words that are allowed.
 
     Raises:
-      InputError: the value is none of them.
+      InputError: the value is not one of the allowed words.
 
     >>> choice("move", "jump", ("uniform", "informed"))
     Traceback (most recent call last):

@@ -1,4 +1,4 @@
-"""The tuples and protocols that all packages share, and the error for bad input."""
+"""Tuples and protocols that all packages share, and the error for bad input."""
 
 from collections.abc import Mapping
 from typing import Any, Generic, NamedTuple, Protocol, TypeGuard, TypeVar
@@ -8,7 +8,7 @@ import jax
 PyTree = Any
 Scalar = jax.Array | float
 Masks = Mapping[str, jax.Array]
-"""One boolean array per kernel, `[inputs, outputs]`, True where the branch is kept, by layer name."""
+"""Masks by layer name: one bool array `[inputs, outputs]` per kernel, True where the branch is kept."""
 
 Position = TypeVar("Position")
 State = TypeVar("State")
@@ -54,7 +54,7 @@ class DeltaFn(Protocol[StateIn, MoveIn, PendingOut]):
 
 
 class CommitFn(Protocol[State, MoveIn, PendingIn]):
-    """Makes a move where it is accepted: `(state, move, pending, accepted) -> state`."""
+    """Makes a move if it is accepted: `(state, move, pending, accepted) -> state`."""
 
     def __call__(self, state: State, move: MoveIn, pending: PendingIn, accepted: jax.Array, /) -> State: ...
 
@@ -75,20 +75,21 @@ class Landscape(NamedTuple, Generic[State, Noise, Move, Pending]):
     """A problem to anneal, as pure functions over a state, in the manner of `optax.GradientTransformation`.
 
     A state is any pytree with the fields `position` and `energy` (float32 scalar, lower is better).
-    Random numbers are split off into `draw`, which sees no state: the annealer draws them for a whole block of
-    steps at once, which costs a fiftieth of drawing them step by step.
+    `draw` is a function of its own and takes no state. So the annealer can draw the random numbers of a whole block
+    of steps at once, which costs a fiftieth of drawing them step by step.
 
     Attributes:
       init: `(position, data) -> state`, a full evaluation.
-      draw: `(rng_key) -> noise`, all the random numbers that one proposal consumes.
+      draw: `(rng_key) -> noise`, all the random numbers of one proposal.
       propose: `(noise, state, temperature) -> (move, log_q_ratio)`, with
-        `log_q_ratio = log q(current | proposed) - log q(proposed | current)`, 0 for a symmetric move, -inf
-        where the proposal is to stay, which then counts as rejected.
-      delta: `(state, move, data) -> (energy_change, pending)`; `pending` is whatever `commit` can reuse.
-      commit: `(state, move, pending, accepted) -> state`; returns the state unchanged where not accepted.
-      refresh: `(state, data) -> state`, computed again from the position; ends float drift, takes new data.
-      remember: `(best, state, improved) -> (best, state)`, with `best` the position where improved, for positions
-        that are not cheaply copied; None copies them.
+        `log_q_ratio = log q(current | proposed) - log q(proposed | current)`. The ratio is 0 for a symmetric move.
+        It is -inf if the proposal is to stay in place; such a proposal counts as rejected.
+      delta: `(state, move, data) -> (energy_change, pending)`; `pending` holds the values that `commit` can reuse.
+      commit: `(state, move, pending, accepted) -> state`; returns the state unchanged if not accepted.
+      refresh: `(state, data) -> state`, the state computed again from its position. A refresh removes rounding
+        errors that have added up, and it takes new data into account.
+      remember: `(best, state, improved) -> (best, state)`; the new `best` is the state's position if improved. Use
+        it for positions that are expensive to copy. With None the position is copied.
       refresh_steps: number of steps between two calls of `refresh`, a multiple of
         `sa_jax.annealing.chain.BLOCK_STEPS`.
     """
@@ -100,7 +101,8 @@ class Landscape(NamedTuple, Generic[State, Noise, Move, Pending]):
     commit: CommitFn[State, Move, Pending]
     refresh: RefreshFn[State]
     remember: RememberFn[State] | None = None
-    # A full evaluation costs some hundred proposals, and the drift it ends is below 1e-6 after twice as many.
+    # A full evaluation costs as much as some hundred proposals. The rounding error that it removes is below 1e-6 even
+    # after twice as many steps.
     refresh_steps: int = 10_000
 
 
@@ -116,10 +118,10 @@ class AnnealState(NamedTuple):
     Attributes:
       walk: the landscape's state, with the fields `position` and `energy`.
       best: the position of the lowest energy so far.
-      best_energy: its energy.
+      best_energy: the energy of `best`.
       num_accepted: number of accepted proposals so far.
-      num_not_finite: number of proposals so far whose energy was NaN or infinite. They are rejected, unless the
-        energy falls from infinity.
+      num_not_finite: number of proposals so far whose energy change was NaN or infinite. They are rejected, except
+        for a change from an infinite energy to a finite one.
     """
 
     walk: Any
@@ -130,11 +132,11 @@ class AnnealState(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """What is recorded every `trace_every` steps; entry `i` is taken after step `(i + 1) * trace_every`.
+    """The values recorded every `trace_every` steps; entry `i` is taken after `(i + 1) * trace_every` steps.
 
     Attributes:
       step: number of steps made.
-      temperature: temperature of the last of them.
+      temperature: temperature of the last step made.
       energy: current energy.
       best_energy: lowest energy so far.
       num_accepted: number of accepted proposals so far.
@@ -148,15 +150,15 @@ class Trace(NamedTuple):
 
 
 class AnnealResult(NamedTuple):
-    """What `anneal` returns; under `vmap` every field gains the mapped axis in front.
+    """The result of `anneal`; under `vmap` every field gains the mapped axis in front.
 
     Attributes:
-      best: the position of the lowest energy met, like the initial position.
-      best_energy: its energy.
+      best: the position of the lowest energy found, a pytree like the initial position.
+      best_energy: the energy of `best`.
       final: the position after the last step.
-      final_energy: its energy.
+      final_energy: the energy of `final`.
       num_accepted: number of accepted proposals.
-      trace: a `Trace`, or None where none was asked for.
+      trace: a `Trace`, or None if `trace_every` is 0.
       num_not_finite: see `AnnealState`.
     """
 
@@ -170,7 +172,7 @@ class AnnealResult(NamedTuple):
 
 
 def is_number(value: Any) -> TypeGuard[int | float]:
-    """Whether a setting is a finite number, of a size that a float holds.
+    """Returns whether a value is a finite number that fits into a float.
 
     >>> [is_number(value) for value in (1, 0.5, True, "1", float("nan"), 10**400)]
     [True, True, False, False, False, False]

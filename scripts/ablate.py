@@ -80,6 +80,7 @@ def _measure(variant, density, seed, seconds):
     from sa_jax.moves.saliency import saliency_swap
     from sa_jax.networks import masks, mlp
     from sa_jax.networks.energies import cross_entropy, margin_loss
+    from sa_jax.pruning.problem import COLD_START
 
     settings = BASE | VARIANTS[variant]
     samples, hotter = settings.pop("samples"), settings.pop("hotter", 1.0)
@@ -105,7 +106,7 @@ def _measure(variant, density, seed, seconds):
     if erk or loss:
         plain = masked_mlp(network, saliency_swap(problem.saliency), loss or cross_entropy(problem.logit_scale))
         hot, cold = schedules.calibrate(setup_key, plain, position, problem.data)
-        problem = problem._replace(temperature_start=pruning.COLD_START * hot, temperature_end=cold)
+        problem = problem._replace(temperature_start=COLD_START * hot, temperature_end=cold)
     problem = problem._replace(
         temperature_start=hotter * problem.temperature_start, temperature_end=hotter * problem.temperature_end
     )

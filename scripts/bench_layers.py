@@ -1,12 +1,13 @@
-"""Measures how fast linear layers are annealed, beside a compiled annealer; saves scripts/results/layers.json.
+"""Measures how fast linear layers are annealed, and a compiled annealer; saves scripts/results/layers.json.
 
     python scripts/bench_layers.py           # 5 layer sizes, 1 and 2 cores, half precision; 6 minutes
-    pip install dwave-samplers               # optional: its annealer of binary variables takes turns with ours
+    pip install dwave-samplers               # optional: its annealer of binary variables is measured in turns
 
-Synthetic layers from fixed seeds, inputs correlated, half of each row kept. Rows are independent, so of large
-layers some are enough. A draw of the heat bath weighs every place that a branch could move to, each of which is a
-proposal that another annealer would make one by one; so both are counted. dwave-samplers flips single variables,
-without an exact count of ones: its figure is flips tried, of the same rows as a quadratic form.
+Synthetic layers from fixed seeds, with correlated inputs; half of each row is kept. Rows are independent, so a
+part of the rows is enough for large layers. A draw of the heat bath weighs every place that a branch could move
+to. Each place is a proposal that another annealer would make one by one, so both draws and proposals are counted.
+dwave-samplers flips single variables, without an exact count of ones: its figure is the number of flips tried, on
+the same rows as a quadratic form.
 """
 
 import argparse
@@ -24,7 +25,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from sa_jax.commands.bench import proposals
-from sa_jax.pruning import linear as reconstruction
+from sa_jax.networks.patterns import Unit
+from sa_jax.pruning.linear import layer_error, prune_linear_sharded, whole_steps
 
 RESULTS = Path(__file__).resolve().parent / "results"
 # Outputs and inputs of each layer; rows measured; sweeps.
@@ -36,16 +38,16 @@ LAYERS = (
     (11008, 4096, 64, 0.1),
 )
 DENSITY, ROUNDS = 0.5, 5
-# Of dwave-samplers, per measurement.
+# Reads and sweeps of dwave-samplers per measurement.
 FLIP_READS, FLIP_SWEEPS = 8, 1_000
 # Linear layers of a transformer of 7 billion weights (LLaMA-7B; Touvron et al. 2023): outputs, inputs, how many.
 LARGE_MODEL = ((4096, 4096, 4 * 32), (11008, 4096, 2 * 32), (4096, 11008, 32))
-# An H100's memory moves so many bytes per second, by its data sheet.
+# Memory bandwidth of an H100, from its data sheet.
 ACCELERATOR_BYTES_PER_SECOND = 3.35e12
 
 
 def synthesize(rows: int, inputs: int) -> tuple[jax.Array, jax.Array]:
-    """A weight and the Gram matrix of correlated inputs, its largest entry 1."""
+    """Returns a weight and the Gram matrix of correlated inputs, whose largest entry is 1."""
     keys = jax.random.split(jax.random.key(0), 3)
     mix = jax.random.normal(keys[0], (inputs, inputs)) / inputs**0.5
     x = jax.random.normal(keys[1], (2 * inputs, inputs)) @ mix
@@ -54,7 +56,7 @@ def synthesize(rows: int, inputs: int) -> tuple[jax.Array, jax.Array]:
 
 
 def flips(weight: np.ndarray, gram: np.ndarray) -> Any:
-    """A function that anneals one row by dwave-samplers; None where that is missing."""
+    """Returns a function that anneals one row by dwave-samplers; None where that is not installed."""
     try:
         import dimod  # pyright: ignore[reportMissingImports]
         from dwave.samplers import SimulatedAnnealingSampler  # pyright: ignore[reportMissingImports]
@@ -67,24 +69,24 @@ def flips(weight: np.ndarray, gram: np.ndarray) -> Any:
 
     def run() -> tuple[float, int]:
         found = sampler.sample(model, num_reads=FLIP_READS, num_sweeps=FLIP_SWEEPS, seed=0)
-        # Building the problem and sorting its answers is not annealing.
+        # Building the problem and sorting the results is not annealing.
         return found.info["timing"]["sampling_ns"] / 1e9, FLIP_READS * FLIP_SWEEPS * len(form)
 
     return run
 
 
 def measure(cores: int) -> list[dict[str, Any]]:
-    """All layers on so many cores, methods taking turns."""
+    """Measures all layers on this number of cores, with the methods in turns."""
     jax.config.update("jax_num_cpu_devices", cores)
     rows = []
     for outputs, inputs, measured, sweeps in LAYERS:
         weight, gram = synthesize(measured, inputs)
-        kept = round(DENSITY * inputs)
-        draws = measured * reconstruction.whole_steps(sweeps * inputs)
+        num_kept = round(DENSITY * inputs)
+        draws = measured * whole_steps(sweeps * inputs)
 
         def anneal(gram, weight=weight, sweeps=sweeps):
             start = time.perf_counter()
-            mask = reconstruction.prune_linear_sharded(jax.random.key(0), weight, gram, DENSITY, sweeps)
+            mask = prune_linear_sharded(jax.random.key(0), weight, gram, Unit(DENSITY), sweeps)
             mask.block_until_ready()
             return time.perf_counter() - start, mask
 
@@ -100,8 +102,7 @@ def measure(cores: int) -> list[dict[str, Any]]:
                 taken, tried = other()
                 flipped.append(tried / taken)
         errors = {
-            name: float(reconstruction.layer_error(weight, gram, jnp.where(mask, weight, 0)))
-            for name, mask in masks.items()
+            name: float(layer_error(weight, gram, jnp.where(mask, weight, 0))) for name, mask in masks.items()
         }
         for name, taken in seconds.items():
             rate = draws / statistics.median(taken)
@@ -112,7 +113,7 @@ def measure(cores: int) -> list[dict[str, Any]]:
                 "cores": cores,
                 "gram": name,
                 "draws_per_second": rate,
-                "proposals_per_second": rate * (inputs - kept + 1),
+                "proposals_per_second": rate * (inputs - num_kept + 1),
                 "least": draws / max(taken),
                 "most": draws / min(taken),
                 "gram_bytes_per_second": rate * 2 * inputs * jnp.dtype(name).itemsize,
@@ -130,7 +131,7 @@ def measure(cores: int) -> list[dict[str, Any]]:
 
 
 def forecast() -> dict[str, float]:
-    """What one sweep of a whole large model moves, and how long that takes an accelerator's memory at least."""
+    """Returns the bytes that one sweep of a large model moves, and the least time on an accelerator."""
     draws = sum(outputs * inputs * count for outputs, inputs, count in LARGE_MODEL)
     moved = sum(outputs * inputs * count * 2 * inputs * 2 for outputs, inputs, count in LARGE_MODEL)
     largest = max(inputs for _, inputs, _ in LARGE_MODEL)
@@ -145,7 +146,7 @@ def forecast() -> dict[str, float]:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cores", type=int, help="measure on so many cores alone, and print the rows as JSON")
+    parser.add_argument("--cores", type=int, help="measure on this number of cores, and print JSON")
     cores = parser.parse_args().cores
     if cores:
         print(json.dumps(measure(cores)))

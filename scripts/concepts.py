@@ -19,12 +19,12 @@ SIZES = (5, 4, 3)
 
 
 def hills(x):
-    """A parabola with waves: many local minima, one lowest."""
+    """Returns the energy of positions: a parabola with waves, with many local minima and one global minimum."""
     return 0.1 * (x - 7) ** 2 + 2 * jnp.cos(2 * x)
 
 
 def draw_swap(figure: Figure) -> None:
-    """A masked network before and after one swap."""
+    """Draws a masked network before and after one swap."""
     heights = [np.linspace(-1, 1, size) * (size - 1) / 4 for size in SIZES]
     places = [[(layer, height) for height in column] for layer, column in enumerate(heights)]
     branches = [ends for left, right in itertools.pairwise(places) for ends in itertools.product(left, right)]
@@ -46,7 +46,7 @@ def draw_swap(figure: Figure) -> None:
 
 
 def draw_temperature(figure: Figure) -> None:
-    """An energy, and how the Boltzmann distribution gathers in its lowest valley as it cools."""
+    """Draws an energy, and its Boltzmann distribution at three temperatures."""
     x = np.linspace(-1, 15, 1_000)
     energy = np.asarray(hills(x))
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(1, 1.2))
@@ -61,7 +61,7 @@ def draw_temperature(figure: Figure) -> None:
 
 
 def draw_course(figure: Figure) -> None:
-    """One chain on that energy, cooled."""
+    """Draws one annealed chain on that energy: energy, temperature and accepted proposals."""
     steps = 3_000
     landscape = from_energy(hills, lambda rng_key, x: x + 0.5 * jax.random.normal(rng_key))
     schedule = geometric_schedule(10.0, 0.02, steps)

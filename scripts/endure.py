@@ -83,9 +83,9 @@ def kills(folder: Path) -> dict[str, Any]:
         process = start(workdir, "digits", **settings)
         assert process.stderr is not None
         for line in iter(process.stderr.readline, ""):
-            resumed += "going on from step" in line
+            resumed += "resuming from step" in line
             damaged += "is damaged" in line
-            if "going on from step" in line or (number == 0 and "memory" in line):
+            if "resuming from step" in line or (number == 0 and "memory" in line):
                 break
         while not made(workdir) and process.poll() is None:
             time.sleep(0.05)
@@ -99,7 +99,7 @@ def kills(folder: Path) -> dict[str, Any]:
         lost.append(time.time() - max(begun, *(path.stat().st_mtime for path in made(workdir))))
         print(f"kill {number + 1}: {lost[-1]:.2f} s of annealing since the newest checkpoint", flush=True)
     said = finish(start(workdir, "digits", **settings))
-    resumed += "going on from step" in said
+    resumed += "resuming from step" in said
     same = all(filecmp.cmp(folder / "alone" / name, workdir / name, False) for name in ("masks.npz", "trace.csv"))
     return {
         "kills": KILLS,

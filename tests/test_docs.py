@@ -1,4 +1,4 @@
-"""The pages' examples run, their commands exist, and their tables name all that there is and nothing else."""
+"""The examples of the pages run, their commands exist, and their tables are complete."""
 
 import ast
 import dataclasses
@@ -15,20 +15,22 @@ from pathlib import Path
 import pytest
 
 from sa_jax import cli
-from sa_jax.commands.compare.grid import CompareConfig
+from sa_jax.commands.compare.settings import CompareConfig
 from sa_jax.commands.layers.settings import LayersConfig
 from sa_jax.commands.run.settings import RunConfig
+from tests.test_structure import MAY_IMPORT
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
+README = ROOT / "README.md"
+INDEX = ROOT / "sa_jax/docs/index.md"
 PAGES = [
-    ROOT / "README.md",
+    README,
     ROOT / "CONTRIBUTING.md",
     *sorted(ROOT.glob("sa_jax/**/*.md")),
     *(ROOT / folder / "README.md" for folder in ("configs", "scripts", "scripts/results")),
 ]
-STAND_ALONE = (ROOT / "README.md", ROOT / "sa_jax/docs/export.md")
-# A command with this comment is not run here, for the reason that the reader sees; settings are still resolved.
+STAND_ALONE = (README, ROOT / "sa_jax/docs/export.md")
+# A command with this comment is not run here, for the reason that the reader sees. Its settings are resolved.
 NEEDS = re.compile(r"# needs ")
 
 
@@ -43,12 +45,12 @@ def blocks(page, *languages):
 
 
 def commands(text):
-    """The lines of a shell block, without what ends in a backslash being cut."""
+    """The commands of a shell block; a backslash at the end of a line continues it."""
     return [line for line in text.replace("\\\n", " ").splitlines() if line.split("#")[0].strip()]
 
 
 def run_command(line, folder):
-    """Runs a line of a shell block, with fewer steps than it says, or checks it where it cannot be run here."""
+    """Runs a line of a shell block, with fewer steps than it says, or only checks it if it cannot be run here."""
     words = shlex.split(line, comments=True)
     program, arguments = words[0], words[1:]
     if program == "make":
@@ -71,9 +73,10 @@ def run_command(line, folder):
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python", "bash")], ids=name_of)
 def test_blocks_run_from_top_to_bottom(page, tmp_path, monkeypatch):
-    """Of a page, as a reader would: those in Python share their names, those for the shell a folder.
+    """Runs the blocks of a page as a reader would: Python blocks share their names, shell blocks share a folder.
 
-    The README's in Python each stand alone, and are looked at below; those of exports in test_export_graphs.
+    The Python blocks of the README stand alone and have a test below; those of export.md have one in
+    tests/export.
     """
     monkeypatch.chdir(tmp_path)
     names = {}
@@ -88,7 +91,7 @@ def test_blocks_run_from_top_to_bottom(page, tmp_path, monkeypatch):
 
 
 def check_results(folder):
-    """The tables of results.md name what a run has just left, and nothing else."""
+    """The tables of results.md name exactly the files and fields that a run has just written."""
     page = ROOT / "sa_jax/docs/results.md"
     assert rows_of(page, "field") == list(json.loads((folder / "result.json").read_text()))
     later = {"partial_masks.npz", "partial_report.html", "checkpoints/"}
@@ -158,17 +161,40 @@ def test_every_error_has_its_row_and_every_row_its_error():
         assert any(quote in text for text in said), f"errors.md quotes {quote!r}, which nothing says"
 
 
+def links_of(page):
+    """The files that a page links to."""
+    links = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text())
+    return {(page.parent / link).resolve(): link for link in links if not link.startswith("http")}
+
+
 def test_links_lead_somewhere():
     for page in PAGES:
-        for link in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text()):
-            if not link.startswith("http"):
-                assert (page.parent / link).exists(), f"{name_of(page)}: {link}"
-    for page in PAGES[2:]:
-        assert name_of(page) in README, f"{name_of(page)} is not linked from the README"
+        for path, link in links_of(page).items():
+            assert path.exists(), f"{name_of(page)}: {link}"
+
+
+def test_every_page_is_linked_from_the_readme_or_the_index_and_is_on_the_site():
+    linked = {README, INDEX, *links_of(README), *links_of(INDEX)}
+    assert INDEX in links_of(README)
+    nav = (ROOT / "mkdocs.yml").read_text().partition("\nnav:\n")[2].partition("\n\n")[0]
+    on_site = set(re.findall(r"[\w/]+\.md", nav))
+    for page in PAGES:
+        assert page in linked, f"{name_of(page)} is linked neither from README.md nor from {name_of(INDEX)}"
+        assert name_of(page) in on_site, f"{name_of(page)} is not in the navigation of mkdocs.yml"
+
+
+def test_the_readme_is_short():
+    assert len(README.read_text().splitlines()) <= 150
+
+
+def test_contributing_says_what_each_package_may_import():
+    page = (ROOT / "CONTRIBUTING.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| [^|]* \|(.*)\|$", page.partition("\n## The house\n")[2], re.MULTILINE)
+    assert {name: set(re.findall(r"`(\w+)`", others)) for name, others in rows} == MAY_IMPORT
 
 
 def readme_examples():
-    return [text for _, text in blocks(ROOT / "README.md", "python")]
+    return [text for _, text in blocks(README, "python")]
 
 
 @pytest.mark.parametrize("code", readme_examples(), ids=lambda code: re.findall(r"\w+\(", code)[-1])
@@ -187,7 +213,7 @@ def test_readme_examples_give_what_they_say(code, capsys):
 
 def test_figures_are_those_of_the_saved_results():
     script = runpy.run_path(str(ROOT / "scripts/results.py"))
-    for path, text in script["written_anew"]().items():
+    for path, text in script["rewritten_pages"]().items():
         assert text == path.read_text(), path
     assert (ROOT / "scripts/results/mlpnet_mnist.png").is_file()
 

@@ -1,4 +1,4 @@
-"""The notebooks: each like its .py twin, which runs from top to bottom in its tiny form."""
+"""Each notebook has the cells of its .py file, its twin; each twin runs from top to bottom in its tiny form."""
 
 import json
 import os
@@ -20,7 +20,7 @@ WIDTH = 48
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory):
-    """A network of MiniLM's form with narrow layers and random weights, and a tokenizer of few words."""
+    """A folder with MiniLM's layers, but narrow and with random weights, and a tokenizer with a few words."""
     tokenizers = pytest.importorskip("tokenizers", reason="the extra minilm is not installed")
     folder, random = tmp_path_factory.mktemp("model"), np.random.default_rng(0)
     words = ["[PAD]", "[UNK]", "the", "a", "is", "of", "to", "and", "in", "return", "if", "for", "function"]
@@ -51,7 +51,7 @@ def test_there_are_notebooks():
 
 
 @pytest.mark.parametrize("twin", TWINS, ids=lambda path: path.stem)
-def test_a_notebook_holds_what_its_twin_says(twin):
+def test_a_notebook_has_the_cells_of_its_twin(twin):
     jupytext = pytest.importorskip("jupytext")
     cells = jupytext.read(twin).cells
     notebook = json.loads(twin.with_suffix(".ipynb").read_text())
@@ -69,7 +69,9 @@ def test_a_notebook_opens_in_colab(twin):
     badge = f"blob/main/colab/{twin.stem}.ipynb)"
     assert badge in twin.read_text() and badge in (ROOT / "README.md").read_text()
     (install,) = [line for line in twin.read_text().splitlines() if "pip install" in line]
-    assert '"sa_jax' in install and " -U" not in install and " jax" not in install  # the runtime's own stays
+    assert (
+        '"sa_jax' in install and " -U" not in install and " jax" not in install
+    )  # the installed JAX version stays
 
 
 @pytest.mark.parametrize("twin", TWINS, ids=lambda path: path.stem)

@@ -1,8 +1,11 @@
 """The shape of the code: one direction of imports, no pickle, public functions that say what they do."""
 
 import ast
+import importlib
 import inspect
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,103 +13,184 @@ import pytest
 import sa_jax
 
 ROOT = Path(__file__).parents[1]
-# Each module imports only from those before it.
-ORDER = [
-    "types",
-    "npz",
-    "workdirs",
-    "torch_files",
-    "keras_files",
-    "layer_order",
-    "weights",
-    "masks",
-    "patterns",
-    "models",
-    "data",
-    "energies",
-    "landscape",
-    "moves",
-    "incremental",
-    "schedules",
-    "anneal",
-    "tempering",
-    "testing",
-    "inputs",
-    "rows",
-    "reconstruction",
-    "allocation",
-    "pruning",
-    "kernels",
-    "pretrain",
-    "baselines",
-    "page",
-    "charts",
-    "pictures",
-    "report",
-    "comparison",
-    "checkpoint",
-    "settings",
-    "evaluation",
-    "chains",
-    "runner",
-    "compiled",
-    "bench",
-    "significance",
-    "grid",
-    "compare",
-    "layers",
-    "export",
-    "bench_export",
-    "cli",
-]
+PACKAGE = ROOT / "sa_jax"
+# What each package, or module beside the packages, may import of the others. Within a package anything goes that
+# imports one way.
+ENGINE = {"types", "checks", "annealing"}
+MASKS = ENGINE | {"networks", "moves", "landscapes", "pruning"}
+MAY_IMPORT = {
+    "types": set(),
+    "checks": {"types"},
+    "annealing": {"types", "checks"},
+    "testing": ENGINE,
+    "networks": {"types", "checks"},
+    "moves": {"types", "checks"},
+    "landscapes": ENGINE | {"networks", "moves"},
+    "pruning": ENGINE | {"networks", "moves", "landscapes"},
+    "baselines": MASKS,
+    "files": {"types", "checks", "networks"},
+    "export": ENGINE | {"networks", "files"},
+    "reports": {"types", "checks", "networks", "baselines"},
+    "commands": MASKS | {"testing", "baselines", "files", "export", "reports"},
+    "cli": {"types", "checks", "files", "export", "pruning", "commands"},
+}
+# Who alone uses these packages.
+ROOMS = {
+    "optax": {"networks/pretrain.py", "baselines/trained.py"},
+    "gin": {"cli.py"},
+    "orbax": {"commands/run/checkpoint.py"},
+    "numba": {"commands/bench/compiled.py"},
+    "pickle": set(),
+    "shelve": set(),
+    "joblib": set(),
+}
 
 
-def files_of(name):
-    """A module's file, or the files of a package's modules, which may import each other."""
-    folder = ROOT / "sa_jax" / name
-    return sorted(folder.glob("*.py")) if folder.is_dir() else [folder.with_suffix(".py")]
+def room_of(path):
+    """The package that a file belongs to, or the module that it is."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
 def imported(path):
-    """The modules of the package that a file imports, wherever in the file."""
+    """The full names that a file imports, wherever in the file."""
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module == "sa_jax":
-            yield from (alias.name for alias in node.names if alias.name in ORDER)
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("sa_jax."):
-            yield node.module.split(".")[1]
-        elif isinstance(node, ast.Import):
-            yield from (alias.name.split(".")[1] for alias in node.names if alias.name.startswith("sa_jax."))
-
-
-def test_imports_point_one_way():
-    modules = {path.stem for path in ROOT.glob("sa_jax/*.py")} - {"__init__"}
-    packages = {path.parent.name for path in ROOT.glob("sa_jax/*/__init__.py")}
-    assert modules | packages == set(ORDER)
-    for name in ORDER:
-        others = {other for path in files_of(name) for other in imported(path)} - ({name} & packages)
-        wrong = [other for other in others if ORDER.index(other) >= ORDER.index(name)]
-        assert not wrong, f"{name} imports {wrong}"
-
-
-def outside(name):
-    for node in (node for path in files_of(name) for node in ast.walk(ast.parse(path.read_text()))):
-        if isinstance(node, ast.Import):
-            yield from (alias.name.split(".")[0] for alias in node.names)
+        if isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            yield (node.module or "").split(".")[0]
+            raise AssertionError(f"{path}: a relative import")
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
 
 
-def test_optax_and_gin_stay_in_their_rooms():
-    assert [name for name in ORDER if "optax" in outside(name)] == ["pretrain", "baselines"]
-    assert [name for name in ORDER if "gin" in outside(name)] == ["cli"]
-    assert [name for name in ORDER if "orbax" in outside(name)] == ["checkpoint"]
-    assert not [name for name in ORDER if {"pickle", "shelve", "joblib"} & set(outside(name))]
+def rooms_imported(path):
+    """The packages of this library that a file imports, its own left out."""
+    for name in imported(path):
+        parts = name.split(".")
+        if parts[0] == "sa_jax" and len(parts) > 1:
+            # What `sa_jax` itself hands up may be anything: inside the package nobody asks for it.
+            assert parts[1] in MAY_IMPORT or parts[1] == "__version__", f"{path}: {name}"
+            yield parts[1]
+
+
+def files():
+    return [path for path in sorted(PACKAGE.glob("**/*.py")) if path != PACKAGE / "__init__.py"]
+
+
+def test_each_package_imports_only_what_its_wall_lets_through():
+    assert {room_of(path) for path in files() if "docs" not in path.parts} == set(MAY_IMPORT)
+    for path in files():
+        room = room_of(path)
+        wrong = {other for other in rooms_imported(path) if other != room} - MAY_IMPORT[room]
+        assert not wrong, f"{path.relative_to(ROOT)} imports {sorted(wrong)}"
+
+
+def test_the_walls_themselves_let_nothing_round_in_a_circle():
+    left = dict(MAY_IMPORT)
+    while left:
+        free = [room for room, others in left.items() if not others & set(left)]
+        assert free, f"{sorted(left)} import each other"
+        for room in free:
+            del left[room]
+
+
+def test_modules_of_a_package_import_one_way():
+    """A module may import its package's siblings, as long as none of them leads back to it."""
+    graph = {}
+    for path in files():
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        others = set()
+        for one in imported(path):
+            parent = one.rpartition(".")[0]
+            others |= {target for target in (one, parent) if module_file(target)}
+        graph[name] = others - {name}
+    for name in graph:
+        assert name not in reachable(graph, name), f"{name} imports itself by way of others"
+
+
+def module_file(name):
+    """Whether a dotted name is a plain module of this library: packages only hand up what is in them."""
+    return (ROOT / name.replace(".", "/")).with_suffix(".py").is_file()
+
+
+def reachable(graph, start):
+    found, ahead = set(), list(graph[start])
+    while ahead:
+        one = ahead.pop()
+        if one not in found:
+            found.add(one)
+            ahead += graph.get(one, ())
+    return found
+
+
+@pytest.mark.parametrize("name", ROOMS)
+def test_each_of_these_is_used_in_its_room_alone(name):
+    users = {
+        str(path.relative_to(PACKAGE)) for path in files() if name in {one.split(".")[0] for one in imported(path)}
+    }
+    assert users == ROOMS[name]
+
+
+def test_no_module_is_hidden_by_a_function_of_its_name():
+    """`sa_jax.x.y` is the module y wherever there is one."""
+    for path in files():
+        if path.name == "__init__.py":
+            package = importlib.import_module(".".join(path.parent.relative_to(ROOT).parts))
+            modules = {one.stem for one in path.parent.glob("*.py")} | {
+                one.parent.name for one in path.parent.glob("*/__init__.py")
+            }
+            for name in modules - {"__init__"}:
+                if hasattr(package, name):
+                    assert inspect.ismodule(getattr(package, name)), f"{package.__name__}.{name}"
+
+
+def test_tests_lie_where_their_modules_do():
+    """The tests of sa_jax/pruning/linear.py are tests/pruning/test_linear.py."""
+    missing = []
+    for path in files():
+        own = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)]
+        public = [node.name for node in own if not node.name.startswith("_")]
+        place = path.relative_to(PACKAGE)
+        if path.name == "__init__.py" or not public or place.parts[:2] == ("landscapes", "mlp"):
+            continue
+        if not (ROOT / "tests" / place.parent / f"test_{path.name}").is_file():
+            missing.append(str(place))
+    assert not missing, missing
+
+
+LOADED = """
+import sys
+import jax
+before = set(sys.modules)
+{what}
+print(*sorted({{name.partition(".")[0] for name in set(sys.modules) - before}}))
+"""
+
+
+@pytest.mark.parametrize("what", ["import sa_jax", "from sa_jax import anneal, from_energy, geometric_schedule"])
+def test_the_import_is_light(what):
+    """JAX and numpy are loaded, and the rest on first use."""
+    command = [sys.executable, "-c", LOADED.format(what=what)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    loaded = set(done.stdout.split())
+    assert "sa_jax" in loaded
+    heavy = {"flax", "safetensors", "optax", "gin", "orbax", "matplotlib", "sklearn", "scipy", "numba", "psutil"}
+    assert not loaded & heavy
+
+
+def test_every_public_name_is_there():
+    for name in sa_jax.__all__:
+        assert getattr(sa_jax, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'annealing_'"):
+        _ = sa_jax.annealing_
 
 
 @pytest.mark.parametrize("name", sa_jax.__all__)
 def test_public_names_are_documented(name):
     value = getattr(sa_jax, name)
-    assert value.__doc__ and value.__module__.startswith("sa_jax")
+    if name == "__version__":
+        return
+    place = value.__name__ if inspect.ismodule(value) else value.__module__
+    assert value.__doc__ and place.startswith("sa_jax")
     if inspect.isfunction(value):
         hints = inspect.signature(value)
         assert hints.return_annotation is not inspect.Signature.empty
@@ -148,7 +232,7 @@ def test_docstrings_agree_with_what_they_are_of():
 
 def test_docstrings_of_arrays_say_their_shapes():
     for name, node in public_functions():
-        if isinstance(node, ast.ClassDef) or name.startswith("sa_jax/compiled.py"):
+        if isinstance(node, ast.ClassDef) or name.startswith("sa_jax/commands/bench/compiled.py"):
             continue
         hints = [one.annotation for one in (*node.args.args, *node.args.kwonlyargs)] + [node.returns]
         arrays = [hint for hint in hints if hint and re.search(r"jax\.Array|np\.ndarray", ast.unparse(hint))]

@@ -12,6 +12,7 @@ import numpy as np
 
 from sa_jax.annealing.landscape import batch_bound
 from sa_jax.annealing.schedules import constant_schedule
+from sa_jax.checks import whole
 from sa_jax.types import AnnealResult, AnnealState, InputError, Landscape, PyTree, Scalar, Schedule, Trace
 
 # Random numbers are drawn for this many steps at once; a chain's bits depend on the value.
@@ -232,11 +233,11 @@ def run(
         return (state, trace), None
 
     state, trace = match_varying((state, trace), rng_key, state.best_energy, schedule(jnp.int32(0)))
-    whole, rest = divmod(num_steps, BLOCK_STEPS)
-    starts = first_step + BLOCK_STEPS * jnp.arange(whole, dtype=jnp.int32)
+    blocks, rest = divmod(num_steps, BLOCK_STEPS)
+    starts = first_step + BLOCK_STEPS * jnp.arange(blocks, dtype=jnp.int32)
     carry, _ = jax.lax.scan(partial(one_block, BLOCK_STEPS), (state, trace), starts)
     if rest:
-        carry, _ = one_block(rest, carry, first_step + BLOCK_STEPS * whole)
+        carry, _ = one_block(rest, carry, first_step + BLOCK_STEPS * blocks)
     state, trace = carry
     return state, trace if trace_every else None
 
@@ -270,8 +271,8 @@ def anneal(
       An `AnnealResult`; best and final position are kept apart.
 
     Raises:
-      InputError: num_steps or trace_every is not a whole number or below 0, together not one or below 1, the
-        schedule is neither a number nor callable, or data is no tuple.
+      InputError: `num_steps` or `trace_every` is not a whole number of at least 0, `parallel_proposals` is not one
+        of at least 1, the schedule is neither a number nor callable, or `data` is not a tuple.
 
     The lowest of nine wells:
 
@@ -283,19 +284,15 @@ def anneal(
     >>> round(float(result.best), 1)
     7.8
     """
-    whole = (("num_steps", num_steps, 0), ("trace_every", trace_every, 0), ("together", parallel_proposals, 1))
-    for name, value, least in whole:
-        if isinstance(value, bool) or not hasattr(value, "__index__") or value < least:
-            raise InputError(f"{name} must be a whole number of at least {least}, not {value!r}")
+    num_steps, trace_every = whole("num_steps", num_steps), whole("trace_every", trace_every)
+    parallel_proposals = whole("parallel_proposals", parallel_proposals, 1)
     if not isinstance(data, tuple | list):
         raise InputError(f"data must be a tuple, such as data=(x,), not {type(data).__name__}")
     data = as_arrays(data)
     if not callable(schedule):
-        temperature = schedule
-        is_number = isinstance(temperature, jax.Array | np.ndarray | np.generic | int | float)
-        if not is_number or jnp.ndim(temperature) != 0:
+        if not isinstance(schedule, jax.Array | np.ndarray | np.generic | int | float) or jnp.ndim(schedule) != 0:
             raise InputError("schedule must be a number or a callable `step -> temperature`")
-        schedule = constant_schedule(temperature)
+        schedule = constant_schedule(schedule)
     state, trace = run(
         rng_key,
         landscape,

@@ -1,7 +1,7 @@
-"""What one would compare annealing with: each method from its source, on plain parameters and masks.
+"""Baselines to compare annealing with: pruning methods from the literature, on plain parameters and masks.
 
-`prune(rng_key, "wanda_global", ...)` takes any of `METHODS` by its name. The functions behind them are in `scores`,
-`search`, `second_order` and `trained`, for use alone. Those of `linear` prune one linear layer.
+`prune(rng_key, "wanda_global", ...)` runs any of the `METHODS` by its name. Their functions are in `scores`,
+`search`, `second_order` and `trained`, and can be called alone. The functions in `linear` prune one linear layer.
 """
 
 from sa_jax.baselines.methods import (

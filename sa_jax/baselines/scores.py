@@ -1,7 +1,7 @@
-"""One-shot masks: score every branch once, keep the highest. No weight changes.
+"""One-shot pruning: scores every branch once and keeps the branches of highest score. No weight changes.
 
-All functions take a network's plain arrays (`sa_jax.models.network_of(params)`) and return a flat mask, bool
-`[total]`, with exactly `kept` ones; `sa_jax.masks.unflatten` gives one per kernel.
+All functions take a network's plain arrays (`sa_jax.networks.mlp.network_of(params)`) and return a flat mask, bool
+`[total]`, with exactly `num_kept` ones; `sa_jax.networks.masks.unflatten` splits it into one mask per kernel.
 """
 
 import itertools
@@ -9,113 +9,116 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from sa_jax.networks import masks, mlp
 from sa_jax.networks.energies import Energy, cross_entropy
 from sa_jax.networks.mlp import Network
+from sa_jax.pruning.allocation import equal_counts
 
 
-def random(rng_key: jax.Array, network: Network, kept: int) -> jax.Array:
-    """Keeps `kept` branches drawn uniformly over all layers; `rng_key` is a key, `[]`."""
-    return masks.random(rng_key, network.total, kept)
+def random(rng_key: jax.Array, network: Network, num_kept: int) -> jax.Array:
+    """Keeps `num_kept` branches drawn uniformly over all layers: a flat mask, bool `[total]`.
+
+    `rng_key` is a key, `[]`.
+    """
+    return masks.random(rng_key, network.total, num_kept)
 
 
-@partial(jax.jit, static_argnames=("kept",))
-def magnitude_global(network: Network, kept: int) -> jax.Array:
+@partial(jax.jit, static_argnames=("num_kept",))
+def magnitude_global(network: Network, num_kept: int) -> jax.Array:
     """Keeps the branches of largest `|w|` over all layers (Han et al. 2015): a flat mask, bool `[total]`.
 
     >>> network = Network((jnp.array([[3.0, -1.0], [2.0, -4.0]]),), (None,))
     >>> magnitude_global(network, 2)
     Array([ True, False, False,  True], dtype=bool)
     """
-    return masks.by_score(jnp.abs(masks.flatten(network.kernels)), kept)
+    return masks.by_score(jnp.abs(masks.flatten(network.kernels)), num_kept)
 
 
-@partial(jax.jit, static_argnames=("kept",))
-def magnitude_layerwise(network: Network, kept: int) -> jax.Array:
-    """Keeps the branches of largest `|w|` in each layer, with equal density in all (Han et al. 2015).
+@partial(jax.jit, static_argnames=("num_kept",))
+def magnitude_layerwise(network: Network, num_kept: int) -> jax.Array:
+    """Keeps the branches of largest `|w|` in each layer, with equal density in all layers (Han et al. 2015).
 
-    Returns a flat mask, bool `[total]`, like all here.
+    Returns a flat mask, bool `[total]`.
     """
-    return _in_layers(network, layerwise_counts(network, kept), [jnp.abs(w) for w in network.kernels])
+    return _in_layers(network, _equal_counts(network, num_kept), [jnp.abs(w) for w in network.kernels])
 
 
-@partial(jax.jit, static_argnames=("kept",))
-def magnitude_erk(network: Network, kept: int) -> jax.Array:
+@partial(jax.jit, static_argnames=("num_kept",))
+def magnitude_erk(network: Network, num_kept: int) -> jax.Array:
     """Keeps the branches of largest `|w|` in each layer, with the densities of `masks.erk_counts`.
 
     Mocanu et al. 2018; Evci et al. 2020, section 3. Returns a flat mask, bool `[total]`.
     """
-    return _in_layers(network, masks.erk_counts(network.shapes, kept), [jnp.abs(w) for w in network.kernels])
+    return _in_layers(network, masks.erk_counts(network.shapes, num_kept), [jnp.abs(w) for w in network.kernels])
 
 
-@partial(jax.jit, static_argnames=("kept", "activation"))
-def wanda_global(network: Network, x: jax.Array, kept: int, activation: str = "relu") -> jax.Array:
+@partial(jax.jit, static_argnames=("num_kept", "activation"))
+def wanda_global(network: Network, x: jax.Array, num_kept: int, activation: str = "relu") -> jax.Array:
     """Keeps the branches of largest `|w| * norm(input)` over all layers (Wanda; Sun et al. 2024, equation 1).
 
     Args:
       network: the fixed weights.
-      x: inputs, float `[samples, features]`; no label is needed.
-      kept: number of branches that stay.
+      x: inputs, float `[samples, features]`; no labels are needed.
+      num_kept: number of branches that stay.
       activation: 'relu', 'tanh' or 'gelu'.
     """
-    return masks.by_score(mlp.saliency(network, x, activation), kept)
+    return masks.by_score(mlp.saliency(network, x, activation), num_kept)
 
 
-@partial(jax.jit, static_argnames=("kept", "activation"))
-def wanda_per_output(network: Network, x: jax.Array, kept: int, activation: str = "relu") -> jax.Array:
-    """The same score, compared among the branches into one unit, equal density in all units (Sun et al. 2024).
+@partial(jax.jit, static_argnames=("num_kept", "activation"))
+def wanda_per_output(network: Network, x: jax.Array, num_kept: int, activation: str = "relu") -> jax.Array:
+    """Keeps each unit's branches of largest `|w| * norm(input)`, equal density in all units (Sun et al. 2024).
 
-    Where a layer's branches do not divide by its units, those left over go to the highest scores. Arguments and
-    result as in `wanda_global`.
+    Where the number of branches that a layer keeps is not a multiple of its units, the rest goes to the highest
+    scores. Arguments and result as in `wanda_global`.
     """
     scores = masks.unflatten(mlp.saliency(network, x, activation), network.shapes)
-    # The place within its unit first, the score second: by_score keeps the least place.
+    # Branches are ordered by their place within their unit first, and by their score second.
     places = [jnp.argsort(jnp.argsort(-score, axis=0, stable=True), axis=0) for score in scores]
     order = [jnp.lexsort((-score.ravel(), place.ravel())) for score, place in zip(scores, places, strict=True)]
     ranked = [-jnp.argsort(of_layer).reshape(shape) for of_layer, shape in zip(order, network.shapes, strict=True)]
-    return _in_layers(network, layerwise_counts(network, kept), ranked)
+    return _in_layers(network, _equal_counts(network, num_kept), ranked)
 
 
-@partial(jax.jit, static_argnames=("kept", "activation"))
-def node_entropy(network: Network, x: jax.Array, kept: int, activation: str = "relu") -> jax.Array:
-    """Keeps the hidden units that are on for about half of the samples (He et al. 2014, entropy).
+@partial(jax.jit, static_argnames=("num_kept", "activation"))
+def node_entropy(network: Network, x: jax.Array, num_kept: int, activation: str = "relu") -> jax.Array:
+    """Keeps the hidden units that are active for about half of the samples (He et al. 2014, entropy).
 
-    A unit is on where its activation is above 0. Units go layer by layer in equal shares, with all their branches;
-    of the last unit, those of largest `|w|` stay, so that exactly `kept` do. Arguments and result as in
-    `wanda_global`.
+    A unit is active where its activation is above 0. All layers lose the same share of their units, and a pruned
+    unit loses all its branches. The last unit to be pruned keeps its branches of largest `|w|`, so that exactly
+    `num_kept` branches are kept. Arguments and result as in `wanda_global`.
     """
     hidden = mlp.layer_inputs(network, x, activation)[1:-1]
     shares = [(values > 0).mean(0) for values in hidden]
     entropy = jax.scipy.special.entr
-    return _by_units(network, [entropy(share) + entropy(1 - share) for share in shares], kept)
+    return _by_units(network, [entropy(share) + entropy(1 - share) for share in shares], num_kept)
 
 
-@partial(jax.jit, static_argnames=("kept",))
-def node_output_norm(network: Network, kept: int) -> jax.Array:
+@partial(jax.jit, static_argnames=("num_kept",))
+def node_output_norm(network: Network, num_kept: int) -> jax.Array:
     """Keeps the hidden units of largest mean `|w|` over the branches out of them (He et al. 2014, output weights).
 
-    Units go as in `node_entropy`. Returns a flat mask, bool `[total]`.
+    Units are pruned as in `node_entropy`. Returns a flat mask, bool `[total]`.
     """
-    return _by_units(network, [jnp.abs(kernel).mean(1) for kernel in network.kernels[1:]], kept)
+    return _by_units(network, [jnp.abs(kernel).mean(1) for kernel in network.kernels[1:]], num_kept)
 
 
-@partial(jax.jit, static_argnames=("kept",))
-def node_input_norm(network: Network, kept: int) -> jax.Array:
+@partial(jax.jit, static_argnames=("num_kept",))
+def node_input_norm(network: Network, num_kept: int) -> jax.Array:
     """Keeps the hidden units of largest mean `|w|` over the branches into them (He et al. 2014, input weights).
 
-    Units go as in `node_entropy`. Returns a flat mask, bool `[total]`.
+    Units are pruned as in `node_entropy`. Returns a flat mask, bool `[total]`.
     """
-    return _by_units(network, [jnp.abs(kernel).mean(0) for kernel in network.kernels[:-1]], kept)
+    return _by_units(network, [jnp.abs(kernel).mean(0) for kernel in network.kernels[:-1]], num_kept)
 
 
-@partial(jax.jit, static_argnames=("kept", "activation", "energy"))
+@partial(jax.jit, static_argnames=("num_kept", "activation", "energy"))
 def snip(
     network: Network,
     x: jax.Array,
     y: jax.Array,
-    kept: int,
+    num_kept: int,
     activation: str = "relu",
     energy: Energy | None = None,
 ) -> jax.Array:
@@ -125,21 +128,21 @@ def snip(
       network: the fixed weights.
       x: inputs, float `[samples, features]`.
       y: labels, int `[samples]`.
-      kept: number of branches that stay.
+      num_kept: number of branches that stay.
       activation: 'relu', 'tanh' or 'gelu'.
       energy: of the logits; None for the cross-entropy of the labels.
     """
     inputs, slopes = sample_derivatives(network, x, y, activation, energy)
     gradients = [a.T @ d / len(x) for a, d in zip(inputs, slopes, strict=True)]
-    return masks.by_score(jnp.abs(masks.flatten(network.kernels) * masks.flatten(gradients)), kept)
+    return masks.by_score(jnp.abs(masks.flatten(network.kernels) * masks.flatten(gradients)), num_kept)
 
 
-@partial(jax.jit, static_argnames=("kept", "activation", "energy"))
+@partial(jax.jit, static_argnames=("num_kept", "activation", "energy"))
 def obd(
     network: Network,
     x: jax.Array,
     y: jax.Array,
-    kept: int,
+    num_kept: int,
     activation: str = "relu",
     energy: Energy | None = None,
 ) -> jax.Array:
@@ -149,18 +152,25 @@ def obd(
     """
     inputs, slopes = sample_derivatives(network, x, y, activation, energy)
     curvatures = [(a**2).T @ d**2 / len(x) for a, d in zip(inputs, slopes, strict=True)]
-    return masks.by_score(masks.flatten(network.kernels) ** 2 * masks.flatten(curvatures) / 2, kept)
+    return masks.by_score(masks.flatten(network.kernels) ** 2 * masks.flatten(curvatures) / 2, num_kept)
 
 
 @partial(jax.jit, static_argnums=(3, 4))
 def sample_derivatives(
     network: Network, x: jax.Array, y: jax.Array, activation: str = "relu", energy: Energy | None = None
 ) -> tuple[list[jax.Array], list[jax.Array]]:
-    """Returns what each sample's derivative by the kernels is made of: an outer product in each layer.
+    """Returns the factors of each sample's derivative with respect to the kernels: an outer product in each layer.
+
+    Args:
+      network: the fixed weights.
+      x: inputs, float `[samples, features]`.
+      y: labels, int `[samples]`.
+      activation: 'relu', 'tanh' or 'gelu'.
+      energy: of the logits; None for the cross-entropy of the labels.
 
     Returns:
-      For each layer what enters it, `[samples, inputs]`, and the derivative of each sample's own energy by what
-      leaves it before the activation, `[samples, outputs]`.
+      For each layer its inputs, `[samples, inputs]`; and for each layer the derivative of each sample's own energy
+      with respect to the layer's outputs before the activation, `[samples, outputs]`.
     """
     energy = cross_entropy() if energy is None else energy
 
@@ -178,29 +188,19 @@ def sample_derivatives(
     return entering, slopes
 
 
-def layerwise_counts(network: Network, kept: int) -> list[int]:
-    """How many branches of each layer stay at equal density, `kept` in all; largest remainders are rounded up.
-
-    >>> layerwise_counts(Network((jnp.ones((3, 3)), jnp.ones((3, 2))), (None, None)), 5)
-    [3, 2]
-    """
-    sizes = np.array([inputs * outputs for inputs, outputs in network.shapes])
-    exact = sizes * kept / sizes.sum()
-    counts = exact.astype(int)
-    for layer in np.argsort(counts - exact, kind="stable")[: kept - counts.sum()]:
-        counts[layer] += 1
-    return [int(count) for count in counts]
+def _equal_counts(network: Network, num_kept: int) -> list[int]:
+    return equal_counts([inputs * outputs for inputs, outputs in network.shapes], num_kept)
 
 
 def _in_layers(network: Network, counts: list[int], scores: list[jax.Array]) -> jax.Array:
     return masks.flatten([masks.by_score(s.ravel(), count) for s, count in zip(scores, counts, strict=True)])
 
 
-def _by_units(network: Network, importances: list[jax.Array], kept: int) -> jax.Array:
-    """Keeps units by their place within their layer, a branch going with the later of its two ends."""
+def _by_units(network: Network, importances: list[jax.Array], num_kept: int) -> jax.Array:
+    """Keeps units by their place within their layer; the later of its two units decides about a branch."""
     places = [jnp.argsort(jnp.argsort(-one, stable=True)) / len(one) for one in importances]
     features, classes = network.sizes[0], network.sizes[-1]
     ends = [jnp.zeros(features), *places, jnp.zeros(classes)]
     later = [jnp.maximum(before[:, None], after) for before, after in itertools.pairwise(ends)]
     order = jnp.lexsort((-jnp.abs(masks.flatten(network.kernels)), masks.flatten(later)))
-    return jnp.zeros(network.total, bool).at[order[:kept]].set(True)
+    return jnp.zeros(network.total, bool).at[order[:num_kept]].set(True)

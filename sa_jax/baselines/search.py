@@ -1,4 +1,4 @@
-"""Other searches over masks, without derivatives, at a given number of evaluations of the energy."""
+"""Searches over masks other than annealing, without derivatives, at a given number of energy evaluations."""
 
 from functools import partial
 
@@ -13,20 +13,20 @@ from sa_jax.networks import masks, mlp
 from sa_jax.networks.energies import Energy, cross_entropy
 from sa_jax.networks.mlp import Network
 
-# Of the genetic algorithm: masks in a generation, rivals in a tournament, and share of a child's branches that
-# mutate.
+# Settings of the genetic algorithm: masks in a generation, rivals in a tournament, and share of a child's branches
+# that mutate.
 POPULATION = 32
 RIVALS = 3
 MUTATED = 0.005
 
 
-@partial(jax.jit, static_argnames=("kept", "num_evaluations", "activation", "energy"))
+@partial(jax.jit, static_argnames=("num_kept", "num_evaluations", "activation", "energy"))
 def random_search(
     rng_key: jax.Array,
     network: Network,
     x: jax.Array,
     y: jax.Array,
-    kept: int,
+    num_kept: int,
     num_evaluations: int,
     activation: str = "relu",
     energy: Energy | None = None,
@@ -38,18 +38,18 @@ def random_search(
       network: the fixed weights.
       x: inputs, float `[samples, features]`.
       y: labels, int `[samples]`.
-      kept: number of branches that stay.
-      num_evaluations: masks tried, at least 1.
+      num_kept: number of branches that stay.
+      num_evaluations: number of masks to try, at least 1.
       activation: 'relu', 'tanh' or 'gelu'.
       energy: of the logits; None for the cross-entropy of the labels.
 
     Returns:
-      A flat mask, bool `[total]`, with exactly `kept` ones.
+      A flat mask, bool `[total]`, with exactly `num_kept` ones.
     """
     evaluate = _energy_of_masks(network, x, y, activation, energy)
 
     def draw(step):
-        return masks.random(jax.random.fold_in(rng_key, step), network.total, kept)
+        return masks.random(jax.random.fold_in(rng_key, step), network.total, num_kept)
 
     def one(step, best):
         best_step, best_energy = best
@@ -60,43 +60,44 @@ def random_search(
     return draw(jax.lax.fori_loop(0, num_evaluations, one, (0, jnp.inf))[0])
 
 
-@partial(jax.jit, static_argnames=("kept", "num_evaluations", "activation", "energy"))
+@partial(jax.jit, static_argnames=("num_kept", "num_evaluations", "activation", "energy"))
 def greedy_swaps(
     rng_key: jax.Array,
     network: Network,
     x: jax.Array,
     y: jax.Array,
-    kept: int,
+    num_kept: int,
     num_evaluations: int,
     activation: str = "relu",
     energy: Energy | None = None,
 ) -> jax.Array:
-    """Starts at the largest `|w|` and takes each uniformly drawn swap that lowers the energy: greedy descent.
+    """Starts from the largest `|w|` and accepts each uniformly drawn swap that lowers the energy: greedy descent.
 
-    That is annealing at temperature 0, evaluated incrementally as annealing is. Arguments and result as in
-    `random_search`; an evaluation is a swap.
+    This is annealing at temperature 0, with the same incremental evaluation. Arguments and result as in
+    `random_search`; each proposed swap counts as one evaluation.
     """
     landscape = masked_mlp(network, uniform_swap(), energy or cross_entropy(), activation)
-    start = masks.by_score(jnp.abs(masks.flatten(network.kernels)), kept)
+    start = masks.by_score(jnp.abs(masks.flatten(network.kernels)), num_kept)
     greedy = schedules.constant_schedule(0.0)
     return anneal(rng_key, landscape, start, greedy, num_evaluations, (x.T, y)).best
 
 
-@partial(jax.jit, static_argnames=("kept", "num_evaluations", "activation", "energy"))
+@partial(jax.jit, static_argnames=("num_kept", "num_evaluations", "activation", "energy"))
 def genetic_algorithm(
     rng_key: jax.Array,
     network: Network,
     x: jax.Array,
     y: jax.Array,
-    kept: int,
+    num_kept: int,
     num_evaluations: int,
     activation: str = "relu",
     energy: Energy | None = None,
 ) -> jax.Array:
-    """Breeds masks: tournaments, crossover that keeps what both parents keep, mutation, and the best survives.
+    """Runs a genetic algorithm over masks (Whitley, Starkweather & Bogart 1990, over connections).
 
-    Genetic algorithms over connections as in Whitley, Starkweather & Bogart 1990, with exactly `kept` branches in
-    every child. The first generation are mutants of the largest `|w|`. Arguments and result as in `random_search`.
+    Parents are chosen by tournament, a child keeps the branches that both parents keep, some branches mutate, and
+    the best mask survives unchanged. Every child has exactly `num_kept` branches. The first generation are mutants
+    of the mask of the largest `|w|`. Arguments and result as in `random_search`.
     """
     evaluate = _energy_of_masks(network, x, y, activation, energy)
     magnitude = jnp.abs(masks.flatten(network.kernels))
@@ -104,12 +105,12 @@ def genetic_algorithm(
     generations = num_evaluations // population
 
     def child(rng_key, both):
-        """Keeps by how many parents do, ties at random; a mutated branch counts for its opposite."""
+        """Keeps the branches that most parents keep, ties at random; mutation inverts a branch's votes."""
         mutate_key, tie_key = jax.random.split(rng_key)
-        # As many mutations among the pruned branches as among the kept ones.
-        share = jnp.where(both > 0, MUTATED, MUTATED * kept / (network.total - kept + 1))
+        # The expected number of mutations is the same among pruned as among kept branches.
+        share = jnp.where(both > 0, MUTATED, MUTATED * num_kept / (network.total - num_kept + 1))
         votes = jnp.where(jax.random.uniform(mutate_key, both.shape) < share, 2 - both, both)
-        return masks.by_score(votes + jax.random.uniform(tie_key, both.shape), kept)
+        return masks.by_score(votes + jax.random.uniform(tie_key, both.shape), num_kept)
 
     def tournament(rng_key, energies):
         drawn = jax.random.randint(rng_key, (RIVALS,), 0, population)
@@ -124,11 +125,11 @@ def genetic_algorithm(
         parents, energies = carry
         keys = jax.random.split(rng_key, population)
         children = jax.lax.map(lambda key: breed(key, parents, energies), keys)
-        children = children.at[0].set(parents[energies.argmin()])  # evaluated once more, to keep it simple
+        children = children.at[0].set(parents[energies.argmin()])  # evaluated again, for simplicity
         return (children, jax.lax.map(evaluate, children)), None
 
     first_key, keys_key = jax.random.split(rng_key)
-    start = masks.by_score(magnitude, kept)
+    start = masks.by_score(magnitude, num_kept)
     mutants = jax.lax.map(
         lambda key: child(key, 2 * start.astype(jnp.int32)), jax.random.split(first_key, population)
     )

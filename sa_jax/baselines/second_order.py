@@ -1,7 +1,7 @@
-"""Masks and weights from the quadratic model of the loss, with the full empirical Fisher of some 1,000 samples.
+"""Prunes by the quadratic model of the loss, with the full empirical Fisher matrix of about 1,000 samples.
 
-The Fisher `F = damping * I + G^T G / n` is never formed: `G`, the samples' derivatives `[n, total]`, is enough
-(Woodbury). On the host, in float64: `1 - small` decides.
+The Fisher matrix `F = damping * I + G^T G / n` is never formed: `G`, the samples' derivatives `[n, total]`, is
+enough (Woodbury). Computed on the host in float64, because small differences from 1 decide.
 """
 
 from typing import NamedTuple
@@ -17,21 +17,21 @@ from sa_jax.networks.energies import Energy
 from sa_jax.networks.mlp import Network
 from sa_jax.types import InputError
 
-# Added to the Fisher's diagonal (WoodFisher's default).
+# Added to the diagonal of the Fisher matrix (WoodFisher's default).
 DAMPING = 1e-5
-# Columns of G worked on at once, for memory's sake.
+# Number of columns of G that are processed at once, to save memory.
 COLUMNS = 20_000
-# Branches to prune, and to keep, that the swap search looks at in one round.
+# Number of branches to prune, and of branches to keep, that the swap search considers in one round.
 CANDIDATES = 256
 
 
 class Fisher(NamedTuple):
-    """The empirical Fisher of a network, by the derivatives of each sample.
+    """The empirical Fisher matrix of a network, from the derivatives of each sample.
 
     Attributes:
       derivatives: `G`, float32 `[samples, total]`.
       factor: lower Cholesky factor of `samples * damping * I + G G^T`, float64 `[samples, samples]`.
-      damping: on the diagonal.
+      damping: added to the diagonal.
     """
 
     derivatives: np.ndarray
@@ -47,7 +47,7 @@ def empirical_fisher(
     energy: Energy | None = None,
     damping: float = DAMPING,
 ) -> Fisher:
-    """Takes the derivative of each sample's loss by all kernels.
+    """Computes the empirical Fisher matrix, from the derivative of each sample's loss with respect to all kernels.
 
     Args:
       network: the weights.
@@ -58,7 +58,7 @@ def empirical_fisher(
       damping: added to the diagonal, above 0.
 
     Raises:
-      InputError: the Fisher cannot be inverted, its damping is too small for inputs of this size.
+      InputError: the Fisher matrix cannot be inverted, because the damping is too small for inputs of this size.
     """
     inputs, slopes = sample_derivatives(network, jnp.asarray(x), jnp.asarray(y), activation, energy)
     parts = [
@@ -79,7 +79,7 @@ def empirical_fisher(
 
 
 def inverse_diagonal(fisher: Fisher) -> np.ndarray:
-    """Diagonal of the inverse of the Fisher, float64 `[total]`, above 0."""
+    """Returns the diagonal of the inverse of the Fisher matrix, float64 `[total]`, above 0."""
     total = fisher.derivatives.shape[1]
     explained = np.empty(total)
     for start in range(0, total, COLUMNS):
@@ -90,47 +90,52 @@ def inverse_diagonal(fisher: Fisher) -> np.ndarray:
 
 
 def inverse_product(fisher: Fisher, vector: np.ndarray) -> np.ndarray:
-    """The inverse of the Fisher times a vector, float64 `[total]`."""
+    """Returns the inverse of the Fisher matrix times a vector, float64 `[total]`."""
     inner = scipy.linalg.cho_solve((fisher.factor, True), fisher.derivatives @ vector)
     return (vector - inner @ fisher.derivatives) / fisher.damping
 
 
-def obs_mask(network: Network, fisher: Fisher, kept: int) -> jax.Array:
+def obs_mask(network: Network, fisher: Fisher, num_kept: int) -> jax.Array:
     """Keeps the branches of largest `w^2 / (2 [F^-1]_qq)` (OBS; Hassibi & Stork 1993, equation 5).
 
-    One shot, as WoodFisher's (Singh & Alistarh 2020): the statistic is not taken anew after each branch.
+    One shot, as in WoodFisher (Singh & Alistarh 2020): the statistic is not computed again after each branch.
 
     Args:
       network: the fixed weights.
       fisher: from `empirical_fisher`.
-      kept: number of branches that stay.
+      num_kept: number of branches that stay.
 
     Returns:
       A flat mask, bool `[total]`.
     """
     weights = _flat_weights(network)
-    return masks.by_score(jnp.asarray(weights**2 / (2 * inverse_diagonal(fisher))), kept)
+    return masks.by_score(jnp.asarray(weights**2 / (2 * inverse_diagonal(fisher))), num_kept)
 
 
-def woodfisher(network: Network, fisher: Fisher, kept: int) -> tuple[jax.Array, Network]:
-    """The mask of `obs_mask`, and weights moved to make up for each pruned branch as if it alone were pruned.
+def woodfisher(network: Network, fisher: Fisher, num_kept: int) -> tuple[jax.Array, Network]:
+    """Prunes as `obs_mask`, and updates the weights for each pruned branch as if pruned alone (WoodFisher).
 
     `w <- w - sum_q w_q / [F^-1]_qq * F^-1 e_q` over the pruned branches `q` (Singh & Alistarh 2020, equation 10).
+
+    Args:
+      network: the weights.
+      fisher: from `empirical_fisher`.
+      num_kept: number of branches that stay.
 
     Returns:
       The flat mask, bool `[total]`, and the network with its moved weights.
     """
     weights, diagonal = _flat_weights(network), inverse_diagonal(fisher)
-    mask = masks.by_score(jnp.asarray(weights**2 / (2 * diagonal)), kept)
+    mask = masks.by_score(jnp.asarray(weights**2 / (2 * diagonal)), num_kept)
     removed = np.where(np.asarray(mask), 0.0, weights / diagonal)
     return mask, _with_weights(network, weights - inverse_product(fisher, removed))
 
 
 def obs_update(network: Network, fisher: Fisher, mask: jax.Array) -> Network:
-    """Moves the kept weights to where the quadratic model is lowest with all other branches at zero.
+    """Updates the kept weights to the minimum of the quadratic model with all other branches at zero.
 
-    The joint update of several weights of CBS (Yu et al. 2022, section 3.3), exact: a ridge regression over the
-    samples.
+    This is the joint update of several weights in CBS (Yu et al. 2022, section 3.3), exact: a ridge regression
+    over the samples.
 
     Args:
       network: the weights.
@@ -150,25 +155,29 @@ def obs_update(network: Network, fisher: Fisher, mask: jax.Array) -> Network:
     return _with_weights(network, weights)
 
 
-def cbs_mask(network: Network, fisher: Fisher, kept: int, start: jax.Array, num_rounds: int = 400) -> jax.Array:
+def cbs_mask(
+    network: Network, fisher: Fisher, num_kept: int, start: jax.Array, num_rounds: int = 400
+) -> jax.Array:
     """Swaps branches while the quadratic model of the loss falls (after CBS; Yu et al. 2022, section 3.2).
 
-    The model is `v^T F v / 2` with `v` the weights of the pruned branches. In each round the branches whose
-    pruning raises it least are paired with those whose return lowers it most, by their own effects; of the first
-    so many pairs that number is swapped which lowers the model, cross terms included, most.
+    The model is `v^T F v / 2` with `v` the weights of the pruned branches. Each round orders the kept branches by
+    how little pruning them alone raises the model, and the pruned branches by how much their return alone lowers
+    it, and pairs them in this order. It swaps the first `n` pairs, with the `n` that lowers the model most, cross
+    terms included.
 
     Args:
       network: the fixed weights.
       fisher: from `empirical_fisher`.
-      kept: number of branches that stay.
-      start: flat mask to begin with, bool `[total]`, with `kept` ones.
-      num_rounds: at most; it stops where no swap it looks at lowers the model.
+      num_kept: number of branches that stay.
+      start: flat mask to begin with, bool `[total]`, with `num_kept` ones.
+      num_rounds: largest number of rounds; the search stops earlier where no swap that it considers lowers the
+        model.
 
     Returns:
       A flat mask, bool `[total]`.
     """
     weights, samples = _flat_weights(network), len(fisher.derivatives)
-    effects = fisher.derivatives * weights.astype(np.float32)  # of each branch's absence on each sample's loss
+    effects = fisher.derivatives * weights.astype(np.float32)  # of pruning each branch, on each sample's loss
     own = (effects**2).sum(0) / samples + fisher.damping * weights**2
     mask = np.array(start, bool)
     total_effect = effects[:, ~mask].sum(1)
@@ -176,7 +185,7 @@ def cbs_mask(network: Network, fisher: Fisher, kept: int, start: jax.Array, num_
         along = total_effect @ effects / samples
         pruning = np.where(mask, along + own / 2, np.inf)
         growing = np.where(mask, np.inf, -along + own / 2 - fisher.damping * weights**2)
-        count = min(CANDIDATES, kept, len(mask) - kept)
+        count = min(CANDIDATES, num_kept, len(mask) - num_kept)
         if not count:
             break
         leave = np.argsort(pruning, kind="stable")[:count]
@@ -190,7 +199,7 @@ def cbs_mask(network: Network, fisher: Fisher, kept: int, start: jax.Array, num_
         if model[best] < now - 1e-9 * abs(now):
             leave, enter, total_effect = leave[: best + 1], enter[: best + 1], paths[:, best]
         else:
-            # The best single pair of all those looked at, by the exact change of the model.
+            # The best single pair of all considered, by the exact change of the model.
             cross = effects[:, leave].T @ effects[:, enter] / samples
             change = pruning[leave][:, None] + growing[enter] - cross
             i, j = np.unravel_index(change.argmin(), change.shape)

@@ -1,6 +1,6 @@
-"""Baselines that are trained by back-propagation with Optax: scores or gates of fixed weights, or the weights.
+"""Baselines trained by back-propagation with Optax: scores or gates of fixed weights, or the weights.
 
-All take batches in an order of their own, and Adam under a cosine learning rate.
+All shuffle the samples by their key and use Adam with a cosine learning rate.
 """
 
 import itertools
@@ -19,8 +19,8 @@ from sa_jax.networks.mlp import Network
 from sa_jax.types import InputError, PyTree
 
 BATCH_SIZE = 256
-# Hard-concrete gates (Louizos et al. 2018): temperature and the interval that the concrete variable is stretched
-# to.
+# Hard-concrete gates (Louizos et al. 2018): the temperature, and the interval to which the concrete variable is
+# stretched.
 GATE_TEMPERATURE, GATE_LOW, GATE_HIGH = 2 / 3, -0.1, 1.1
 
 
@@ -29,68 +29,69 @@ class Training(NamedTuple):
 
     Attributes:
       epochs: passes over the samples.
-      learning_rate: of Adam, at the first step; falls to 0.
+      learning_rate: learning rate of Adam at the first step; it falls to 0.
     """
 
     epochs: int = 10
     learning_rate: float = 1e-2
 
 
-@partial(jax.jit, static_argnames=("kept", "activation", "energy", "training"))
+@partial(jax.jit, static_argnames=("num_kept", "activation", "energy", "training"))
 def edge_popup(
     rng_key: jax.Array,
     network: Network,
     x: jax.Array,
     y: jax.Array,
-    kept: int,
+    num_kept: int,
     activation: str = "relu",
     energy: Energy | None = None,
     training: Training = Training(),
 ) -> jax.Array:
-    """Trains a score for each fixed weight; the top `kept` are used, and derivatives pass straight through.
+    """Trains a score for each fixed weight and keeps the `num_kept` highest (edge-popup; Ramanujan et al. 2020).
 
-    Edge-popup (Ramanujan et al. 2020, section 3), with the scores compared over all layers and started at `|w|`,
-    which for trained weights is a better start than a random one.
+    As in their section 3 the derivatives pass straight through to the scores of pruned branches. Other than there
+    the scores are compared over all layers and start at `|w|`, which is better than a random start for trained
+    weights.
 
     Args:
       rng_key: a key, `[]`, for the order of the samples.
       network: the fixed weights.
       x: inputs, float `[samples, features]`.
       y: labels, int `[samples]`.
-      kept: number of branches that stay.
+      num_kept: number of branches that stay.
       activation: 'relu', 'tanh' or 'gelu'.
       energy: of the logits; None for the cross-entropy of the labels.
       training: how long and how fast.
 
     Returns:
-      A flat mask, bool `[total]`, with exactly `kept` ones.
+      A flat mask, bool `[total]`, with exactly `num_kept` ones.
     """
     weights = masks.flatten(network.kernels)
     magnitude = jnp.abs(weights)
 
     def use(scores, step, rng_key):
         del step, rng_key
-        return weights * _straight_through(scores, kept), 0.0
+        return weights * _straight_through(scores, num_kept), 0.0
 
     start = magnitude / magnitude.std()
-    return masks.by_score(_train(rng_key, start, use, network, x, y, activation, energy, training), kept)
+    return masks.by_score(_train(rng_key, start, use, network, x, y, activation, energy, training), num_kept)
 
 
-@partial(jax.jit, static_argnames=("kept", "activation", "energy", "training"))
+@partial(jax.jit, static_argnames=("num_kept", "activation", "energy", "training"))
 def movement(
     rng_key: jax.Array,
     network: Network,
     x: jax.Array,
     y: jax.Array,
-    kept: int,
+    num_kept: int,
     activation: str = "relu",
     energy: Energy | None = None,
     training: Training = Training(),
 ) -> jax.Array:
     """Trains scores up `-w * dE/dw` and keeps the highest (movement pruning; Sanh et al. 2020, section 3).
 
-    The scores start at 0 and the density falls to its end along the cubic curve over the first two thirds, as
-    there; the weights stay as they are, which there are fine-tuned. Arguments and result as in `edge_popup`.
+    As there, the scores start at 0, and the density falls to its end along a cubic curve over the first two
+    thirds. Other than there, the weights are not fine-tuned. Arguments and result as in `edge_popup`.
     """
     weights = masks.flatten(network.kernels)
     steps = _num_steps(len(x), training)
@@ -98,29 +99,30 @@ def movement(
     def use(scores, step, rng_key):
         del rng_key
         share = jnp.clip(step / (steps * 2 / 3), 0, 1)
-        now = kept + (network.total - kept) * (1 - share) ** 3
+        now = num_kept + (network.total - num_kept) * (1 - share) ** 3
         return weights * _straight_through(scores, jnp.int32(now)), 0.0
 
     start = jnp.zeros(network.total)
-    return masks.by_score(_train(rng_key, start, use, network, x, y, activation, energy, training), kept)
+    return masks.by_score(_train(rng_key, start, use, network, x, y, activation, energy, training), num_kept)
 
 
-@partial(jax.jit, static_argnames=("kept", "activation", "energy", "training"))
+@partial(jax.jit, static_argnames=("num_kept", "activation", "energy", "training"))
 def l0_gates(
     rng_key: jax.Array,
     network: Network,
     x: jax.Array,
     y: jax.Array,
-    kept: int,
+    num_kept: int,
     activation: str = "relu",
     energy: Energy | None = None,
     training: Training = Training(),
 ) -> jax.Array:
-    """Trains a stochastic gate for each fixed weight under an expected number of open ones (Louizos et al. 2018).
+    """Trains stochastic gates of fixed weights with a given expected number of open gates (Louizos et al. 2018).
 
-    Hard-concrete gates, equations 10 to 12; in place of a price on each open gate a multiplier is trained with
-    them, up the gradient, that brings the expected number to `kept`, along a curve as in `movement`. The `kept`
-    most open stay. DiffPrune (Shulman 2020) is of this family. Arguments and result as in `edge_popup`.
+    Hard-concrete gates, equations 10 to 12. In place of a fixed price on each open gate, a multiplier is trained
+    together with the gates, by gradient ascent. It brings the expected number of open gates to `num_kept`, along
+    the curve of `movement`. The `num_kept` branches whose gates are most open are kept. DiffPrune (Shulman 2020)
+    is a method of this family. Arguments and result as in `edge_popup`.
     """
     weights = masks.flatten(network.kernels)
     steps = _num_steps(len(x), training)
@@ -133,38 +135,38 @@ def l0_gates(
         gates = jnp.clip(gates * (GATE_HIGH - GATE_LOW) + GATE_LOW, 0, 1)
         density = jax.nn.sigmoid(log_odds - shift).mean()
         share = jnp.clip(step / (steps * 2 / 3), 0, 1)
-        wanted = kept / network.total
+        wanted = num_kept / network.total
         now = wanted + (1 - wanted) * (1 - share) ** 3
         excess = (density - now) / now
-        # Down in the gates, up in the multiplier.
+        # Gradient descent in the gates, ascent in the multiplier.
         price = _reverse(multiplier) * excess + excess**2
         return weights * gates, price
 
     magnitude = jnp.abs(weights)
     start = {"log_odds": 2.0 + 0.5 * magnitude / magnitude.std(), "multiplier": jnp.float32(0)}
     trained = _train(rng_key, start, use, network, x, y, activation, energy, training)
-    return masks.by_score(trained["log_odds"], kept)
+    return masks.by_score(trained["log_odds"], num_kept)
 
 
-@partial(jax.jit, static_argnames=("kept", "activation", "energy", "training"))
+@partial(jax.jit, static_argnames=("num_kept", "activation", "energy", "training"))
 def magnitude_finetuned(
     rng_key: jax.Array,
     network: Network,
     x: jax.Array,
     y: jax.Array,
-    kept: int,
+    num_kept: int,
     activation: str = "relu",
     energy: Energy | None = None,
     training: Training = Training(10, 2e-3),
 ) -> tuple[jax.Array, Network]:
-    """Keeps the largest `|w|` over all layers and trains those weights on (Han et al. 2015).
+    """Keeps the largest `|w|` over all layers and fine-tunes the kept weights (Han et al. 2015).
 
     Arguments as in `edge_popup`.
 
     Returns:
       The flat mask, bool `[total]`, and the network with its moved weights, biases included.
     """
-    mask = masks.by_score(jnp.abs(masks.flatten(network.kernels)), kept)
+    mask = masks.by_score(jnp.abs(masks.flatten(network.kernels)), num_kept)
 
     def use(position, step, rng_key):
         del step, rng_key
@@ -193,7 +195,7 @@ def train_dense(
     """Trains a dense network from He-scaled random weights.
 
     Args:
-      rng_key: a key, `[]`, of the weights and the order of the samples.
+      rng_key: a key, `[]`, for the weights and the order of the samples.
       sizes: width of the input and of each layer.
       use_bias: whether layers have biases.
       x: inputs, float `[samples, features]`.
@@ -216,22 +218,23 @@ def train_dense(
     return _train_any(order_key, start, use, run, x, y, energy, training)
 
 
-def smaller_layouts(sizes: tuple[int, ...], kept: int) -> list[tuple[int, ...]]:
-    """Widths of the widest networks that have at most `kept` branches, one for each number of hidden layers.
+def smaller_layouts(sizes: tuple[int, ...], num_kept: int) -> list[tuple[int, ...]]:
+    """Returns the widest dense layouts with at most `num_kept` branches, one for each number of hidden layers.
 
-    The smaller dense networks of Crowley, Turner et al. 2018, who found them hard to beat by pruning. The hidden
-    layers are scaled in proportion; where there are fewer, they are the first ones: a few units in each of many
-    layers would be bottlenecks.
+    The smaller dense networks of Crowley, Turner et al. 2018, who found them hard to beat by pruning. All hidden
+    layers are scaled by the same factor. A layout with fewer hidden layers has the first ones, because many layers
+    of a few units each would be bottlenecks.
 
     Args:
       sizes: width of the input and of each layer.
-      kept: number of branches.
+      num_kept: number of branches.
 
     Returns:
-      Those with at least one unit in each layer, from one hidden layer on.
+      The widths of the input and of each layer, for each layout with at least one unit in each layer, from one
+      hidden layer on.
 
     Raises:
-      InputError: one unit in one hidden layer would be too many.
+      InputError: one unit in one hidden layer already makes more branches.
 
     >>> smaller_layouts((784, 300, 100, 10), 26_620)
     [(784, 33, 10), (784, 33, 11, 10)]
@@ -239,7 +242,7 @@ def smaller_layouts(sizes: tuple[int, ...], kept: int) -> list[tuple[int, ...]]:
     found, reason = [], ""
     for depth in range(min(1, len(sizes) - 2), len(sizes) - 1):
         try:
-            found.append(_widest((*sizes[: depth + 1], sizes[-1]), kept))
+            found.append(_widest((*sizes[: depth + 1], sizes[-1]), num_kept))
         except InputError as error:
             reason = reason or str(error)
     if not found:
@@ -247,8 +250,8 @@ def smaller_layouts(sizes: tuple[int, ...], kept: int) -> list[tuple[int, ...]]:
     return found
 
 
-def _widest(sizes: tuple[int, ...], kept: int) -> tuple[int, ...]:
-    """The widest network with at most `kept` branches, hidden layers in proportion."""
+def _widest(sizes: tuple[int, ...], num_kept: int) -> tuple[int, ...]:
+    """The widest layout with at most `num_kept` branches, all hidden layers scaled by the same factor."""
 
     def scaled(share):
         return (sizes[0], *(max(round(share * width), 1) for width in sizes[1:-1]), sizes[-1])
@@ -256,15 +259,15 @@ def _widest(sizes: tuple[int, ...], kept: int) -> tuple[int, ...]:
     def branches(widths):
         return sum(a * b for a, b in itertools.pairwise(widths))
 
-    if branches(scaled(0)) > kept:
+    if branches(scaled(0)) > num_kept:
         raise InputError(
-            f"no dense network of {sizes[0]} inputs has as few as {kept} branches: "
+            f"no dense network of {sizes[0]} inputs has as few as {num_kept} branches: "
             f"one unit in each hidden layer makes {branches(scaled(0))}"
         )
     low, high = 0.0, 1.0
     for _ in range(40):
         middle = (low + high) / 2
-        low, high = (middle, high) if branches(scaled(middle)) <= kept else (low, middle)
+        low, high = (middle, high) if branches(scaled(middle)) <= num_kept else (low, middle)
     return scaled(low)
 
 
@@ -273,7 +276,7 @@ def _num_steps(samples: int, training: Training) -> int:
 
 
 def _train(rng_key, start, use, network: Network, x, y, activation, energy, training) -> Any:
-    """Trains whatever `use(position, step, rng_key) -> (flat weights, price)` makes weights of."""
+    """Trains a position from which `use(position, step, rng_key) -> (flat weights, price)` makes the weights."""
 
     def run(flat_weights, x):
         kernels = tuple(masks.unflatten(flat_weights, network.shapes))
@@ -319,9 +322,9 @@ def _train_any(
     return jax.lax.scan(epoch, carry, jnp.arange(training.epochs))[0][0]
 
 
-def _straight_through(scores: jax.Array, kept: jax.Array | int) -> jax.Array:
-    """1 for the `kept` highest scores, else 0; its derivative by the scores is taken as 1."""
-    mask = masks.by_score(jax.lax.stop_gradient(scores), kept).astype(scores.dtype)
+def _straight_through(scores: jax.Array, num_kept: jax.Array | int) -> jax.Array:
+    """1 for the `num_kept` highest scores, else 0; its derivative with respect to the scores is taken as 1."""
+    mask = masks.by_score(jax.lax.stop_gradient(scores), num_kept).astype(scores.dtype)
     return mask + scores - jax.lax.stop_gradient(scores)
 
 

@@ -1,1 +1,1 @@
-"""The hosts of the commands: settings, processes, time and progress."""
+"""The commands of `sa-jax`: settings, processes, time and progress."""

@@ -1,6 +1,5 @@
-"""Masks and weights to what devices and other frameworks read."""
+"""Exports pruned networks for devices and other frameworks."""
 
-import json
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from sa_jax import files
+from sa_jax import checks, files
 from sa_jax.export import arrays, c, graphs, packed
 from sa_jax.export.arrays import read_safetensors_packed
 from sa_jax.export.cleanup import Cleaned, clean, predict
@@ -36,10 +35,10 @@ __all__ = [
     "simulate",
 ]
 
-# Formats of several files, and those that can be asked to take so many bytes at most.
+# Formats that write several files, and formats that take `max_bytes`.
 FOLDERS = ("c", "c_packed")
 BUDGETED = (*FOLDERS, "packed")
-# What makes the files, by name, from a network and what is known of its inputs.
+# Makes files, by their names, from a network and what is known about its inputs.
 Format = Callable[[Quantized, c.Inputs | None], Mapping[str, bytes]]
 
 
@@ -60,21 +59,16 @@ FORMATS: dict[str, Format] = {
 
 
 def read_run(workdir: Path) -> tuple[Cleaned, dict[str, Any]]:
-    """The cleaned network of a finished run, and its result.
+    """Returns the cleaned network of a finished run, and the content of its `result.json`.
 
     Raises:
-      InputError: no run's folder, an unfinished one, or one whose files do not belong together.
+      InputError: the folder holds no finished run, or files that do not belong together.
     """
-    path = workdir / "result.json"
-    if not path.is_file():
-        unfinished = (workdir / "checkpoints").is_dir()
-        what = "holds an unfinished run: finish it first" if unfinished else "holds no finished run"
-        raise InputError(f"{workdir} {what}; it has no result.json")
+    result = workdirs.read_result(workdir)
     try:
-        result = json.loads(path.read_text())
         activation, _ = str(result["activation"]), int(result["seed"])
-    except (OSError, ValueError, KeyError, TypeError):
-        raise InputError(f"{path} is no result of sa-jax run") from None
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{workdir / 'result.json'} is not a result of sa-jax run") from None
     mlp.check_activation(activation)
     names, network = mlp.network_of(files.load(workdir / "weights.npz"))
     found = read_npz(workdir / "masks.npz")
@@ -93,29 +87,30 @@ def export(
     bits: int | None = None,
     max_bytes: int | None = None,
 ) -> list[Path]:
-    """Writes a finished run's network in one of `FORMATS`.
+    """Writes the network of a finished run in one of `FORMATS`.
 
     Args:
-      workdir: of the run.
-      form: a key of `FORMATS`.
-      out: a file, or for 'c' and 'c_packed' a folder, made if missing.
-      overwrite: whether files there are replaced.
-      bits: of each kept weight, of `quantization.WIDTHS`; 32 where neither these nor `max_bytes` are given. The
-        formats of other frameworks get the float32 values of these, in files as large as before.
-      max_bytes: of the tables in C, or of the packed file: the bits of each layer, at most 8, are then chosen by
-        `choose_bits` on the run's validation split.
+      workdir: work directory of the run.
+      form: name of the format, a key of `FORMATS`.
+      out: file to write; for 'c' and 'c_packed' a folder, created if missing.
+      overwrite: whether existing files are replaced.
+      bits: bits per kept weight, one of `quantization.WIDTHS`; 32 if neither `bits` nor `max_bytes` is given. The
+        formats of other frameworks store the quantized values as float32, so that their files do not get smaller.
+      max_bytes: limit on the size of the tables in C, or of the packed file. The bits of each layer, at most 8,
+        are then chosen by `choose_bits` on the run's validation split.
 
     Returns:
-      What was written.
+      The files that were written.
 
     Raises:
-      InputError: an unknown format, a workdir that holds no finished run, bits or bytes that are not possible, or
-        files that are there already; nothing is written.
+      InputError: an unknown format; a workdir that holds no finished run; bits or bytes that are not possible; or
+        files that exist already. Nothing is written then.
     """
-    if form not in FORMATS:
-        raise InputError(f"format must be one of {', '.join(FORMATS)}, not {form!r}")
+    checks.choice("format", form, FORMATS)
     if max_bytes is not None and form not in BUDGETED:
         raise InputError(f"max_bytes is for the formats {', '.join(BUDGETED)}, not {form!r}: give bits")
+    if max_bytes is not None:
+        checks.whole("max_bytes", max_bytes, 1)
     if max_bytes is not None and bits is not None:
         raise InputError("give bits or max_bytes, not both")
     in_folder = form in FOLDERS
@@ -123,11 +118,11 @@ def export(
         if path.exists() and not overwrite:
             raise InputError(f"{path} exists; name another, or add --overwrite")
     if in_folder and out.exists() and not out.is_dir():
-        raise InputError(f"{out} is no folder: format {form!r} is several files")
+        raise InputError(f"--out must be a directory: format {form!r} writes several files; {out} is a file")
     if not in_folder and out.is_dir():
-        raise InputError(f"{out} is a folder: format {form!r} is one file")
+        raise InputError(f"--out must be a file: format {form!r} writes one file; {out} is a directory")
     if not in_folder and not out.parent.is_dir():
-        raise InputError(f"{out.parent} is no folder")
+        raise InputError(f"--out must be in a folder that exists: {out.parent} is not one")
     cleaned, result = read_run(workdir)
     dataset, problem = _dataset(result, cleaned) if in_folder or max_bytes is not None else (None, "")
     if max_bytes is None:
@@ -158,16 +153,16 @@ def _fitting(cleaned: Cleaned, dataset: datasets.Dataset, seed: int, form: str, 
 
 
 def _dataset(result: Mapping[str, Any], cleaned: Cleaned) -> tuple[datasets.Dataset | None, str]:
-    """The data of a run; None, and why, where they cannot be had any more."""
+    """The data set of a run; or None, and why it cannot be loaded."""
     try:
         dataset = datasets.load_dataset(result["data"], result["input_mean"], result["input_std"])
     except KeyError:
-        return None, "the run is of an earlier version"
+        return None, "the run was made by an earlier version"
     except InputError as error:
         return None, str(error)
     features = cleaned.kernels[0].shape[0]
     if dataset.test.inputs.shape[1] != features:
-        return None, f"{result['data']} has other inputs than the network's {features}"
+        return None, f"{result['data']} does not have the {features} inputs of the network"
     return dataset, ""
 
 

@@ -1,4 +1,4 @@
-"""A pruned network as arrays that other frameworks load: zeros in dense matrices; or few bits in safetensors."""
+"""Exports arrays that other frameworks load: dense matrices with zeros, or packed masks and codes."""
 
 import json
 from collections.abc import Mapping
@@ -9,14 +9,14 @@ from safetensors import safe_open
 from safetensors.numpy import save
 
 from sa_jax.export.cleanup import Cleaned
-from sa_jax.export.packed import MOST_BRANCHES, pack_codes, unpack_codes
+from sa_jax.export.packed import MAX_BRANCHES, pack_codes, unpack_codes
 from sa_jax.export.quantization import Quantized, QuantizedLayer, check
 from sa_jax.files.npz import npz_bytes
 from sa_jax.types import InputError
 
 
 def npz(cleaned: Cleaned) -> Mapping[str, bytes]:
-    """LAYER/kernel `[inputs, outputs]` and LAYER/bias, as Keras and Flax have them, float32."""
+    """Returns an .npz of LAYER/kernel `[inputs, outputs]` and LAYER/bias, as in Keras and Flax, float32."""
     arrays = {}
     for layer, (kernel, bias) in enumerate(zip(cleaned.kernels, cleaned.biases, strict=True)):
         arrays |= {f"Dense_{layer}/kernel": kernel, f"Dense_{layer}/bias": bias}
@@ -24,7 +24,7 @@ def npz(cleaned: Cleaned) -> Mapping[str, bytes]:
 
 
 def safetensors(cleaned: Cleaned) -> Mapping[str, bytes]:
-    """LAYER.weight `[outputs, inputs]` and LAYER.bias, as PyTorch's `nn.Linear` has them, float32."""
+    """Returns safetensors of LAYER.weight `[outputs, inputs]` and LAYER.bias, as in PyTorch, float32."""
     arrays = {}
     for layer, (kernel, bias) in enumerate(zip(cleaned.kernels, cleaned.biases, strict=True)):
         arrays |= {f"layers.{layer}.weight": np.ascontiguousarray(kernel.T), f"layers.{layer}.bias": bias}
@@ -32,11 +32,12 @@ def safetensors(cleaned: Cleaned) -> Mapping[str, bytes]:
 
 
 def safetensors_packed(quantized: Quantized) -> Mapping[str, bytes]:
-    """Masks as bits, kept weights as codes.
+    """Returns safetensors of masks as bits and kept weights as codes.
 
-    Of each layer: LAYER.mask, uint8, a bit for each branch, output by output, the lowest of a byte first;
-    LAYER.codes, uint8, codes side by side, or float32 weights at 32 bits; LAYER.scales, float32 `[groups, ...]` as
-    in `QuantizedLayer`; LAYER.bias. The metadata's `sa_jax` is JSON: the activation, each layer's units and bits.
+    The arrays of each layer are LAYER.mask, uint8, one bit per branch, output by output, lowest bit of a byte
+    first; LAYER.codes, uint8, packed codes, or float32 weights at 32 bits; LAYER.scales, float32 `[groups, ...]`
+    as in `QuantizedLayer`; and LAYER.bias. The metadata `sa_jax` is JSON: the activation, and the units and bits
+    of each layer.
     """
     arrays, about = {}, {"activation": quantized.activation, "shapes": [], "bits": []}
     for number, layer in enumerate(quantized.layers):
@@ -53,10 +54,10 @@ def safetensors_packed(quantized: Quantized) -> Mapping[str, bytes]:
 
 
 def read_safetensors_packed(path: Path) -> Quantized:
-    """Reads what `safetensors_packed` wrote; `simulate` of it gives float32 kernels.
+    """Reads a file of `safetensors_packed`; `simulate` turns the result into float32 kernels.
 
     Raises:
-      InputError: it cannot be read, or is no such file.
+      InputError: the file cannot be read, or has another format.
     """
     try:
         with safe_open(str(path), "numpy") as file:
@@ -67,8 +68,8 @@ def read_safetensors_packed(path: Path) -> Quantized:
                     file.get_tensor(f"layers.{number}.{name}") for name in ("mask", "codes", "scales", "bias")
                 )
                 mask, codes, scales, bias = arrays
-                if inputs * outputs > MOST_BRANCHES or mask.shape != (-(-inputs * outputs // 8),):
-                    raise ValueError("a mask is not as long as its layer")
+                if inputs * outputs > MAX_BRANCHES or mask.shape != (-(-inputs * outputs // 8),):
+                    raise ValueError("a mask does not have the length of its layer")
                 flat = np.unpackbits(mask, count=inputs * outputs, bitorder="little").astype(bool)
                 kept = np.ascontiguousarray(flat.reshape(outputs, inputs).T)
                 codes = codes if bits == 32 else unpack_codes(codes.tobytes(), int(kept.sum()), bits)
@@ -76,5 +77,5 @@ def read_safetensors_packed(path: Path) -> Quantized:
             return check(Quantized(tuple(layers), about["activation"]))
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
-    except Exception as error:  # safetensors, json and numpy each raise their own kinds
-        raise InputError(f"{path} is no packed network of sa_jax: {error}") from None
+    except Exception as error:  # safetensors, json and numpy each raise their own errors
+        raise InputError(f"{path} is not a packed network of sa_jax: {error}") from None

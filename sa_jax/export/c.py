@@ -1,8 +1,9 @@
-"""A pruned network as C: one source file of constant tables, C99, no allocation, no library but libm.
+"""Exports a pruned network as C99 source code: constant tables, no allocation, no library except libm.
 
-Each layer is stored in the form that takes the fewest bytes: dense; rows of kept branches, their inputs by 8-bit
-steps or 16-bit numbers; a bit for each branch; kept branches sorted by their few values (CER and CSER, Wiedemann
-et al. 2020); or, where flash matters more than time, the Rice code of a packed file. Weights are float32 or codes.
+Each layer is stored in the form that takes the fewest bytes: dense; rows of kept branches with their inputs as
+8-bit steps or 16-bit numbers; one bit per branch; kept branches sorted by value (CER and CSER, Wiedemann et al.
+2020); or, in the format 'c_packed', which takes less flash and more time, the Rice code of a packed file. Weights
+are float32 or codes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,11 +17,11 @@ from sa_jax.export.packed import bfloat16_bits, pack_codes, rice
 from sa_jax.export.quantization import GROUP_WEIGHTS, Quantized, QuantizedLayer, quantize, simulate
 from sa_jax.types import InputError
 
-# Of the files; the last two where an image is known.
+# Names of the files. The last two are written if the inputs are images.
 NAMES = ("network.h", "network.c", "test.c", "classify.c", "example.pgm")
-# Golden vectors of the self-test, and how near its logits must come, of the largest one.
+# Number of golden vectors of the self-test, and the tolerance of its logits, relative to the largest one.
 GOLDEN, TOLERANCE = 8, 1e-5
-# Quick to go through, the quicker of equal size first; and the smallest.
+# The fast forms, of equal size the faster one first; and the smallest form.
 FORMS = ("dense", "columns16", "steps8", "cer", "cser", "bitmask")
 PACKED_FORMS = ("rice",)
 ACTIVATIONS = {
@@ -28,8 +29,8 @@ ACTIVATIONS = {
     "tanh": "tanhf(x)",
     "gelu": "0.5f * x * (1.0f + tanhf(0.79788456f * (x + 0.044715f * x * x * x)))",
 }
-# Rows summed in each form; filled with what a layer's weights and tables ask for by `_functions`.
-# Of CER and CSER: the inputs that share a code are summed, and multiplied once.
+# C functions that sum the rows of each form; `_functions` fills in the types of a layer's weights and tables.
+# This part is for CER and CSER: inputs that share a code are summed, and multiplied once.
 PART = """            float part = 0.0f;
             const float *at = x;
             unsigned n = *counts++;
@@ -125,7 +126,7 @@ $part        }
     }
 }
 """,
-    "rice": """/* Gaps between branches of one kind, row after row: a quotient in zeros, a one, the remainder. */
+    "rice": """/* Gaps between kept (or pruned) branches, by rows: a quotient in zeros, a one, the remainder. */
 static void $name(const float *x, float *y, long inputs, long outputs, int shift, int of_pruned,
                  const uint8_t *gaps, $weights) {
     unsigned long bit = 0;
@@ -167,7 +168,7 @@ BFLOAT16 = """static float of_bfloat16(uint16_t half) {
     return value;
 }
 """
-# Weights of 1 to 4 bits: a row begins new scales where those before have served enough.
+# Weights of 1 to 4 bits. A row begins with new scales if enough weights have used the previous ones.
 MULTIBIT = """typedef struct {
     const uint8_t *codes;
     const uint16_t *scales;
@@ -242,14 +243,14 @@ int main(int count, char **words) {
     int best = 0;
     FILE *file = count == 2 ? fopen(words[1], "rb") : NULL;
     if (!file) {
-        fprintf(stderr, "usage: classify IMAGE.pgm, of a file that can be read\\n");
+        fprintf(stderr, "usage: classify IMAGE.pgm, a file that can be read\\n");
         return 2;
     }
     int begins = fgetc(file) == 'P' && fgetc(file) == '5';
     long columns = number(file), rows = number(file), most = number(file);
     if (!begins || columns != NETWORK_COLUMNS || rows != NETWORK_ROWS || most != 255 ||
         fread(pixels, 1, NETWORK_INPUTS, file) != NETWORK_INPUTS) {
-        fprintf(stderr, "%s is no binary PGM of %d by %d pixels from 0 to 255\\n", words[1], NETWORK_COLUMNS,
+        fprintf(stderr, "%s is not a binary PGM of %d by %d pixels from 0 to 255\\n", words[1], NETWORK_COLUMNS,
                 NETWORK_ROWS);
         fclose(file);
         return 2;
@@ -267,12 +268,12 @@ int main(int count, char **words) {
 
 
 class Inputs(NamedTuple):
-    """What a network's inputs were.
+    """How the inputs of a network are made.
 
     Attributes:
-      mean: subtracted from inputs in training.
-      std: that then divided them.
-      image: an example, uint8 `[rows, columns]`, where inputs are pixels divided by 255; else None.
+      mean: the mean that is subtracted from inputs.
+      std: the standard deviation that then divides them.
+      image: an example image, uint8 `[rows, columns]`, if inputs are pixels divided by 255; else None.
     """
 
     mean: float
@@ -284,10 +285,10 @@ class Stored(NamedTuple):
     """One layer in one form.
 
     Attributes:
-      form: a key of `FUNCTIONS`.
-      numbers: arguments before the tables.
+      form: name of the form, a key of `FUNCTIONS`.
+      numbers: arguments of the C function before the tables.
       tables: arrays by name, in the order of the arguments.
-      bits: of a weight.
+      bits: bits per weight.
     """
 
     form: str
@@ -297,12 +298,12 @@ class Stored(NamedTuple):
 
     @property
     def num_bytes(self) -> int:
-        """Of all tables."""
+        """Size of all tables."""
         return sum(array.nbytes for array in self.tables.values())
 
 
 def stored(layer: QuantizedLayer, form: str) -> Stored | None:
-    """A layer in a form of `FUNCTIONS`; None where it does not fit."""
+    """Stores a layer in a form of `FUNCTIONS`; returns None if the form cannot hold it."""
     inputs, outputs = layer.mask.shape
     kept = layer.mask.T
     counts = kept.sum(1)
@@ -310,7 +311,7 @@ def stored(layer: QuantizedLayer, form: str) -> Stored | None:
     if layer.bits == 32:
         weights = {"values": layer.codes}
     else:
-        # One byte more, as codes of 3 bits are read two bytes at a time.
+        # One byte more, because codes of 3 bits are read two bytes at a time.
         packed = pack_codes(layer.codes, layer.bits) + b"\0" * (layer.bits < 8)
         weights = {"codes": np.frombuffer(packed, np.uint8)} | scales
     both = inputs, outputs
@@ -361,33 +362,33 @@ def _steps(parts) -> np.ndarray:
 
 
 def smallest(layer: QuantizedLayer, forms: Sequence[str] = FORMS) -> Stored:
-    """A layer in the form of the fewest bytes, the first of equals."""
+    """Stores a layer in the form that takes the fewest bytes; of equal forms, the first."""
     found = [one for form in forms if (one := stored(layer, form)) is not None]
     return min(found, key=lambda one: one.num_bytes)
 
 
 def table_bytes(layer: QuantizedLayer, forms: Sequence[str] = FORMS) -> int:
-    """What the constant tables of a layer take, in the smallest of these forms."""
+    """Returns the bytes that the constant tables of a layer take, in the smallest of the forms."""
     return smallest(layer, forms).num_bytes + (4 if layer.bits == 32 else 2) * layer.mask.shape[1]
 
 
 def files(
     network: Cleaned | Quantized, forms: Sequence[str] = FORMS, inputs: Inputs | None = None
 ) -> Mapping[str, bytes]:
-    """The files `network.h`, `network.c` and `test.c`, which has a `main` of its own.
+    """Returns the files `network.h`, `network.c` and `test.c`, a self-test with its own `main`.
 
     Args:
-      network: float32 weights, or codes.
-      forms: keys of `FUNCTIONS`, of which each layer takes the smallest.
-      inputs: what they were in training. Where it holds an image there are also `classify.c`, a program that
-        classifies image files, and that image as `example.pgm`.
+      network: a network of float32 weights or of codes.
+      forms: keys of `FUNCTIONS`; each layer takes the smallest of them.
+      inputs: how inputs are made. With an image, there are two more files: `classify.c`, a program that classifies
+        image files, and the image as `example.pgm`.
 
     Raises:
       InputError: the activation is not known in C.
     """
     quantized = quantize(network, 32) if isinstance(network, Cleaned) else network
     if quantized.activation not in ACTIVATIONS:
-        raise InputError(f"activation {quantized.activation!r} is not known in C; {', '.join(ACTIVATIONS)} are")
+        raise InputError(f"activation {quantized.activation!r} is not known in C; known: {', '.join(ACTIVATIONS)}")
     layers = [smallest(layer, forms) for layer in quantized.layers]
     features, outputs = quantized.layers[0].mask.shape[0], quantized.layers[-1].mask.shape[1]
     made = {
@@ -404,7 +405,7 @@ def files(
 
 
 def stack_bytes(quantized: Quantized) -> int:
-    """What the units between layers take while the network runs."""
+    """Returns the bytes of stack that the units between layers take while the network runs."""
     widths = [layer.mask.shape[1] for layer in quantized.layers]
     return 4 * sum(max(widths[start:-1:2], default=0) for start in (0, 1))
 
@@ -427,8 +428,8 @@ def _header(features: int, outputs: int, stack: int, inputs: Inputs | None) -> s
 extern "C" {{
 #endif
 
-/* Inputs standardised as in training, NETWORK_INPUTS of them, to NETWORK_OUTPUTS logits, which must not overlap.
-   Takes {stack:,} bytes of the stack for the units between. */
+/* Maps NETWORK_INPUTS inputs, standardised as in training, to NETWORK_OUTPUTS logits. The two must not overlap.
+   Takes {stack:,} bytes of stack for the units between layers. */
 void network_predict(const float *input, float *logits);
 
 #ifdef __cplusplus
@@ -473,7 +474,7 @@ def _source(quantized: Quantized, layers: list[Stored]) -> str:
 
 
 def _functions(one: Stored, bodies: dict[str, str]) -> str:
-    """Adds to `bodies` what a layer's form needs, and returns the name of its function."""
+    """Adds the C functions that a layer needs to `bodies`, and returns the name of the layer's function."""
     count = (
         {"uint8": "uint8_t", "uint16": "uint16_t"}[str(one.tables["counts"].dtype)]
         if "counts" in one.tables
@@ -520,14 +521,14 @@ def _table(name: str, array: np.ndarray) -> str:
 def _literal(value: float) -> str:
     if isinstance(value, int):
         return str(value)
-    digits = f"{value:.9g}"  # which tell every float32 from its neighbours
+    digits = f"{value:.9g}"  # 9 digits distinguish all float32 values
     return digits + ("f" if "." in digits or "e" in digits else ".0f")
 
 
 def _test(cleaned: Cleaned, inputs: int) -> str:
     x = np.random.default_rng(0).normal(size=(GOLDEN, inputs)).astype(np.float32)
     logits = predict(cleaned, x)
-    return f"""/* The self-test of a pruned network, made by sa_jax: fails where its logits are too far off. */
+    return f"""/* The self-test of a pruned network, made by sa_jax: fails if the logits are wrong. */
 #include "network.h"
 
 #include <math.h>

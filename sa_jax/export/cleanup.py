@@ -1,4 +1,4 @@
-"""A pruned network without what computes nothing: fewer units, the same outputs."""
+"""Removes dead units from a pruned network: fewer units, the same outputs."""
 
 from typing import NamedTuple
 
@@ -11,13 +11,13 @@ from sa_jax.types import InputError
 
 
 class Cleaned(NamedTuple):
-    """A pruned network whose hidden units all have a kept input and a kept output.
+    """A pruned network in which every hidden unit has a kept input and a kept output.
 
     Attributes:
-      kernels: float32 `[inputs, outputs]` each, 0 where pruned.
-      masks: bool `[inputs, outputs]` each; inputs of the first and outputs of the last are all there, kept or not.
-      biases: float32 `[outputs]` each.
-      activation: between layers, of `models.ACTIVATIONS`.
+      kernels: one float32 `[inputs, outputs]` per layer, 0 where pruned.
+      masks: one bool `[inputs, outputs]` per layer. The inputs of the network and its outputs are never removed.
+      biases: one float32 `[outputs]` per layer.
+      activation: activation between layers, one of `mlp.ACTIVATIONS`.
     """
 
     kernels: tuple[np.ndarray, ...]
@@ -27,15 +27,16 @@ class Cleaned(NamedTuple):
 
 
 def clean(network: Network, mask: np.ndarray, activation: str = "relu") -> Cleaned:
-    """Removes hidden units without kept inputs or without kept outputs, over and over, and shrinks the layers.
+    """Removes dead hidden units, those without kept inputs or without kept outputs, until none is left.
 
-    A unit without inputs gives the same for every sample: its activation of its bias, which goes, by the weights
-    that leave it, into the biases of the next layer. Outputs are what they were, up to the order of sums.
+    A unit without inputs has the same output for every sample, the activation of its bias. Times the weights of
+    its outgoing branches, this is added to the biases of the next layer. The outputs of the network stay the same,
+    up to the rounding of sums.
 
     Args:
       network: the weights.
-      mask: flat, bool `[total]`.
-      activation: of `models.ACTIVATIONS`.
+      mask: flat mask, bool `[total]`.
+      activation: activation between layers, one of `mlp.ACTIVATIONS`.
 
     Raises:
       InputError: a mask that does not fit, weights that are not finite, or an unknown activation.
@@ -49,7 +50,7 @@ def clean(network: Network, mask: np.ndarray, activation: str = "relu") -> Clean
         raise InputError(f"the mask must have the shape [{network.total}], not {list(np.shape(mask))}")
     kept = [np.asarray(part, bool) for part in masks.unflatten(jnp.asarray(mask), network.shapes)]
     kernels = [np.where(m, np.asarray(w, np.float32), 0) for m, w in zip(kept, network.kernels, strict=True)]
-    # In float64, so that what is folded in is rounded once.
+    # In float64, so that sums are rounded once.
     biases = [
         np.zeros(kernel.shape[1]) if bias is None else np.asarray(bias, np.float64)
         for kernel, bias in zip(kernels, network.biases, strict=True)
@@ -75,7 +76,7 @@ def clean(network: Network, mask: np.ndarray, activation: str = "relu") -> Clean
 
 
 def predict(cleaned: Cleaned, x: np.ndarray) -> np.ndarray:
-    """The network's logits, float32 `[samples, classes]`, of inputs, float `[samples, features]`."""
+    """Returns the logits, float32 `[samples, classes]`, for inputs, float `[samples, features]`."""
     values = jnp.asarray(x, jnp.float32)
     for layer, (kernel, bias) in enumerate(zip(cleaned.kernels, cleaned.biases, strict=True)):
         values = ACTIVATIONS[cleaned.activation](values) if layer else values

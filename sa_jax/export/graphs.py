@@ -1,4 +1,4 @@
-"""A pruned network as one file that other runtimes run, its weights inside as constants: ONNX and StableHLO."""
+"""Exports computation graphs with the weights as constants: ONNX and StableHLO."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,8 +11,8 @@ from sa_jax.export.cleanup import Cleaned
 from sa_jax.networks.mlp import Network, forward
 from sa_jax.types import InputError
 
-# Of each activation in ONNX: its node, the node's attributes, and the operator set that the model asks
-# for, as old as the node allows, though not before 13, so that old runtimes read it.
+# For each activation in ONNX: its node, the node's attributes, and the operator set of the model. This is the
+# oldest that has the node, but at least 13, so that old runtimes can read the model.
 NODES: dict[str, tuple[str, dict[str, Any], int]] = {
     "relu": ("Relu", {}, 13),
     "tanh": ("Tanh", {}, 13),
@@ -22,13 +22,15 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 
 
 def onnx(cleaned: Cleaned) -> Mapping[str, bytes]:
-    """An ONNX model: `input`, float32 `[batch, features]`, to `logits`, float32 `[batch, classes]`; any batch.
+    """Returns an ONNX model from `input`, float32 `[batch, features]`, to `logits`, float32 `[batch, classes]`.
+
+    The batch can have any size.
 
     Raises:
-      InputError: the package onnx is missing, or ONNX has no such activation.
+      InputError: the package onnx is missing, or ONNX does not have the activation.
     """
     if cleaned.activation not in NODES:
-        raise InputError(f"activation {cleaned.activation!r} is not known in ONNX; {', '.join(NODES)} are")
+        raise InputError(f"activation {cleaned.activation!r} is not known in ONNX; known: {', '.join(NODES)}")
     try:
         from onnx import TensorProto, helper, numpy_helper
     except ImportError:
@@ -54,10 +56,10 @@ def onnx(cleaned: Cleaned) -> Mapping[str, bytes]:
 
 
 def stablehlo(cleaned: Cleaned) -> Mapping[str, bytes]:
-    """A StableHLO program as `jax.export.deserialize` takes it, for CPU, CUDA and TPU.
+    """Returns a StableHLO program for `jax.export.deserialize`, for CPU, CUDA and TPU.
 
-    Its `call` maps float32 `[batch, features]`, any batch, to logits, float32 `[batch, classes]`. It is for the
-    JAX that wrote it and later ones; an earlier one may refuse it.
+    Its `call` maps float32 `[batch, features]`, with any batch size, to logits, float32 `[batch, classes]`. The
+    JAX version that wrote it and later versions can read it; earlier versions may not.
     """
     network = Network(tuple(map(jnp.asarray, cleaned.kernels)), tuple(map(jnp.asarray, cleaned.biases)))
     shape = jax.export.symbolic_shape(f"batch, {network.sizes[0]}")
@@ -66,6 +68,6 @@ def stablehlo(cleaned: Cleaned) -> Mapping[str, bytes]:
     def logits(x: jax.Array) -> jax.Array:
         return forward(network, x, cleaned.activation)
 
-    with jax.default_matmul_precision("highest"):  # which is not a TPU's default
+    with jax.default_matmul_precision("highest"):  # not the default on a TPU
         program = jax.export.export(logits, platforms=PLATFORMS)(jax.ShapeDtypeStruct(shape, jnp.float32))
     return {"network.stablehlo": bytes(program.serialize())}

@@ -1,16 +1,17 @@
-"""A pruned network in one small file: masks near their information bound, weights in few bits.
+"""Packs a pruned network into one small file: masks near their information bound, weights in few bits.
 
-Layout, little-endian; a number is a LEB128 varint unless said otherwise:
+Layout, little-endian; a number is a LEB128 varint unless stated otherwise:
 
 - `SAJX`, a byte with the version, a byte with the length of the activation's name, the name
-- the number of layers, then the units of each: inputs first, outputs last
-- for each layer: a byte with its bits; a byte with the Rice shift, plus 128 where the pruned branches are coded;
-  the number of bytes of the mask; the mask; the codes, or at 32 bits float32 weights; the scales, bfloat16; the
-  biases, bfloat16, or at 32 bits float32
-- 4 bytes CRC-32 (zlib) of all before
+- the number of layers, then the numbers of units: inputs first, outputs last
+- for each layer: a byte with its bits per weight; a byte with the Rice shift, plus 128 if the pruned branches are
+  coded; the number of bytes of the mask; the mask; the codes, or at 32 bits float32 weights; the scales, bfloat16;
+  the biases, bfloat16, or at 32 bits float32
+- 4 bytes CRC-32 (zlib) of everything before
 
-A mask is flattened output by output. Of the rarer kind of its branches the gaps are Rice coded (Golomb 1966; Rice
-& Plaunt 1971): the quotient in zeros, a one, the remainder, lowest bit first; the last gap reaches to the end.
+A mask is flattened output by output. The gaps between its kept branches, or between its pruned branches if these
+are fewer, are Rice coded (Golomb 1966; Rice & Plaunt 1971): the quotient in zeros, a one, the remainder, lowest
+bit first. The last gap reaches to the end of the mask.
 """
 
 import itertools
@@ -28,16 +29,16 @@ from sa_jax.export.quantization import WIDTHS, Quantized, QuantizedLayer, check,
 from sa_jax.types import InputError
 
 MAGIC, VERSION = b"SAJX", 1
-# A file that claims a layer of more branches is refused before it takes that memory.
-MOST_BRANCHES = 2**27
+# A file with a larger layer is refused before memory is allocated for it.
+MAX_BRANCHES = 2**27
 
 
 class RiceCoded(NamedTuple):
-    """A mask as gaps.
+    """A Rice-coded mask.
 
     Attributes:
       content: the code, padded with zeros to whole bytes.
-      shift: bits of a remainder.
+      shift: number of bits of a remainder.
       of_pruned: whether the gaps are between pruned branches.
     """
 
@@ -47,7 +48,7 @@ class RiceCoded(NamedTuple):
 
 
 def rice(mask: np.ndarray) -> RiceCoded:
-    """Codes a mask, bool `[inputs, outputs]`, within a few per cent of `log2 C(n, k)` bits.
+    """Rice-codes a mask, bool `[inputs, outputs]`, within a few per cent of `log2 C(n, k)` bits.
 
     >>> mask = np.random.default_rng(0).random((100, 10)) < 0.02
     >>> 8 * len(rice(mask).content), round(entropy_bits(mask))
@@ -67,10 +68,10 @@ def rice(mask: np.ndarray) -> RiceCoded:
 
 
 def unrice(coded: RiceCoded, inputs: int, outputs: int) -> np.ndarray:
-    """The mask that `rice` coded, bool `[inputs, outputs]`.
+    """Decodes a mask of `rice`, bool `[inputs, outputs]`.
 
     Raises:
-      InputError: no code of such a mask.
+      InputError: the code is not that of a mask of this shape.
     """
     bits = np.unpackbits(np.frombuffer(coded.content, np.uint8), bitorder="little")
     ones = np.flatnonzero(bits)
@@ -91,45 +92,46 @@ def unrice(coded: RiceCoded, inputs: int, outputs: int) -> np.ndarray:
 
 
 def entropy_bits(mask: np.ndarray) -> float:
-    """The information bound `log2 C(n, k)` of a mask of any shape with `k` of `n` branches, in bits."""
-    total, kept = mask.size, int(mask.sum())
-    return (math.lgamma(total + 1) - math.lgamma(kept + 1) - math.lgamma(total - kept + 1)) / math.log(2)
+    """Returns the information bound `log2 C(n, k)` in bits of a mask of any shape with `k` of `n` branches."""
+    total, num_kept = mask.size, int(mask.sum())
+    log_ways = math.lgamma(total + 1) - math.lgamma(num_kept + 1) - math.lgamma(total - num_kept + 1)
+    return log_ways / math.log(2)
 
 
 def pack_codes(codes: np.ndarray, bits: int) -> bytes:
-    """Codes, uint8 `[kept]`, side by side, the lowest bit first; at 32 bits float32 weights."""
+    """Packs codes, uint8 `[kept]`, to bits, lowest bit first; at 32 bits they are float32 weights."""
     if bits == 32:
         return codes.astype("<f4").tobytes()
     each = codes[:, None] >> np.arange(bits) & 1
     return np.packbits(each.astype(bool).ravel(), bitorder="little").tobytes()
 
 
-def unpack_codes(packed: bytes, kept: int, bits: int) -> np.ndarray:
-    """What `pack_codes` packed, `[kept]`.
+def unpack_codes(packed: bytes, num_kept: int, bits: int) -> np.ndarray:
+    """Unpacks the codes of `pack_codes`, `[num_kept]`.
 
     Raises:
-      InputError: it is of another length.
+      InputError: the bytes have another length.
     """
-    if len(packed) != (4 * kept if bits == 32 else -(-kept * bits // 8)):
-        raise InputError(f"{len(packed)} bytes cannot be {kept} codes of {bits} bits")
+    if len(packed) != (4 * num_kept if bits == 32 else -(-num_kept * bits // 8)):
+        raise InputError(f"{len(packed)} bytes cannot be {num_kept} codes of {bits} bits")
     if bits == 32:
         return np.frombuffer(packed, "<f4").astype(np.float32)
-    each = np.unpackbits(np.frombuffer(packed, np.uint8), count=kept * bits, bitorder="little")
-    return (each.reshape(kept, bits) << np.arange(bits)).sum(1).astype(np.uint8)
+    each = np.unpackbits(np.frombuffer(packed, np.uint8), count=num_kept * bits, bitorder="little")
+    return (each.reshape(num_kept, bits) << np.arange(bits)).sum(1).astype(np.uint8)
 
 
 def bfloat16_bits(values: np.ndarray) -> np.ndarray:
-    """The upper halves of float32 values of any shape, in order, uint16 `[values]`."""
+    """Returns the upper 16 bits of float32 values of any shape, in order, uint16 `[values]`."""
     return (values.astype(np.float32).ravel().view(np.uint32) >> 16).astype("<u2")
 
 
 def bfloat16_bytes(values: np.ndarray) -> bytes:
-    """Those of `bfloat16_bits`, little-endian; values of any shape."""
+    """Returns `bfloat16_bits` of values of any shape as little-endian bytes."""
     return bfloat16_bits(values).tobytes()
 
 
 def layer_bytes(layer: QuantizedLayer) -> bytes:
-    """One layer as it is in the file."""
+    """Returns the bytes of one layer in the file."""
     coded = rice(layer.mask)
     head = bytes([layer.bits, coded.shift | coded.of_pruned << 7]) + _varint(len(coded.content))
     bias = layer.bias.astype("<f4").tobytes() if layer.bits == 32 else bfloat16_bytes(layer.bias)
@@ -138,7 +140,7 @@ def layer_bytes(layer: QuantizedLayer) -> bytes:
 
 
 def pack(quantized: Quantized) -> bytes:
-    """The whole file."""
+    """Returns the bytes of the whole file."""
     name = quantized.activation.encode()
     units = [quantized.layers[0].mask.shape[0], *(layer.mask.shape[1] for layer in quantized.layers)]
     head = MAGIC + bytes([VERSION, len(name)]) + name + _varint(len(units) - 1)
@@ -147,18 +149,18 @@ def pack(quantized: Quantized) -> bytes:
 
 
 def unpack(content: bytes) -> Quantized:
-    """Reads what `pack` wrote.
+    """Unpacks the bytes of `pack`.
 
     Raises:
-      InputError: anything else, or damaged.
+      InputError: they are damaged, or not of `pack`.
     """
     if content[:4] != MAGIC or len(content) < 12:
-        raise InputError("it is no packed network of sa_jax")
+        raise InputError("it is not a packed network of sa_jax")
     if content[4] != VERSION:
-        raise InputError(f"it is of version {content[4]}, and only version {VERSION} can be read")
+        raise InputError(f"it has version {content[4]}, but only version {VERSION} can be read")
     content, crc = content[:-4], content[-4:]
     if struct.pack("<I", zlib.crc32(content)) != crc:
-        raise InputError("it is damaged: its CRC-32 is another")
+        raise InputError("it is damaged: its CRC-32 is wrong")
     at = 6
 
     def take(size: int) -> bytes:
@@ -182,8 +184,8 @@ def unpack(content: bytes) -> Quantized:
     units = [number() for _ in range(min(number(), len(content)) + 1)]
     layers = []
     for inputs, outputs in itertools.pairwise(units):
-        # Its biases alone take more than there is where outputs are claimed that are not there.
-        if inputs * outputs > MOST_BRANCHES or 2 * outputs > len(content):
+        # Each output takes 2 bytes or more for its bias.
+        if inputs * outputs > MAX_BRANCHES or 2 * outputs > len(content):
             raise InputError(f"it claims a layer of {inputs:,} by {outputs:,} units")
         bits, form = take(2)
         if bits not in WIDTHS:
@@ -191,9 +193,9 @@ def unpack(content: bytes) -> Quantized:
         if form & 96:
             raise InputError(f"it claims a mask of form {form}")
         mask = unrice(RiceCoded(take(number()), form & 31, form > 127), inputs, outputs)
-        kept, groups = int(mask.sum()), len(group_sizes(mask))
-        packed = take(4 * kept if bits == 32 else -(-kept * bits // 8))
-        codes = unpack_codes(packed, kept, bits)
+        num_kept, groups = int(mask.sum()), len(group_sizes(mask))
+        packed = take(4 * num_kept if bits == 32 else -(-num_kept * bits // 8))
+        codes = unpack_codes(packed, num_kept, bits)
         each = {8: 2, 32: 0}.get(bits, bits)
         scales = _bfloat16(take(2 * each * groups)).reshape(groups, each)
         bias = (
@@ -203,15 +205,15 @@ def unpack(content: bytes) -> Quantized:
         )
         layers.append(QuantizedLayer(mask, bits, codes, scales, bias))
     if at != len(content) or not layers:
-        raise InputError("its layers are not as long as it is")
+        raise InputError("it is longer than its layers")
     return check(Quantized(tuple(layers), activation))
 
 
 def read_packed(path: Path) -> Quantized:
-    """Reads a packed file; `simulate` of it gives float32 kernels.
+    """Reads a packed file; `simulate` turns the result into float32 kernels.
 
     Raises:
-      InputError: it cannot be read, is no packed network, or damaged.
+      InputError: the file cannot be read, is damaged, or is not a packed network.
     """
     try:
         return unpack(path.read_bytes())
@@ -222,7 +224,7 @@ def read_packed(path: Path) -> Quantized:
 
 
 def files(network: Cleaned | Quantized) -> Mapping[str, bytes]:
-    """The file `network.sajx`."""
+    """Returns the file `network.sajx`."""
     return {"network.sajx": pack(quantize(network, 32) if isinstance(network, Cleaned) else network)}
 
 

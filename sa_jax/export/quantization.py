@@ -1,7 +1,7 @@
-"""Kept weights in fewer bits: 1 to 4 by alternating multi-bit quantization, 8 affine, 32 as they are.
+"""Quantizes kept weights: alternating multi-bit quantization for 1 to 4 bits, affine for 8 bits, none for 32.
 
-Rows are quantized by themselves where they keep many weights; where they keep few, neighbouring rows share their
-scales, which would else take more than the weights do.
+Rows with many kept weights have their own scales. Neighbouring rows with few kept weights share scales, which
+would otherwise take more bytes than the weights.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,12 +20,12 @@ from sa_jax.networks.mlp import ACTIVATIONS, check_activation
 from sa_jax.types import InputError
 
 WIDTHS = (1, 2, 3, 4, 8, 32)
-# A row begins a new group where the one before holds so many weights. Scales are 16 bits.
+# A row begins a new group if the group before it has this number of weights. Scales are 16 bits.
 GROUP_WEIGHTS = 128
 # Rounds of alternation; Xu et al. use two for weights.
 ROUNDS = 10
-# A search for widths makes so many proposals a layer on so many samples, from a temperature of the first share of
-# the energies' spread to one of the second.
+# A search for widths makes this number of proposals per layer, on this number of samples. Its first and last
+# temperatures are these shares of the spread of energies.
 SEARCH_STEPS, SEARCH_SAMPLES, SEARCH_SPREAD = 150, 2_000, (0.3, 0.003)
 
 LOGIT_SCALES = [2.0**power for power in np.arange(-4, 8.1, 0.25)]
@@ -36,11 +36,12 @@ class QuantizedLayer(NamedTuple):
 
     Attributes:
       mask: bool `[inputs, outputs]`.
-      bits: of a code, of `WIDTHS`.
-      codes: of the kept weights, output by output, `[kept]`: uint8; at 32 bits the float32 weights themselves.
-      scales: float32 `[groups, bits]`, of which a code's bits choose the signs; at 8 bits `[groups, 2]`, the
-        lowest weight and the step; at 32 bits `[groups, 0]`. Whole in bfloat16.
-      bias: float32 `[outputs]`, below 32 bits whole in bfloat16.
+      bits: bits per code, one of `WIDTHS`.
+      codes: codes of the kept weights, output by output, uint8 `[kept]`; at 32 bits the float32 weights
+        themselves.
+      scales: float32 `[groups, bits]`, whose signs the bits of a code choose; at 8 bits `[groups, 2]`, the lowest
+        weight and the step; at 32 bits `[groups, 0]`. Exactly representable in bfloat16.
+      bias: float32 `[outputs]`; below 32 bits exactly representable in bfloat16.
     """
 
     mask: np.ndarray
@@ -51,11 +52,11 @@ class QuantizedLayer(NamedTuple):
 
 
 class Quantized(NamedTuple):
-    """A cleaned network in few bits.
+    """A cleaned network with quantized weights.
 
     Attributes:
-      layers: from the inputs on.
-      activation: between layers, of `models.ACTIVATIONS`.
+      layers: the layers, in network order.
+      activation: activation between layers, one of `mlp.ACTIVATIONS`.
     """
 
     layers: tuple[QuantizedLayer, ...]
@@ -65,19 +66,19 @@ class Quantized(NamedTuple):
 def quantize(cleaned: Cleaned, bits: int | Sequence[int]) -> Quantized:
     """Quantizes the kept weights of each layer.
 
-    Below 8 bits a weight is `sum_i scales[i] * (+1 or -1)`, greedily at first, then scales by least squares and
-    codes by nearest values in turn (Xu et al. 2018, Alternating Multi-bit Quantization, algorithm 2). At 8 bits it
-    is `lowest + step * code`.
+    Below 8 bits a weight is `sum_i scales[i] * (+1 or -1)`. Scales and codes start greedily; then least-squares
+    scales and nearest codes alternate (Xu et al. 2018, Alternating Multi-bit Quantization, algorithm 2). At 8 bits
+    a weight is `lowest + step * code`.
 
     Args:
-      cleaned: from `clean`.
-      bits: of each weight, of `WIDTHS`; one number, or one for each layer.
+      cleaned: a network from `clean`.
+      bits: bits per weight, of `WIDTHS`; one number for all layers, or one for each.
 
     Raises:
-      InputError: bits that are not of `WIDTHS`, or of another number of layers.
+      InputError: bits that are not in `WIDTHS`, or not one for each layer.
 
     >>> from sa_jax.export import clean
-    >>> from sa_jax.models import Network
+    >>> from sa_jax.networks.mlp import Network
     >>> network = Network((np.array([[0.5], [-0.5], [0.25]], np.float32),), (None,))
     >>> layer = quantize(clean(network, np.ones(3, bool)), 2).layers[0]
     >>> layer.codes.tolist(), layer.scales.tolist()
@@ -90,7 +91,7 @@ def quantize(cleaned: Cleaned, bits: int | Sequence[int]) -> Quantized:
         )
     for width in widths:
         if width not in WIDTHS:
-            raise InputError(f"bits must be of {', '.join(map(str, WIDTHS))}, not {width!r}")
+            raise InputError(f"bits must be one of {', '.join(map(str, WIDTHS))}, not {width!r}")
     parts = zip(cleaned.kernels, cleaned.masks, cleaned.biases, widths, strict=True)
     return Quantized(tuple(_quantized_layer(*part) for part in parts), cleaned.activation)
 
@@ -108,10 +109,10 @@ def _quantized_layer(kernel: np.ndarray, mask: np.ndarray, bias: np.ndarray, bit
 
 
 def check(quantized: Quantized) -> Quantized:
-    """Returns a network whose parts belong together.
+    """Validates that the arrays of a quantized network fit each other, and returns the network.
 
     Raises:
-      InputError: they do not, or hold NaN or infinite values.
+      InputError: they do not fit, or hold NaN or infinite values.
     """
     check_activation(quantized.activation)
     if not quantized.layers:
@@ -140,7 +141,7 @@ def check(quantized: Quantized) -> Quantized:
 
 
 def group_sizes(mask: np.ndarray) -> list[int]:
-    """How many of the kept weights, output by output, are in each group, which shares its scales.
+    """Returns the number of kept weights in each group of outputs that share scales.
 
     Args:
       mask: bool `[inputs, outputs]`.
@@ -154,18 +155,23 @@ def group_sizes(mask: np.ndarray) -> list[int]:
 
 
 def to_bfloat16(values: np.ndarray) -> np.ndarray:
-    """The nearest bfloat16 numbers, as float32, of any shape."""
+    """Rounds values of any shape to bfloat16, and returns them as float32."""
     return np.asarray(jnp.asarray(values, jnp.bfloat16).astype(jnp.float32))
 
 
 def levels(scales: np.ndarray, bits: int) -> np.ndarray:
-    """What codes mean in each group, `[groups, 2 ** bits]`, of scales as in `QuantizedLayer`; below 32 bits."""
+    """Returns the value of each code in each group, `[groups, 2 ** bits]`, below 32 bits.
+
+    Args:
+      scales: scales as in `QuantizedLayer`, `[groups, ...]`.
+      bits: bits per code.
+    """
     scales = np.asarray(scales, np.float32)
     codes = np.arange(2**bits)
     if bits == 8:
         return scales[:, :1] + scales[:, 1:] * codes.astype(np.float32)
     total = np.zeros((len(scales), len(codes)), np.float32)
-    for bit in range(bits):  # one after the other, as the C decoder adds them
+    for bit in range(bits):  # in the order in which the C decoder adds them
         total = total + np.where(codes >> bit & 1, scales[:, bit : bit + 1], -scales[:, bit : bit + 1])
     return total
 
@@ -183,7 +189,7 @@ def _affine(weights: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
     if not weights.size:
         return np.zeros(0, np.uint8), np.zeros(2)
     top = 2**bits - 1
-    # Rounded outwards, so that no weight is farther off than half a step.
+    # Rounded outwards, so that the error of a weight is at most half a step.
     lowest = _bfloat16_towards(weights.min(), up=False)
     step = _bfloat16_towards((weights.max() - lowest) / top, up=True)
     if step <= 0:
@@ -217,7 +223,7 @@ def _nearest(weights: np.ndarray, scales: np.ndarray) -> np.ndarray:
 
 
 def simulate(quantized: Quantized) -> Cleaned:
-    """The same network with float32 kernels: what any decoder must compute."""
+    """Dequantizes a network to float32 kernels, with the values that every decoder must compute."""
     kernels = []
     for layer in quantized.layers:
         rows = np.zeros(layer.mask.T.shape, np.float32)
@@ -246,26 +252,26 @@ def choose_bits(
     size: Callable[[QuantizedLayer], int],
     beside: int = 0,
 ) -> tuple[int, ...]:
-    """Anneals the width of each layer for the lowest cross-entropy within a budget of bytes.
+    """Chooses the bits of each layer by annealing, for the lowest cross-entropy within a budget of bytes.
 
-    The job that HAQ gives to reinforcement learning (Wang et al. 2019). Logits are scaled by what suits the
-    network best before it is quantized (temperature scaling; Guo et al. 2017): pruning shrinks them, and widths
-    would else be chosen for how much they let them grow.
+    HAQ uses reinforcement learning for this (Wang et al. 2019). The logits are multiplied by the scale that gives
+    the network before quantization the lowest cross-entropy (temperature scaling; Guo et al. 2017): pruning
+    shrinks the logits, and bits would otherwise be chosen for how much they let the logits grow.
 
     Args:
       rng_key: a key, `[]`.
-      cleaned: from `clean`.
-      inputs: of validation samples, float `[samples, features]`; the first `SEARCH_SAMPLES` are looked at.
-      labels: of those, int `[samples]`.
-      max_bytes: of all layers, and what is beside them.
-      size: the bytes that a layer takes.
-      beside: the bytes that are not of a layer.
+      cleaned: a network from `clean`.
+      inputs: validation inputs, float `[samples, features]`; the first `SEARCH_SAMPLES` are used.
+      labels: their labels, int `[samples]`.
+      max_bytes: budget for all layers and `beside`.
+      size: returns the bytes that a layer takes.
+      beside: bytes beside those of the layers.
 
     Returns:
       Bits of each layer, of `WIDTHS` below 32.
 
     Raises:
-      InputError: even the fewest bits take more bytes.
+      InputError: the network takes more bytes even with the fewest bits.
     """
     widths = [width for width in WIDTHS if width < 32]
     tried = [quantize(cleaned, width) for width in widths]
@@ -288,11 +294,11 @@ def choose_bits(
 
     def energy(choice, *data):
         fits = sizes[choice, jnp.arange(len(layers))].sum() + beside <= max_bytes
-        # A choice beyond the budget is rejected as one without a finite energy.
+        # A choice beyond the budget has an infinite energy, and is thus rejected.
         return jax.lax.cond(fits, lambda: loss(choice, *data), lambda: jnp.float32(jnp.inf))
 
     def move(rng_key, choice):
-        # Of one layer or two, so that bytes can go from one to the other.
+        # Changes one layer or two, so that bytes can go from one to the other.
         layer_key, width_key = jax.random.split(rng_key)
         moved = jax.random.randint(layer_key, (2,), 0, len(layers))
         others = jax.random.randint(width_key, (2,), 0, len(widths))

@@ -1,4 +1,4 @@
-"""Data, weights and results in files, without pickle."""
+"""Reads and writes data sets, weights, masks and results, without pickle."""
 
 from sa_jax.files.datasets import load_dataset
 from sa_jax.files.weights import load, masks_like, put_back, write_pruned

@@ -1,7 +1,7 @@
-"""Data sets as plain arrays in three splits: digits (packaged), MNIST, Fashion-MNIST, an .npz of one's own.
+"""Loads data sets as plain arrays in three splits: digits (packaged), MNIST, Fashion-MNIST, or any .npz file.
 
-The annealer sees the training split; settings are chosen on the validation split; the test split is for the
-final number.
+Annealing uses the training split. Settings are chosen on the validation split. The test split gives the final
+figures only.
 """
 
 import gzip
@@ -15,10 +15,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sa_jax import checks
 from sa_jax.files.npz import read_npz
 from sa_jax.types import InputError
 
-# Fixes which samples are in which split.
+# The seed that decides which samples are in which split.
 SPLIT_SEED = 20_220_228
 IDX_FILES = (
     "train-images-idx3-ubyte",
@@ -31,7 +32,7 @@ DEBIAN_DATA = Path("/usr/share/datasets")
 
 
 class Source(NamedTuple):
-    """Where an IDX data set comes from: its folder, its mirrors, and SHA-256 of the decompressed files."""
+    """Where an IDX data set comes from: its folder, its mirrors, and the SHA-256 of each decompressed file."""
 
     folder: str
     mirrors: tuple[str, ...]
@@ -66,14 +67,14 @@ SOURCES = {
 
 
 class Split(NamedTuple):
-    """Samples: inputs float32 `[samples, features]`, labels int32 `[samples]`."""
+    """The samples of a split: inputs float32 `[samples, features]`, labels int32 `[samples]`."""
 
     inputs: np.ndarray
     labels: np.ndarray
 
 
 class Dataset(NamedTuple):
-    """Three disjoint splits; `image_shape` is `(rows, columns)` where the features are pixels, else None."""
+    """Three disjoint splits; `image_shape` is `(rows, columns)` if the features are pixels, else None."""
 
     name: str
     train: Split
@@ -84,30 +85,31 @@ class Dataset(NamedTuple):
 
 
 def load_dataset(name: str, input_mean: float = 0.0, input_std: float = 1.0) -> Dataset:
-    """Loads a data set, its splits always the same.
+    """Loads a data set in three splits, which are the same every time.
 
     Args:
       name: 'digits' from scikit-learn, 'mnist' or 'fashion_mnist' from IDX files, or the path of an .npz.
-        IDX files are looked for in `$SA_JAX_DATA`, /usr/share/datasets and the user's cache, else downloaded
-        there and checked. An .npz holds `x_train, y_train, x_test, y_test` and perhaps `x_validation,
-        y_validation`, or just `x, y`; inputs `[samples, ...]`, labels whole numbers from 0.
-      input_mean: subtracted from the inputs. Before that, inputs of dtype uint8 are divided by 255, and
-        digits by 16; others are taken as they are.
-      input_std: then divides them; above 0.
+        IDX files are searched in `$SA_JAX_DATA`, in /usr/share/datasets and in the user's cache; if they are in
+        none of these, they are downloaded to the cache and their checksums compared. An .npz holds either `x, y`,
+        or `x_train, y_train, x_test, y_test` and optionally `x_validation, y_validation`. Inputs are
+        `[samples, ...]`, labels are whole numbers from 0.
+      input_mean: subtracted from the inputs. Before that, inputs of dtype uint8 are divided by 255, and those of
+        digits by 16.
+      input_std: divides the inputs after the subtraction; above 0.
 
     Returns:
-      A `Dataset`. Of the 60,000 training images of MNIST the last 10,000 of a fixed permutation are the
-      validation split; where a data set has no splits of its own, it is cut 60 : 20 : 20.
+      A `Dataset`. For MNIST, the last 10,000 of a fixed permutation of the 60,000 training images are the
+      validation split. A data set without splits is cut 60 : 20 : 20.
 
     Raises:
-      InputError: an unknown name, missing or damaged files, values that are not finite, labels out of range.
+      InputError: an unknown name, missing or damaged files, values that are not finite, or labels out of range.
 
     >>> digits = load_dataset("digits")
     >>> digits.train.inputs.shape, digits.validation.inputs.shape, digits.test.inputs.shape
     ((1079, 64), (359, 64), (359, 64))
     """
-    if not (np.isfinite(input_mean) and np.isfinite(input_std) and input_std > 0):
-        raise InputError(f"input_mean and input_std must be finite, input_std above 0: {input_mean}, {input_std}")
+    checks.number("input_mean", input_mean)
+    checks.number("input_std", input_std, above=0)
     if name == "digits":
         from sklearn.datasets import load_digits
 
@@ -122,14 +124,14 @@ def load_dataset(name: str, input_mean: float = 0.0, input_std: float = 1.0) -> 
         raise InputError(f"unknown dataset {name!r}; known: {known}, or the path of an .npz")
     image_shape = arrays["x" if "x" in arrays else "x_train"].shape[1:]
     splits = _three_splits(name, arrays)
-    # Of all samples that the training split is cut from, so that a rare class may miss it.
+    # Counted before the split, so that a class too rare for the training split is known.
     occurring = np.unique(arrays["y" if "y" in arrays else "y_train"])
     num_classes = len(occurring)
     if num_classes < 2 or not np.array_equal(occurring, np.arange(num_classes)):
+        found = ", ".join(f"{label:g}" for label in occurring[:5]) + (", ..." if num_classes > 5 else "")
         raise InputError(
-            f"{name}: labels must run from 0 to the number of classes - 1, two classes at least, and each occur; "
-            f"they are {', '.join(f'{label:g}' for label in occurring[:5])}{', ...' if num_classes > 5 else ''}; "
-            "np.unique(y, return_inverse=True)[1] relabels them"
+            f"{name}: labels must run from 0 to the number of classes - 1, with two classes or more, and each "
+            f"class must occur; found {found}; np.unique(y, return_inverse=True)[1] relabels them"
         )
     for kind, split in zip(("validation", "test"), splits[1:], strict=True):
         if split.labels.max() >= num_classes:
@@ -146,21 +148,21 @@ def load_dataset(name: str, input_mean: float = 0.0, input_std: float = 1.0) -> 
 
 
 def data_file(name: str) -> Path:
-    """Finds a file as named, or else in `$SA_JAX_DATA`.
+    """Finds a file at the path given, or else in the folder `$SA_JAX_DATA`.
 
     Raises:
-      InputError: it is in neither place.
+      InputError: the file is in neither place.
     """
     try:
         given = Path(name).expanduser()
-    except RuntimeError:  # ~ of a user who is not there
+    except RuntimeError:  # ~user of an unknown user
         given = Path(name)
     if given.is_file():
         return given
     folder = os.environ.get("SA_JAX_DATA")
     if folder and (Path(folder) / name).is_file():
         return Path(folder) / name
-    where = f"nor in $SA_JAX_DATA ({folder})" if folder else "and SA_JAX_DATA names no folder to look in"
+    where = f"nor in $SA_JAX_DATA ({folder})" if folder else "and SA_JAX_DATA is not set"
     raise InputError(f"file {name} is not there, {where}")
 
 
@@ -168,7 +170,7 @@ def read_idx(path: Path) -> np.ndarray:
     """Reads an IDX file of unsigned bytes, plain or gzipped: labels `[samples]` or images `[samples, h, w]`.
 
     Raises:
-      InputError: the file is missing, damaged, truncated or longer than it declares.
+      InputError: the file is missing, damaged, truncated, or longer than its header says.
     """
     content = _decompressed(path)
     magic = int.from_bytes(content[:4], "big")
@@ -183,8 +185,10 @@ def read_idx(path: Path) -> np.ndarray:
     shape = tuple(int.from_bytes(content[4 + 4 * i : 8 + 4 * i], "big") for i in range(rank))
     declared, present = math.prod(shape), len(content) - header
     if declared != present:
-        problem = "truncated" if present < declared else "longer than it declares"
-        raise InputError(f"{path} is {problem}: shape {list(shape)} needs {declared} bytes, {present} are there")
+        problem = "truncated" if present < declared else "longer than its header says"
+        raise InputError(
+            f"{path} is {problem}: shape {list(shape)} needs {declared} bytes, the file has {present}"
+        )
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
 
 
@@ -204,7 +208,8 @@ def _idx_arrays(source: Source) -> dict[str, np.ndarray]:
     arrays = {name: read_idx(path) for name, path in zip(names, paths, strict=True)}
     for name, path in zip(names, paths, strict=True):
         if arrays[name].ndim != (3 if name[0] == "x" else 1):
-            raise InputError(f"{path} holds {'labels' if name[0] == 'x' else 'images'}, the other kind of file")
+            found, expected = ("labels", "images") if name[0] == "x" else ("images", "labels")
+            raise InputError(f"{path} contains {found} where {expected} were expected; are the two files swapped?")
         if name[0] == "y" and arrays[name].size and arrays[name].max() > 9:
             raise InputError(f"{path}: label {arrays[name].max()} is out of range 0..9")
     return arrays
@@ -213,7 +218,7 @@ def _idx_arrays(source: Source) -> dict[str, np.ndarray]:
 def _idx_paths(source: Source) -> list[Path]:
     own = os.environ.get("SA_JAX_DATA")
     if own and not Path(own).is_dir():
-        raise InputError(f"SA_JAX_DATA={own} is no folder")
+        raise InputError(f"SA_JAX_DATA={own} is not a folder")
     for place in ([Path(own)] if own else []) + [DEBIAN_DATA]:
         folder = place / source.folder
         if not folder.is_dir():
@@ -247,8 +252,8 @@ def _cached(source: Source, name: str, digest: str) -> Path:
             if _has_digest(aside, digest):
                 os.replace(aside, path)
                 return path
-            problems.append(f"{mirror} gave other content")
-        except Exception as error:  # requests, urllib3 and pooch each raise their own kinds
+            problems.append(f"{mirror} sent a file with a wrong checksum")
+        except Exception as error:  # requests, urllib3 and pooch each raise their own errors
             problems.append(f"{mirror} failed ({type(error).__name__})")
         finally:
             aside.unlink(missing_ok=True)
@@ -259,7 +264,7 @@ def _cached(source: Source, name: str, digest: str) -> Path:
 
 
 def fetch(url: str, path: Path) -> None:
-    """Downloads a URL to a path; the caller checks what came."""
+    """Downloads a URL to a path; the caller compares the checksum."""
     import pooch
 
     pooch.get_logger().setLevel("ERROR")
@@ -267,7 +272,7 @@ def fetch(url: str, path: Path) -> None:
 
 
 def _has_digest(path: Path, digest: str) -> bool:
-    # Mirrors recompress: what is hashed is the content.
+    # Mirrors compress in different ways, so the decompressed content is hashed.
     try:
         return hashlib.sha256(_decompressed(path)).hexdigest() == digest
     except InputError:
@@ -327,7 +332,7 @@ def _checked(name: str, suffix: str, inputs: np.ndarray, labels: np.ndarray) -> 
         raise InputError(
             f"{name}: x{suffix} and y{suffix} must hold numbers, not {inputs.dtype} and {labels.dtype}"
         )
-    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite
+    with np.errstate(over="ignore"):  # values beyond float32 become infinite
         flat = inputs.reshape(len(inputs), -1).astype(np.float32)
     if not (np.isfinite(flat).all() and np.isfinite(labels).all()):
         raise InputError(f"{name}: x{suffix} or y{suffix} holds NaN or infinite values")

@@ -1,4 +1,4 @@
-"""The arrays of Keras's files, `.weights.h5`, `.h5` and `.keras`, in and out, without Keras. Needs h5py."""
+"""Reads and writes the arrays of Keras files, `.weights.h5`, `.h5` and `.keras`, without Keras. Needs h5py."""
 
 import io
 import zipfile
@@ -14,16 +14,18 @@ from sa_jax.types import InputError
 SUFFIXES = (".h5", ".keras")
 # The weights within a .keras archive.
 MEMBER = "model.weights.h5"
-# What belongs to no layer's computation.
+# Arrays that no layer computes with.
 LEFT_OUT = ("optimizer/", "optimizer_weights/", "seed_generator/")
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Reads the layers' arrays, of any shape, by their places in the HDF5 file; no link to another is followed.
+    """Reads the layers' arrays, of any shape, by their paths in the HDF5 file.
+
+    Links to other files are not followed.
 
     Raises:
       InputError: h5py is missing, or the file cannot be read, is damaged, keeps arrays in other files, or declares
-        more than it holds.
+        larger arrays than it holds.
     """
     h5py = _h5py(path)
     try:
@@ -36,7 +38,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
             if not isinstance(found, h5py.Dataset) or any(part in named for part in LEFT_OUT):
                 return
             if found.is_virtual or found.external is not None:
-                raise ValueError(f"{place} lies in another file")
+                raise ValueError(f"{place} is stored in another file")
             left -= found.nbytes
             if left < 0:
                 raise ValueError(f"{place} is compressed or larger than the file")
@@ -46,16 +48,16 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
             file.visititems(take)
         return arrays
     except Exception as error:
-        raise _no_keras_file(path, error) from None
+        raise _not_a_keras_file(path, error) from None
 
 
 def write_arrays(source: Path, out: Path, changes: Mapping[str, np.ndarray]) -> None:
-    """Writes a copy of a Keras file, of the same kind, with some arrays changed.
+    """Writes a copy of a Keras file, in the same format, with some arrays changed.
 
     Args:
-      source: as for `read_arrays`.
-      out: replaced if it exists.
-      changes: arrays by their places, of the shapes there.
+      source: the file, as for `read_arrays`.
+      out: the copy; replaced if it exists.
+      changes: new arrays by their paths in the file, of the same shapes.
 
     Raises:
       InputError: as for `read_arrays`; or `out` cannot be written.
@@ -75,12 +77,12 @@ def write_arrays(source: Path, out: Path, changes: Mapping[str, np.ndarray]) -> 
                     new.writestr(member, content if member.filename == MEMBER else old.read(member))
             content = archive.getvalue()
     except Exception as error:
-        raise _no_keras_file(source, error) from None
+        raise _not_a_keras_file(source, error) from None
     workdirs.write_file(out, content)
 
 
 def sequential_bytes(kernels: Sequence[np.ndarray], biases: Sequence[np.ndarray | None]) -> bytes:
-    """The content of a `.weights.h5` that `keras.Sequential` of as many `Dense` layers loads.
+    """Returns the content of a `.weights.h5` file for a `keras.Sequential` of `Dense` layers.
 
     Args:
       kernels: one `[inputs, outputs]` per layer, in network order.
@@ -113,8 +115,8 @@ def _h5py(path: Path) -> Any:
     return h5py
 
 
-def _no_keras_file(path: Path, error: Exception) -> InputError:
+def _not_a_keras_file(path: Path, error: Exception) -> InputError:
     if isinstance(error, OSError) and error.errno is not None:
         return InputError(f"{path} cannot be read: {error.strerror or error}")
     reason = str(error).partition("\n")[0] or type(error).__name__
-    return InputError(f"{path} is no Keras file of weights: {reason}")
+    return InputError(f"{path} is not a Keras file of weights: {reason}")

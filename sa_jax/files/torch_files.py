@@ -1,7 +1,8 @@
-"""The tensors of PyTorch's files, read without PyTorch and without running anything that a pickle may name.
+"""Reads the tensors of PyTorch files without PyTorch and without running code that a pickle names.
 
-A checkpoint is a pickle, and a pickle can name any code to run. Here its opcodes are gone through one by one: they
-build containers, numbers, text and places of tensors. Any other name in it stands for itself and cannot be called.
+A checkpoint is a pickle, and a pickle can name any code to run. Here the opcodes of the pickle are interpreted one
+by one. They can build containers, numbers, text and references to tensors. Any other name in the pickle is kept as
+a name and never called.
 """
 
 import io
@@ -16,8 +17,8 @@ import numpy as np
 
 from sa_jax.types import InputError
 
-# Of the format that torch.save wrote before version 1.6: pickles of a magic number, a protocol version, the
-# writer's type sizes, the object and the storages' keys, then the storages.
+# The format that torch.save wrote before version 1.6: pickles of a magic number, a protocol version, the writer's
+# type sizes, the object and the storages' keys, then the storages.
 MAGIC = 0x1950A86A20F9469CFC6C
 PROTOCOL = 1001
 DTYPES = {
@@ -32,9 +33,10 @@ DTYPES = {
     "ByteStorage": np.dtype("u1"),
     "BoolStorage": np.dtype("?"),
 }
-# Tensors may share a storage, as tied weights do; all of them are at most so many times what is stored.
-MOST_SHARED = 8
-# Where training scripts put a state dict beside other things.
+# Tensors may share a storage, as tied weights do. All tensors together may be this many times as large as the
+# storages.
+MAX_SHARED = 8
+# Names under which training scripts save a state dict beside other things.
 STATE_DICTS = ("model_state_dict", "state_dict", "model")
 MARK = object()
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": (), "MARK": MARK}
@@ -46,21 +48,21 @@ VALUES = frozenset(
 
 
 class Name(NamedTuple):
-    """A name that a pickle refers to; nothing is looked up by it."""
+    """A name in a pickle. It is never looked up."""
 
     module: str
     name: str
 
 
 class Storage(NamedTuple):
-    """A flat buffer elsewhere in the file."""
+    """A flat buffer in another place of the file."""
 
     key: str
     dtype: np.dtype
 
 
 class Tensor(NamedTuple):
-    """A strided view of a storage, in elements."""
+    """A strided view of a storage; offset and strides count elements."""
 
     storage: Storage
     offset: int
@@ -69,15 +71,15 @@ class Tensor(NamedTuple):
 
 
 def read_tensors(path: Path) -> dict[str, np.ndarray]:
-    """Reads the tensors, of any shape, of a file of `torch.save`, by their names in its state dict.
+    """Reads the tensors, of any shape, of a file of `torch.save`, by their names in the state dict.
 
-    Takes what PyTorch wrote before version 1.6 and what it has written since. A state dict may stand alone, or
-    under a name of `STATE_DICTS` in a mapping of other things. Tensors that are the same, as tied weights are,
-    become one array; no array is larger than its storage.
+    Reads the format before PyTorch 1.6 and the one since. The file may hold a state dict alone, or a mapping that
+    has the state dict under a name of `STATE_DICTS`. Identical tensors, such as tied weights, become one array. No
+    array is larger than its storage.
 
     Raises:
-      InputError: the file cannot be read, is damaged or of another format, or holds more than tensors and plain
-        values, such as a whole module.
+      InputError: the file cannot be read, is damaged or of another format, or holds other objects than tensors
+        and plain values, such as a whole module.
     """
     try:
         content = path.read_bytes()
@@ -85,9 +87,9 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
     try:
         return _from_zip(content) if content[:2] == b"PK" else _from_legacy(content)
-    except Exception as error:  # whatever damaged archives and pickles raise
+    except Exception as error:  # damaged archives and pickles raise many errors
         reason = str(error).partition("\n")[0] or type(error).__name__
-        raise InputError(f"{path} is no PyTorch file of tensors: {reason}") from None
+        raise InputError(f"{path} is not a PyTorch file of tensors: {reason}") from None
 
 
 def _from_zip(content: bytes) -> dict[str, np.ndarray]:
@@ -139,12 +141,12 @@ def _state_dict(content: Any) -> dict[str, Tensor]:
         tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
         if tensors:
             return {str(name): tensor for name, tensor in tensors.items()}
-    raise ValueError("it holds no tensors by name; save model.state_dict()")
+    raise ValueError("it holds no named tensors; save model.state_dict()")
 
 
 def _arrays(tensors: dict[str, Tensor], buffers: dict[str, bytes]) -> dict[str, np.ndarray]:
     made: dict[Tensor, np.ndarray] = {}
-    left = MOST_SHARED * sum(map(len, buffers.values()))
+    left = MAX_SHARED * sum(map(len, buffers.values()))
     for name, tensor in tensors.items():
         if tensor in made:
             continue
@@ -153,24 +155,24 @@ def _arrays(tensors: dict[str, Tensor], buffers: dict[str, bytes]) -> dict[str, 
         last = offset + sum((length - 1) * stride for length, stride in zip(shape, strides, strict=True))
         size = math.prod(shape)
         if min(offset, *shape, *strides, 0) < 0 or (size and last >= flat.size):
-            raise ValueError(f"tensor {name!r} reaches out of its storage")
+            raise ValueError(f"tensor {name!r} reaches beyond its storage")
         left -= size * storage.dtype.itemsize
         if size > flat.size or left < 0:
-            raise ValueError(f"tensor {name!r} is larger than what is stored of it")
+            raise ValueError(f"tensor {name!r} is larger than its storage")
         in_bytes = [stride * storage.dtype.itemsize for stride in strides]
         made[tensor] = np.lib.stride_tricks.as_strided(flat[offset:], shape, in_bytes).copy()
     return {name: made[tensor] for name, tensor in tensors.items()}
 
 
 def unpickle(file: BinaryIO, dtypes: dict[str, np.dtype] | None = None) -> Any:
-    """Builds what one pickle describes, of containers, numbers, text, `Name`, `Storage` and `Tensor` only.
+    """Builds the object of one pickle, from containers, numbers, text, `Name`, `Storage` and `Tensor` only.
 
     Args:
-      file: read from where it stands to the end of the pickle.
-      dtypes: gets the dtype of each storage met, by its key.
+      file: read from its current position to the end of the pickle.
+      dtypes: a dictionary that is filled with the dtype of each storage, by its key.
 
     Raises:
-      ValueError: the pickle calls or builds anything else. Damaged ones raise other errors too.
+      ValueError: the pickle calls or builds anything else. Damaged pickles raise other errors too.
     """
     stack: list[Any] = []
     memo: dict[int, Any] = {}
@@ -222,7 +224,7 @@ def _since_mark(stack: list[Any]) -> list[Any]:
 
 
 def _pairs(items: list[Any]) -> dict[Any, Any]:
-    # The hash of a deeply nested tuple would overflow the interpreter's own stack.
+    # Hashing a deeply nested tuple would overflow the interpreter's stack.
     if not all(isinstance(key, str | int | float) for key in items[::2]):
         raise ValueError("its mappings have keys that are neither text nor numbers")
     return dict(zip(items[::2], items[1::2], strict=True))
@@ -236,17 +238,17 @@ def _called(function: Any, arguments: Any) -> Any:
     if function in (Name("torch._utils", "_rebuild_tensor_v2"), Name("torch._utils", "_rebuild_tensor")):
         storage, offset, shape, strides = arguments[:4]
         if not isinstance(storage, Storage) or not all(isinstance(n, int) for n in (offset, *shape, *strides)):
-            raise ValueError("a tensor without a storage, or of a shape that is not made of whole numbers")
+            raise ValueError("a tensor has no storage, or a shape that is not made of whole numbers")
         return Tensor(storage, offset, tuple(shape), tuple(strides))
-    named = ".".join(map(str, function)) if isinstance(function, Name) else "what is no name"
-    raise ValueError(f"it wants {named} to be called, which is never done; save model.state_dict()")
+    named = ".".join(map(str, function)) if isinstance(function, Name) else "an object without a name"
+    raise ValueError(f"it asks to call {named}, which is never done; save model.state_dict()")
 
 
 def _storage(place: Any, dtypes: dict[str, np.dtype] | None) -> Storage:
     kind, dtype, key, *_, view = place
     known = isinstance(dtype, Name) and dtype.module == "torch" and dtype.name in DTYPES
     if kind != "storage" or not known or not isinstance(key, str) or isinstance(view, tuple):
-        raise ValueError(f"a storage of an unknown kind, {'.'.join(map(str, dtype))}")
+        raise ValueError(f"a storage has an unknown type, {'.'.join(map(str, dtype))}")
     if dtypes is not None:
         dtypes[key] = DTYPES[dtype.name]
     return Storage(key, DTYPES[dtype.name])

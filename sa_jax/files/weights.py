@@ -1,10 +1,12 @@
-"""The weights of a multilayer perceptron from anywhere, and its masks and pruned weights back there.
+"""Loads the weights of a multilayer perceptron from files and objects, and puts masks and pruned weights back.
 
-A source is a file, or any pytree: Flax Linen params, an NNX module or its state, an Equinox module, a state dict
-of PyTorch, lists of arrays. Which arrays are kernels and biases is read from their names; how kernels lie and what
-their order is, from names and shapes. What could be read in two ways is refused, with both of them named.
+A source is a file or any pytree: Flax Linen params, an NNX module or its state, an Equinox module, a PyTorch state
+dict, lists of arrays. Names tell which arrays are kernels and which are biases. Names and shapes tell the order of
+the layers and the layout of the kernels. If names and shapes allow two readings, loading fails and lists both;
+choose one with `layout=` or `order=`.
 """
 
+import csv
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +20,7 @@ import numpy as np
 import safetensors.numpy
 from jax.core import Tracer
 
+from sa_jax import checks
 from sa_jax.files import keras_files, torch_files, workdirs
 from sa_jax.files.npz import npz_bytes, read_npz
 from sa_jax.networks import layer_order
@@ -26,33 +29,31 @@ from sa_jax.types import InputError, PyTree
 
 TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
 SUFFIXES = (".npz", ".safetensors", *TORCH_SUFFIXES, *keras_files.SUFFIXES)
-# How a kernel lies: [inputs, outputs] as in Flax and Keras, or [outputs, inputs] as in PyTorch and Equinox.
+# The layout of a kernel: [inputs, outputs] as in Flax and Keras, or [outputs, inputs] as in PyTorch and Equinox.
 LAYOUTS = ("inputs_first", "outputs_first")
-MOST_LAYERS = 1_000
+MAX_LAYERS = 1_000
 
-# Which the names 'fc1.weight', 'Dense_0/kernel' say; of 'W1', 'fc1_b' and their kind only the shapes tell.
+# The layouts that names such as 'fc1.weight' and 'Dense_0/kernel' tell. For 'W1' or 'fc1_b' only shapes do.
 _KNOWN = {"kernel": "inputs_first", "weight": "outputs_first"}
 _FULL_NAME = re.compile(r"_?(kernel|weight|bias)(_orig|_mask)?")
 _SHORT_NAME = re.compile(r"(?:(.*?)[_-])?(kernel|weight|bias|w|b)s?[_-]?(\d*)", re.IGNORECASE)
 _KERAS_NAME = re.compile(r"(?:layers\.)?(.+)\.vars\.([01])")
 _NUMBER = re.compile(r"(?:arr_)?\d+")
-_OTHER_LAYERS = (
-    "; other layers than dense ones: fold them into these, or see kernels.prune_kernels and sa-jax layers"
-)
-# What wrappers add to the names of the layers in them.
+_OTHER_LAYERS = "; only dense layers can be loaded: fold others into them, or see prune_kernels and sa-jax layers"
+# What wrappers add to the names of their layers.
 _WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.|model_weights\.)+|\._layer(?=\.)|:0$")
 
 
 class Layer(NamedTuple):
-    """Where a layer's arrays are.
+    """The names of a layer's arrays.
 
     Attributes:
-      name: of the layer.
-      kernel: name of the array.
-      bias: name of the array, if there is one.
-      outputs_first: whether the kernel lies as [outputs, inputs].
-      kernel_mask: name of an array that multiplies the kernel, as of `torch.nn.utils.prune`, if there is one.
-      bias_mask: likewise.
+      name: name of the layer.
+      kernel: name of the kernel's array.
+      bias: name of the bias's array, if there is one.
+      outputs_first: whether the kernel is stored as [outputs, inputs].
+      kernel_mask: name of an array that multiplies the kernel, as `torch.nn.utils.prune` adds it, if there is one.
+      bias_mask: name of an array that multiplies the bias, if there is one.
     """
 
     name: str
@@ -70,10 +71,11 @@ class _Part(NamedTuple):
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Reads all arrays, of any shape, of a file with one of `SUFFIXES`, by their names in it.
+    """Reads all arrays, of any shape, of a file with one of `SUFFIXES`, by their names in the file.
 
     Raises:
-      InputError: the file cannot be read, is damaged or of another kind, or holds more than plain arrays.
+      InputError: the file cannot be read, is damaged, has another format, or holds other objects than plain
+        arrays.
     """
     if path.suffix == ".npz":
         return read_npz(path)
@@ -87,26 +89,26 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         return safetensors.numpy.load_file(path)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
-    except Exception as error:  # of kinds that safetensors does not document
+    except Exception as error:  # safetensors does not document its errors
         raise InputError(f"{path} is damaged or not a .safetensors file: {error}") from None
 
 
 def load(source: PyTree, order: Sequence[str] | None = None, layout: str | None = None) -> dict[str, Any]:
-    """The parameters of a multilayer perceptron, as `sa_jax.prune` takes them.
+    """Loads the parameters of a multilayer perceptron, in the form that `sa_jax.prune` takes.
 
     Args:
-      source: a path, or a pytree, see the module. Kernels are called `kernel`, `weight`, `w` or the like, biases
-        `bias` or `b`, or all are numbered in network order. Leaves that are no arrays are passed over.
-      order: names of the layers in network order, where names and shapes do not tell; these are then called
-        `Dense_0`, `Dense_1` and so on.
-      layout: one of `LAYOUTS`, where names and shapes do not tell.
+      source: a path, or a pytree, see the module. Kernels are called `kernel`, `weight`, `w` or similar, biases
+        `bias` or `b`; or all arrays are numbered in network order. Leaves that are not arrays are ignored.
+      order: names of the layers in network order, if names and shapes do not tell the order. The layers are then
+        called `Dense_0`, `Dense_1` and so on.
+      layout: one of `LAYOUTS`, if names and shapes do not tell the layout.
 
     Returns:
       `{layer: {"kernel": [inputs, outputs], "bias": [outputs]}}`, float32, on the host.
 
     Raises:
-      InputError: a file that cannot be read; arrays that belong to no multilayer perceptron or are not finite;
-        layers that do not follow each other; or that could be read in several ways.
+      InputError: the file cannot be read; arrays are not finite or do not belong to a multilayer perceptron; the
+        layers do not follow each other, or could be read in several ways.
 
     >>> state_dict = {"body.weight": np.ones((3, 4)), "body.bias": np.ones(3), "head.weight": np.ones((2, 3))}
     >>> params = load(state_dict)
@@ -133,44 +135,54 @@ def put_back(
     order: Sequence[str] | None = None,
     layout: str | None = None,
 ) -> PyTree:
-    """The source with its kernels pruned, and all else as it was.
+    """Returns the source with its kernels pruned; everything else stays unchanged.
 
     Args:
-      source: as for `load`. Of a path, its arrays.
-      masks: one per kernel, bool `[inputs, outputs]`, as `sa_jax.prune(key, load(source), ...)` returns them,
-        or by the names in a run's `masks.npz`.
-      params: nested like `load(source)`, where weights moved.
+      source: as for `load`. For a path, its arrays are returned by name.
+      masks: the branches to keep, in one of these forms:
+        a mapping, nested or flat, with one mask per kernel, bool `[inputs, outputs]`, as
+        `sa_jax.prune(key, load(source), ...)` returns them;
+        masks with the names and in the layout of the source's own arrays, as `masks_like` returns them, where a
+        kernel without a mask stays unpruned;
+        the path of a file `.npz` or `.safetensors` that holds either of these;
+        the folder of a finished `sa-jax run` (its `masks.npz`) or `sa-jax layers` (its `masks.safetensors`).
+      params: weights to put in place of the source's own, nested like `load(source)`, or flat. If None and `masks`
+        is the folder of a run that moved weights, these are used: those in `weights.npz` of a run with
+        `run.nudge_share` above 0, or in `pruned.safetensors` of `sa-jax layers` with `layers.refit`. Otherwise,
+        and with `params=load(source)`, the weights of the source stay.
       order: as for `load`.
       layout: as for `load`.
 
     Returns:
-      Of the source's structure, types and layouts.
+      A pytree with the structure, types and layouts of the source.
 
     Raises:
-      InputError: as for `load`; or masks that do not fit.
+      InputError: as for `load`; or the masks or params cannot be read or do not fit the source.
 
     >>> state_dict = {"fc.weight": np.array([[1.0, 2.0]]), "fc.bias": np.array([3.0])}
     >>> put_back(state_dict, {"fc": {"kernel": np.array([[True], [False]])}})["fc.weight"]
     array([[1., 0.]])
+    >>> put_back(state_dict, {"fc/kernel": np.array([[False], [True]])})["fc.weight"]
+    array([[0., 2.]])
     """
     arrays, rebuild = _opened(source)
-    changes = _pruned(arrays, masks, params, order, layout, _place(source))
+    changes = _changes(arrays, masks, params, order, layout, _place(source))
     return rebuild({name: _like(arrays[name], array) for name, array in changes.items()})
 
 
 def masks_like(
     source: PyTree, masks: PyTree, order: Sequence[str] | None = None, layout: str | None = None
 ) -> PyTree:
-    """Masks in the structure and layout of the source.
+    """Returns masks in the structure and layout of the source.
 
     Args:
       source: as for `load`.
-      masks: as for `put_back`.
+      masks: as for `put_back`; weights that a run moved are not looked at.
       order: as for `load`.
       layout: as for `load`.
 
     Returns:
-      The source with a boolean array in place of each array: the mask of a kernel, True throughout for all else.
+      The source with a boolean array in place of each array: a kernel's mask, or all True for other arrays.
 
     Raises:
       InputError: as for `put_back`.
@@ -181,7 +193,8 @@ def masks_like(
     """
     arrays, rebuild = _opened(source)
     everything = {name: np.ones(array.shape, bool) for name, array in arrays.items()}
-    fitted = {layer.kernel: mask for layer, mask in _fitted(arrays, masks, order, layout, _place(source))}
+    found, _ = _read_masks(masks, order, layout)
+    fitted = {layer.kernel: mask for layer, mask in _fitted(arrays, found, order, layout, _place(source))}
     return rebuild({name: _like(arrays[name], mask, bool) for name, mask in (everything | fitted).items()})
 
 
@@ -193,30 +206,39 @@ def write_pruned(
     order: Sequence[str] | None = None,
     layout: str | None = None,
 ) -> None:
-    """Writes the source with its kernels pruned to a file, or nothing.
+    """Writes the source with its kernels pruned to a file. If it fails, nothing is written.
 
     Args:
       source: as for `load`.
       masks: as for `put_back`.
-      out: `.safetensors` or `.npz`, with all arrays of the source under their names and in their layouts; a Keras
-        file of the source's kind, all else in it as it was; or a new `.weights.h5`, which `keras.Sequential` of as
-        many `Dense` layers loads. Replaced if it exists.
+      out: the file to write, replaced if it exists. `.safetensors` and `.npz` get all arrays of the source, with
+        their names and layouts. If the source is a Keras file, a file with the same suffix is a copy of it with
+        the kernels changed. Otherwise `.weights.h5` is a new file that a `keras.Sequential` of the same number of
+        `Dense` layers loads.
       params: as for `put_back`.
       order: as for `load`.
       layout: as for `load`.
 
     Raises:
-      InputError: as for `put_back`; another kind of file; or a folder that cannot be written.
+      InputError: as for `put_back`; `out` has another suffix; or its folder cannot be written.
+
+    >>> import tempfile
+    >>> state_dict = {"fc.weight": np.array([[1.0, 2.0]])}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     np.savez(f"{folder}/masks.npz", **{"fc/kernel": np.array([[True], [False]])})
+    ...     write_pruned(state_dict, f"{folder}/masks.npz", f"{folder}/pruned.npz")
+    ...     read_arrays(Path(folder, "pruned.npz"))
+    {'fc.weight': array([[1., 0.]])}
     """
     out = Path(out)
     arrays, place = _opened(source)[0], _place(source)
-    changes = _pruned(arrays, masks, params, order, layout, place)
+    changes = _changes(arrays, masks, params, order, layout, place)
     changed = {name: np.asarray(changes.get(name, _array(array))) for name, array in arrays.items()}
     if out.suffix == ".safetensors":
         whole = {name: np.ascontiguousarray(array) for name, array in changed.items()}
         workdirs.write_file(out, safetensors.numpy.save(whole))
     elif out.suffix == ".npz":
-        # Of bfloat16 numpy would read back bytes.
+        # numpy would read bfloat16 back as bytes.
         plain = {name: a if a.dtype.isbuiltin == 1 else a.astype(np.float32) for name, a in changed.items()}
         workdirs.write_file(out, npz_bytes(plain))
     elif isinstance(source, Path | str) and Path(source).suffix == out.suffix in keras_files.SUFFIXES:
@@ -227,7 +249,8 @@ def write_pruned(
         workdirs.write_file(out, keras_files.sequential_bytes(kernels, biases))
     else:
         raise InputError(
-            f"{out}: pruned weights go to .safetensors, .npz or .weights.h5, or from a Keras file to its own kind"
+            f"{out}: pruned weights are written to .safetensors, .npz or .weights.h5, or from a Keras file to one "
+            "with the same suffix"
         )
 
 
@@ -244,15 +267,15 @@ def layers_of(
     Raises:
       InputError: as for `load`.
     """
-    if layout not in (None, *LAYOUTS):
-        raise InputError(f"layout must be {' or '.join(map(repr, LAYOUTS))}, not {layout!r}")
+    if layout is not None:
+        checks.choice("layout", layout, LAYOUTS)
     found, known = _grouped(arrays)
-    if len(found) > MOST_LAYERS:
-        raise InputError(f"{len(found):,} layers; at most {MOST_LAYERS:,} are possible")
+    if len(found) > MAX_LAYERS:
+        raise InputError(f"the source has {len(found):,} layers; at most {MAX_LAYERS:,} are possible")
     if order is not None and (isinstance(order, str) or sorted(map(repr, order)) != sorted(map(repr, found))):
         raise InputError(f"order must be a list that names each layer once, {list(found)}; not {order!r}")
 
-    def lying(layout: str | None) -> dict[str, Layer]:
+    def laid_out(layout: str | None) -> dict[str, Layer]:
         return {n: one._replace(outputs_first=(layout or known[n]) == LAYOUTS[1]) for n, one in found.items()}
 
     def shapes_of(layers: Mapping[str, Layer]) -> dict[str, tuple[int, int]]:
@@ -267,9 +290,9 @@ def layers_of(
             return [list(order)] if layer_order.first_misfit(order, shapes) is None else []
         return (layer_order.orders_by_number if by_number else layer_order.orders_by_shape)(shapes)
 
-    # First as names have it. Where that does not fit, they may be wrong of the layout, or of the order.
-    as_named = [lying(layout)] if layout or None not in known.values() else [lying(one) for one in LAYOUTS]
-    others = [] if layout else [one for one in map(lying, LAYOUTS) if one not in as_named]
+    # First the reading that the names suggest. If it does not fit, the names may be wrong about layout or order.
+    as_named = [laid_out(layout)] if layout or None not in known.values() else [laid_out(one) for one in LAYOUTS]
+    others = [] if layout else [one for one in map(laid_out, LAYOUTS) if one not in as_named]
     readings = [(layers, names) for layers in as_named for names in fitting(layers, True)]
     if not readings:
         readings = [(layers, names) for layers in as_named for names in fitting(layers, False)]
@@ -287,21 +310,19 @@ def layers_of(
 
 
 def _two_readings(one: Any, other: Any, shapes_of: Callable) -> str:
-    def said(layers: Mapping[str, Layer], names: Sequence[str]) -> str:
+    def described(layers: Mapping[str, Layer], names: Sequence[str]) -> str:
         shapes = shapes_of(layers)
         parts = [f"{name} {shapes[name][0]}-{shapes[name][1]}" for name in names]
-        lies = "[outputs, inputs]" if layers[names[0]].outputs_first else "[inputs, outputs]"
-        return f"kernels {lies} and layers {', '.join(parts[:8])}{', ...' if len(parts) > 8 else ''}"
+        stored = "[outputs, inputs]" if layers[names[0]].outputs_first else "[inputs, outputs]"
+        return f"kernels {stored} and layers {', '.join(parts[:8])}{', ...' if len(parts) > 8 else ''}"
 
     differ = one[0] != other[0]
-    how = (
-        f"layout={LAYOUTS[0]!r} or {LAYOUTS[1]!r}" if differ else "order=[...], the layers' names, or number them"
-    )
-    return f"the weights can be read in two ways, {said(*one)}, or {said(*other)}: say which by {how}"
+    how = f"layout={LAYOUTS[0]!r} or {LAYOUTS[1]!r}" if differ else "order=[...] (names of layers), or number them"
+    return f"the weights can be read in two ways, {described(*one)}, or {described(*other)}: choose with {how}"
 
 
 def _grouped(arrays: Mapping[str, Any]) -> tuple[dict[str, Layer], dict[str, str | None]]:
-    """The layers by name, in no order; and the layouts that names tell, None where they do not."""
+    """The layers by name, unordered; and the layouts that names tell, None for names that do not."""
     parts = _numbered(arrays)
     if parts is None:
         parts = {name: _part(name, len(array.shape)) for name, array in arrays.items()}
@@ -319,14 +340,14 @@ def _grouped(arrays: Mapping[str, Any]) -> tuple[dict[str, Layer], dict[str, str
         if kind == "kernel":
             known[layer] = layout
     if not layers:
-        raise InputError("the parameters hold no kernel: of a PyTorch module give its state_dict()")
+        raise InputError("the parameters hold no kernel; for a PyTorch module, pass its state_dict()")
     for layer, kinds in layers.items():
         if "kernel" not in kinds:
             raise InputError(f"layer {layer!r} has a bias and no kernel")
         for kind in ("kernel", "bias"):
             masked = kinds.get(f"{kind}_mask")
             if masked and arrays[masked].shape != arrays[kinds[kind]].shape:
-                raise InputError(f"array {masked!r} does not fit {kinds[kind]!r}")
+                raise InputError(f"array {masked!r} does not have the shape of {kinds[kind]!r}")
     return {
         name: Layer(
             name, kinds["kernel"], kinds.get("bias"), False, kinds.get("kernel_mask"), kinds.get("bias_mask")
@@ -336,7 +357,7 @@ def _grouped(arrays: Mapping[str, Any]) -> tuple[dict[str, Layer], dict[str, str
 
 
 def _part(name: str, rank: int) -> _Part:
-    """What an array is, by its name."""
+    """Which array of which layer a name stands for."""
     plain = _WRAPPERS.sub("", name.replace("/", "."))
     if keras := _KERAS_NAME.fullmatch(plain):
         kind = "kernel" if keras[2] == "0" else "bias"
@@ -353,7 +374,7 @@ def _part(name: str, rank: int) -> _Part:
 
 
 def _numbered(arrays: Mapping[str, Any]) -> dict[str, _Part] | None:
-    """What arrays are that have numbers for names, as lists do: matrices, each with the bias that follows it."""
+    """The parts of arrays whose names are numbers, as in lists: matrices, each followed by its bias or not."""
     if not all(_NUMBER.fullmatch(part) for name in arrays for part in name.split("/")):
         return None
     parts: dict[str, _Part] = {}
@@ -366,11 +387,11 @@ def _numbered(arrays: Mapping[str, Any]) -> dict[str, _Part] | None:
 
 
 def _opened(source: PyTree) -> tuple[dict[str, Any], Callable[[Mapping[str, Any]], PyTree]]:
-    """A source's arrays by name, and what makes the source with some of them changed."""
+    """A source's arrays by name, and a function that rebuilds the source with some of them changed."""
     if isinstance(source, str | Path):
         arrays = read_arrays(Path(source))
         return arrays, lambda changed: arrays | dict(changed)
-    nnx = sys.modules.get("flax.nnx")  # only where it was imported can there be a module of it
+    nnx = sys.modules.get("flax.nnx")  # unless it was imported, no module can be of NNX
     if nnx is not None and isinstance(source, nnx.Module):
         graph, params, rest = nnx.split(source, nnx.Param, ...)
         arrays, rebuild = _opened(params)
@@ -378,12 +399,12 @@ def _opened(source: PyTree) -> tuple[dict[str, Any], Callable[[Mapping[str, Any]
     try:
         leaves, structure = jax.tree_util.tree_flatten_with_path(source)
     except (TypeError, ValueError) as error:
-        raise InputError(f"the source is no tree of arrays: {str(error).partition(chr(10))[0]}") from None
+        raise InputError(f"the source is not a tree of arrays: {str(error).partition(chr(10))[0]}") from None
     names = [leaf_name(path) for path, _ in leaves]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise InputError(f"two arrays are called {twice!r}")
-    whole = isinstance(source, Mapping) and "params" in source  # all variables of a Flax model
+    whole = isinstance(source, Mapping) and "params" in source  # the variables of a Flax model
     arrays = {
         name: leaf
         for name, (_, leaf) in zip(names, leaves, strict=True)
@@ -398,7 +419,7 @@ def _opened(source: PyTree) -> tuple[dict[str, Any], Callable[[Mapping[str, Any]
 
 
 def _is_array(leaf: Any) -> bool:
-    """Whether a leaf is an array of weights: no function, count or key."""
+    """Whether a leaf is an array of weights, not a function, a counter or a key."""
     if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
         return False
     return len(leaf.shape) > 0 or "float" in str(leaf.dtype)
@@ -407,16 +428,16 @@ def _is_array(leaf: Any) -> bool:
 def _array(leaf: Any) -> np.ndarray:
     if isinstance(leaf, Tracer | jax.ShapeDtypeStruct):
         raise InputError(
-            "weights are read on the host, where their values are: do so outside of jit, and pass them in"
+            "weights and masks are read outside of jit: call files.load there, and pass its result as an argument"
         )
-    if hasattr(leaf, "detach"):  # of PyTorch, whose bfloat16 numpy does not take
+    if hasattr(leaf, "detach"):  # a PyTorch tensor; numpy does not take its bfloat16
         tensor = leaf.detach().cpu()
         return (tensor.float() if "bfloat16" in str(tensor.dtype) else tensor).numpy()
     return np.asarray(leaf)
 
 
 def _like(leaf: Any, array: np.ndarray, dtype: Any = None) -> Any:
-    """An array of the kind of a leaf, and of its dtype if none is given."""
+    """An array of the same type as a leaf, and of its dtype if none is given."""
     if hasattr(leaf, "new_tensor"):
         made = leaf.new_tensor(array)
         return made if dtype is None else made.bool()
@@ -434,7 +455,7 @@ def _is_number(array: Any) -> bool:
 
 
 def _finite(arrays: Mapping[str, Any], name: str, mask: str | None) -> np.ndarray:
-    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite
+    with np.errstate(over="ignore"):  # values beyond float32 become infinite
         array = _array(arrays[name]).astype(np.float32)
     if mask is not None:
         array = np.where(_array(arrays[mask]).astype(bool), array, np.float32(0))
@@ -447,10 +468,8 @@ def _place(source: PyTree) -> str:
     return f"{source}: " if isinstance(source, str | Path) else ""
 
 
-def _by_layer(tree: PyTree, kind: str) -> dict[str, Any]:
-    """The leaves called `kind` of nested or flat mappings, by layer, whatever stands between its parts."""
-    if not isinstance(tree, Mapping):
-        raise InputError(f"masks and params must be nested mappings of arrays, not {type(tree).__name__}")
+def _by_layer(tree: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """The leaves called `kind` of nested or flat mappings, by layer. Parts of names are joined by '/' or '.'."""
     flat: Any = flax.traverse_util.flatten_dict(dict(tree))
     names = {".".join(map(str, path)).replace("/", "."): leaf for path, leaf in flat.items()}
     parts = {name: name.rpartition(".") for name in names}
@@ -460,18 +479,17 @@ def _by_layer(tree: PyTree, kind: str) -> dict[str, Any]:
 def _fitted(
     arrays: Mapping[str, Any], masks: PyTree, order: Any, layout: Any, place: str
 ) -> list[tuple[Layer, np.ndarray]]:
-    """Each layer and its mask, bool, as the kernel lies."""
+    """Each layer and its mask, bool, in the layout of the kernel."""
     try:
         layers = layers_of(arrays, order, layout)
     except InputError as error:
         raise InputError(f"{place}{error}") from None
-    found = _by_layer(masks, "kernel")
+    found = _by_layer(masks, "kernel") if isinstance(masks, Mapping) else {}
     if set(found) != {layer.name for layer in layers}:
-        wanted = ", ".join(layer.name for layer in layers)
-        raise InputError(f"{place}the masks are of layers {', '.join(found)}; the weights of {wanted}")
+        return _fitted_by_array(arrays, layers, masks, list(found), place)
     fitted = []
     for layer in layers:
-        mask = np.asarray(found[layer.name]).astype(bool)
+        mask = _mask(found[layer.name], f"{place}the mask of {layer.name!r}")
         mask = mask.T if layer.outputs_first else mask
         if mask.shape != (shape := tuple(arrays[layer.kernel].shape)):
             given, wanted = ((s[::-1] if layer.outputs_first else s) for s in (mask.shape, shape))
@@ -482,24 +500,89 @@ def _fitted(
     return fitted
 
 
-def _pruned(arrays: Mapping[str, Any], masks, params, order, layout, place) -> dict[str, np.ndarray]:
+def _fitted_by_array(
+    arrays: Mapping[str, Any], layers: Sequence[Layer], masks: PyTree, given: Sequence[str], place: str
+) -> list[tuple[Layer, np.ndarray]]:
+    """Each layer and its mask, from masks that have the names and layouts of the arrays themselves."""
+    found = _opened(masks)[0]
+    kernels = {layer.kernel for layer in layers}
+    if not kernels & set(found) or not set(found) <= set(arrays):
+        raise InputError(
+            f"{place}the masks are for the layers {', '.join(given or found) or 'none'}, but the weights have the "
+            f"layers {', '.join(layer.name for layer in layers)}"
+        )
+    all_kept = {name: np.ones(tuple(array.shape), bool) for name, array in arrays.items()}
+    kernels_first = sorted(found, key=lambda name: name not in kernels)
+    read = {name: _mask(found[name], f"{place}the mask of {name!r}") for name in kernels_first}
+    for name, mask in read.items():
+        if mask.shape != all_kept[name].shape:
+            shapes = list(all_kept[name].shape), list(mask.shape)
+            raise InputError(f"{place}the mask of {name!r} must have its shape, {shapes[0]}, not {shapes[1]}")
+        if name not in kernels and not mask.all():
+            raise InputError(f"{place}the mask of {name!r} prunes an array that is not a kernel")
+    return [(layer, (all_kept | read)[layer.kernel]) for layer in layers]
+
+
+def _mask(leaf: Any, what: str) -> np.ndarray:
+    """A mask as a boolean array; weights given in its place are refused."""
+    mask = _array(leaf)
+    if mask.dtype != bool and not np.isin(mask, (0, 1)).all():
+        raise InputError(f"{what} must be boolean, or hold only 0 and 1; are these weights?")
+    return mask.astype(bool)
+
+
+def _read_masks(
+    masks: PyTree, order: Sequence[str] | None, layout: str | None
+) -> tuple[PyTree, Mapping[str, Any] | None]:
+    """The masks, read if they are a path; and the weights that a run moved, if the path is its folder."""
+    if not isinstance(masks, str | Path):
+        return masks, None
+    place = Path(masks)
+    if not place.is_dir():
+        if place.suffix not in (".npz", ".safetensors"):
+            raise InputError(
+                f"{place}: masks must be a file .npz or .safetensors, or the folder of a finished run"
+            )
+        return read_arrays(place), None
+    if (place / "masks.safetensors").is_file() and not (place / "result.json").is_file():  # of `sa-jax layers`
+        moved = load(place / "pruned.safetensors", order, layout) if _is_refitted(place / "layers.csv") else None
+        return read_arrays(place / "masks.safetensors"), moved
+    result = workdirs.read_result(place)
+    moved = read_npz(place / "weights.npz") if result.get("moves_weights") else None
+    return read_npz(place / "masks.npz"), moved
+
+
+def _is_refitted(table: Path) -> bool:
+    """Whether the layers of a table of `sa-jax layers` have an error after a refit of their weights."""
+    try:
+        rows = csv.DictReader(table.read_text().splitlines())
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{table} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    return any(row.get("refit_error") for row in rows)
+
+
+def _changes(arrays: Mapping[str, Any], masks, params, order, layout, place) -> dict[str, np.ndarray]:
     """The arrays that change, in their own layouts and dtypes."""
+    masks, moved_by_run = _read_masks(masks, order, layout)
+    params = moved_by_run if params is None else params
     fitted = _fitted(arrays, masks, order, layout, place)
     moved = {}
     if params is not None:
+        if not isinstance(params, Mapping):
+            raise InputError(f"params must be a mapping of arrays, nested or flat, not {type(params).__name__}")
         kernels, biases = (_by_layer(params, kind) for kind in ("kernel", "bias"))
         wanted = {layer.name for layer, _ in fitted}, {layer.name for layer, _ in fitted if layer.bias is not None}
         for kind, found, names in zip(("kernels", "biases"), (kernels, biases), wanted, strict=True):
             if set(found) != names:
                 raise InputError(
-                    f"{place}the params have {kind} of {', '.join(found) or 'no layer'}; the weights "
-                    f"of {', '.join(sorted(names)) or 'none'}"
+                    f"{place}the params have {kind} of the layers {', '.join(found) or 'none'}, but the weights "
+                    f"have {kind} of {', '.join(sorted(names)) or 'none'}"
                 )
         for layer, _ in fitted:
-            kernel = np.asarray(kernels[layer.name])
+            kernel = _array(kernels[layer.name])
             moved[layer.kernel] = kernel.T if layer.outputs_first else kernel
             if layer.bias is not None:
-                moved[layer.bias] = np.asarray(biases[layer.name])
+                moved[layer.bias] = _array(biases[layer.name])
     changes = {
         name: _as_of(_array(arrays[name]), array, f"{place}the params for {name!r}")
         for name, array in moved.items()
@@ -511,11 +594,11 @@ def _pruned(arrays: Mapping[str, Any], masks, params, order, layout, place) -> d
 
 
 def _as_of(old: np.ndarray, new: np.ndarray, what: str) -> np.ndarray:
-    """A moved array in the dtype of the one it takes the place of."""
+    """A moved array in the dtype of the array that it replaces."""
     if new.shape != old.shape:
-        raise InputError(f"{what} are {list(new.shape)}, and its own shape is {list(old.shape)}, as it lies there")
+        raise InputError(f"{what} have the shape {list(new.shape)}, but the array has the shape {list(old.shape)}")
     if not jnp.issubdtype(old.dtype, jnp.floating):
-        raise InputError(f"{what} would be rounded to {old.dtype}: weights that moved need floats")
+        raise InputError(f"{what} would be rounded to {old.dtype}: moved weights need a source of floats")
     with np.errstate(over="ignore"):
         made = new.astype(old.dtype)
     if not np.isfinite(made.astype(np.float32)).all():

@@ -1,21 +1,27 @@
-"""A run's folder: nothing half written, no earlier result lost, no trace of a run that failed."""
+"""Atomic writes of an output directory.
+
+Files are written under temporary names and then renamed, so that a failed run leaves no partial results and loses
+no earlier ones.
+"""
 
 import contextlib
 import fcntl
+import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from sa_jax.types import InputError
 
 FILES = ("masks.npz", "weights.npz", "survival.npz", "operative.gin", "trace.csv", "report.html", "result.json")
-# What a run that was stopped leaves until it is done.
+# Files that a stopped run leaves until it is finished.
 PARTIAL = ("partial_masks.npz", "partial_report.html")
 
 
 def check(workdir: Path, overwrite: bool) -> None:
-    """Raises `InputError` where results could not be written, or would replace an earlier run's."""
+    """Raises `InputError` if results cannot be written to a folder, or would replace those of an earlier run."""
     if os.path.exists(workdir / "result.json") and not overwrite:
         raise InputError(f"{workdir} already holds a run's result; name another workdir, or add --overwrite")
     for name in FILES:
@@ -29,10 +35,10 @@ def check(workdir: Path, overwrite: bool) -> None:
 
 
 def make(workdir: Path) -> list[Path]:
-    """Makes the folder, tries a write in it, and returns the folders made, innermost first.
+    """Creates a folder, tests that it can be written, and returns all folders created, innermost first.
 
     Raises:
-      InputError: the folder cannot be made or written.
+      InputError: the folder cannot be created or written.
     """
     made: list[Path] = []
     try:
@@ -46,19 +52,19 @@ def make(workdir: Path) -> list[Path]:
 
 
 def unmake(made: Sequence[Path]) -> None:
-    """Removes the folders that `make` made, as far as they are still empty."""
+    """Removes those of the folders that `make` created which are still empty."""
     for folder in made:
         with contextlib.suppress(OSError):
             folder.rmdir()
 
 
 def write(workdir: Path, files: Mapping[str, bytes]) -> None:
-    """Writes all files aside before it renames the first, so that none is ever half there.
+    """Writes all files under temporary names, then renames them, so that no file is ever partly written.
 
-    Of an earlier run's files, those that are not written anew are removed.
+    Files of an earlier run that are not written again are removed.
 
     Raises:
-      InputError: the disk is full or the folder has become unwritable.
+      InputError: the disk is full, or the folder can no longer be written.
     """
     try:
         with tempfile.TemporaryDirectory(prefix=".writing-", dir=workdir) as aside:
@@ -67,7 +73,8 @@ def write(workdir: Path, files: Mapping[str, bytes]) -> None:
                     file.write(content)
                     file.flush()
                     os.fsync(file.fileno())
-            # Without its result a mix of old and new files can never pass for a finished run.
+            # A folder without result.json does not count as a finished run, so that a mix of old and new files
+            # cannot.
             (workdir / "result.json").unlink(missing_ok=True)
             for name in {*FILES, *PARTIAL} - set(files):
                 (workdir / name).unlink(missing_ok=True)
@@ -78,7 +85,7 @@ def write(workdir: Path, files: Mapping[str, bytes]) -> None:
 
 
 def write_file(path: Path, content: str | bytes) -> None:
-    """Writes a file aside and renames it, so that it is never half there.
+    """Writes a file under a temporary name, then renames it, so that it is never partly written.
 
     Raises:
       InputError: the disk is full or the folder cannot be written.
@@ -92,9 +99,29 @@ def write_file(path: Path, content: str | bytes) -> None:
         raise InputError(f"{path} could not be written: {error.strerror}") from None
 
 
+def read_result(workdir: Path) -> dict[str, Any]:
+    """Reads the figures and settings of a finished run, the `result.json` in its folder.
+
+    Raises:
+      InputError: the folder holds no finished run, or the file is damaged.
+    """
+    path = workdir / "result.json"
+    if not path.is_file():
+        unfinished = (workdir / "checkpoints").is_dir()
+        what = "holds an unfinished run: finish it first" if unfinished else "holds no finished run"
+        raise InputError(f"{workdir} {what}; it has no result.json")
+    try:
+        result = json.loads(path.read_text())
+    except (OSError, ValueError):
+        result = None
+    if not isinstance(result, dict):
+        raise InputError(f"{path} is not a result of sa-jax run")
+    return result
+
+
 @contextlib.contextmanager
 def only_one(workdir: Path) -> Iterator[None]:
-    """Lets one process at a time write to a folder; raises `InputError` in the others."""
+    """Lets only one process at a time write to a folder; raises `InputError` in the others."""
     with open(workdir / ".lock", "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

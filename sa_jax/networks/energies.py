@@ -1,4 +1,4 @@
-"""Energies of a network's outputs; lower is better. All have the form `(logits, labels, axis=-1) -> scalar`."""
+"""Energies (losses) of a network's outputs; lower is better. All map `(logits, labels, axis=-1)` to a scalar."""
 
 from collections.abc import Callable
 from functools import reduce
@@ -8,23 +8,24 @@ import jax.numpy as jnp
 
 Energy = Callable[..., jax.Array]
 
-# Up to so many classes a loop of elementwise operations takes half the time of reductions on a CPU.
+# Up to this number of classes, elementwise operations in a loop take half the time of reductions on a CPU.
 UNROLLED_CLASSES = 32
 
 
 def cross_entropy(logit_scale: jax.Array | float = 1.0, label_smoothing: float = 0.0) -> Energy:
     """Mean cross-entropy of the labels under `softmax(logit_scale * logits)`, in nats.
 
-    Pruning shrinks the logits, and an unscaled cross-entropy spends its branches on growing them back.
-    The scale changes no weight and no prediction.
+    Pruning shrinks the logits, and an unscaled cross-entropy spends branches on growing them again. The scale
+    changes neither weights nor predictions.
 
     Args:
       logit_scale: positive factor on the logits.
-      label_smoothing: share of a label that is spread over all classes, 0 to 1 (Szegedy et al. 2016, section 7).
+      label_smoothing: share of each label that is spread evenly over all classes, from 0 to 1 (Szegedy et al.
+        2016, section 7).
 
     Returns:
-      `(logits, labels, axis=-1) -> energy`, with logits float `[samples, classes]` (or classes along any
-      `axis` of two), labels int `[samples]`, energy float32 `[]`.
+      `(logits, labels, axis=-1) -> energy`, with logits float `[samples, classes]` (`axis` is that of the
+      classes), labels int `[samples]`, energy float32 `[]`.
 
     >>> cross_entropy()(jnp.zeros((3, 4)), jnp.array([0, 1, 2]))
     Array(1.3862944, dtype=float32)
@@ -44,14 +45,14 @@ def cross_entropy(logit_scale: jax.Array | float = 1.0, label_smoothing: float =
 def kl_to_teacher(logit_scale: jax.Array | float = 1.0) -> Energy:
     """Mean Kullback-Leibler divergence of a network's predictions from a teacher's, in nats (Hinton et al. 2015).
 
-    Needs no labels: any inputs will do.
+    It needs no labels, so any inputs can be used.
 
     Args:
       logit_scale: positive factor on the network's logits.
 
     Returns:
-      `(logits, predictions, axis=-1) -> energy`, both of the shape `[samples, classes]`, the predictions of the
-      teacher being probabilities; energy float32 `[]`.
+      `(logits, predictions, axis=-1) -> energy`, both `[samples, classes]`; predictions are the probabilities of
+      the teacher, energy is float32 `[]`.
 
     >>> logits = jnp.array([[1.0, 2.0, 3.0]])
     >>> abs(round(float(kl_to_teacher()(logits, jax.nn.softmax(logits))), 6))
@@ -69,10 +70,12 @@ def kl_to_teacher(logit_scale: jax.Array | float = 1.0) -> Energy:
 
 
 def margin_loss(margin: jax.Array | float = 1.0) -> Energy:
-    """Mean of how much the label's logit lacks to exceed all others by a margin (Crammer & Singer 2001).
+    """Mean multiclass hinge loss: how far each label's logit is from exceeding all others by a margin.
+
+    Crammer & Singer 2001.
 
     Args:
-      margin: positive, in units of the logits.
+      margin: the margin, positive, in units of the logits.
 
     Returns:
       `(logits, labels, axis=-1) -> energy`, shapes as in `cross_entropy`, energy in units of the margin.
@@ -92,10 +95,10 @@ def margin_loss(margin: jax.Array | float = 1.0) -> Energy:
 
 
 def error_rate() -> Energy:
-    """Fraction of samples whose largest logit is not the label's; a tie counts for the lower class.
+    """Share of misclassified samples; of equal logits, the lower class counts as the prediction.
 
     Returns:
-      `(logits, labels, axis=-1) -> energy`, shapes as in `cross_entropy`, energy in 0..1.
+      `(logits, labels, axis=-1) -> energy`, shapes as in `cross_entropy`, energy from 0 to 1.
 
     >>> error_rate()(jnp.eye(4), jnp.array([0, 1, 2, 2]))
     Array(0.25, dtype=float32)
@@ -126,6 +129,6 @@ def _of_label(logits, labels, axis):
 
 
 def _mean(others, losses):
-    # The sum is at least 1 or NaN. Without the select XLA's CPU compiler hands all of this to a kernel library
-    # when samples are many, and takes half as long again.
+    # The sum is at least 1 or NaN. Without this select, XLA's CPU compiler hands the whole expression to a kernel
+    # library if there are many samples, and takes half as long again.
     return jnp.mean(jnp.where(others > 0, losses, jnp.nan))

@@ -1,4 +1,4 @@
-"""The order in which the layers of a multilayer perceptron follow each other, from names and shapes alone."""
+"""Infers the order of the layers of a multilayer perceptron from their names and shapes."""
 
 import itertools
 import re
@@ -7,21 +7,21 @@ from typing import Any
 
 from sa_jax.types import InputError
 
-# Orders of layers that are looked at before giving up.
-MOST_TRIED = 10_000
+# Partial orders that are tried before giving up.
+MAX_TRIED = 10_000
 
 
 def orders(shapes: Mapping[str, tuple[int, int]]) -> list[list[str]]:
-    """The orders in which layers can follow each other, at most two of them.
+    """Finds the orders in which layers can follow each other, at most two.
 
-    Layers whose names differ first in a number follow each other by it, such as `Dense_2` and `Dense_10`, or
-    `dense` and `dense_1`, if there is any such order.
+    Layers whose names first differ in a number are ordered by it if their shapes allow, such as `Dense_2` before
+    `Dense_10`, or `dense` before `dense_1`.
 
     Args:
-      shapes: `(inputs, outputs)` by name.
+      shapes: `(inputs, outputs)` of each layer, by name.
 
     Raises:
-      InputError: so many orders that it cannot be told.
+      InputError: there are too many possible orders to try.
 
     >>> orders({"body": (4, 3), "head": (3, 2), "entry": (5, 4)})
     [['entry', 'body', 'head']]
@@ -34,22 +34,22 @@ def orders(shapes: Mapping[str, tuple[int, int]]) -> list[list[str]]:
 
 
 def orders_by_number(shapes: Mapping[str, tuple[int, int]]) -> list[list[str]]:
-    """Of the orders that `orders` knows, those in which the numbers in the names rise; as for `orders`."""
+    """Finds orders in which the numbers in the names rise, at most two; arguments and errors as for `orders`."""
     keys = {name: natural(name) for name in shapes}
     before = {name: {other for other in shapes if _is_before(keys[other], keys[name])} for name in shapes}
     return _orders(shapes, before)
 
 
 def orders_by_shape(shapes: Mapping[str, tuple[int, int]]) -> list[list[str]]:
-    """The orders in which layers can follow each other, at most two, whatever their names; as for `orders`."""
+    """Finds orders by shapes alone, at most two; arguments and errors as for `orders`."""
     return _orders(shapes, {})
 
 
 def _orders(shapes: Mapping[str, tuple[int, int]], before: Mapping[str, set[str]]) -> list[list[str]]:
-    """At most two orders; `before` names, for a layer, those that must have come."""
+    """Finds at most two orders; `before` has, for a layer, the layers that must come before it."""
     found: list[list[str]] = []
     begun: list[list[str]] = [[]]
-    for _ in range(MOST_TRIED):
+    for _ in range(MAX_TRIED):
         if not begun or len(found) == 2:
             return found
         order = begun.pop()
@@ -71,7 +71,7 @@ def _orders(shapes: Mapping[str, tuple[int, int]], before: Mapping[str, set[str]
 def misfit(
     shapes: Mapping[str, tuple[int, int]], bias_lengths: Mapping[str, int], order: Sequence[str] | None = None
 ) -> str:
-    """Says what keeps layers from being a network: `shapes` are `(inputs, outputs)` by name."""
+    """Returns a message on why layers do not form a network; `shapes` are `(inputs, outputs)` by name."""
     for name, length in bias_lengths.items():
         if length != shapes[name][1]:
             return f"layer {name!r}: bias {[length]} does not fit kernel {list(shapes[name])}"
@@ -86,8 +86,8 @@ def misfit(
 
 
 def natural(name: str) -> list[Any]:
-    """A key that sorts names by the values of the numbers in them; a name without one comes first."""
-    # At most so many digits: Python refuses to read thousands.
+    """Returns a sort key that orders names by the numbers in them; a name without a number comes first."""
+    # At most 18 digits at once: Python refuses to read thousands.
     return [int(part) if part.isdecimal() else part for part in re.split(r"_?(\d{1,18})", name)]
 
 
@@ -99,6 +99,6 @@ def _is_before(key: list[Any], other: list[Any]) -> bool:
 
 
 def first_misfit(names: Sequence[str], shapes: Mapping[str, tuple[int, int]]) -> tuple[str, str] | None:
-    """The first two layers in an order of which one does not give what the next takes; None where all fit."""
+    """Returns the first two neighbours of which the outputs and inputs differ in number; None if all fit."""
     pairs = itertools.pairwise(names)
     return next(((one, other) for one, other in pairs if shapes[one][1] != shapes[other][0]), None)

@@ -1,7 +1,7 @@
-"""Masks over the branches of a network: flat or one per kernel, with exactly `k` ones.
+"""Masks over the branches of a network, flat or one per kernel, with exactly `k` ones.
 
-In flat form the branches of all kernels `[inputs, outputs]` follow each other, layer by layer and row by
-row, so that the branches which leave one unit lie side by side.
+A flat mask has the branches of all kernels `[inputs, outputs]`, layer by layer and row by row. The branches that
+leave one unit are thus neighbours.
 """
 
 import itertools
@@ -13,27 +13,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sa_jax import checks
 from sa_jax.networks.trees import leaf_name, leaves_by_name, no_such_leaf
 from sa_jax.types import InputError, PyTree
 
 
 def num_kept(density: Any, total: int) -> int:
-    """Returns `round(density * total)`, the number of branches that stay.
+    """Returns the number of kept branches, `round(density * total)`.
 
     Args:
-      density: kept / total, in (0, 1].
+      density: kept / total, above 0 and at most 1.
       total: number of branches.
 
     Raises:
-      InputError: density is outside (0, 1], or so low that no branch would stay.
+      InputError: the density is out of range, or so low that it keeps no branch.
 
     >>> num_kept(0.02, 32_360)
     647
     """
-    value = density.item() if hasattr(density, "item") and np.ndim(density) == 0 else density
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
-        raise InputError(f"density must be a number in (0, 1], not {density!r}")
-    kept = round(value * total)
+    kept = round(checks.number("density", density, above=0, most=1) * total)
     if kept == 0:
         raise InputError(
             f"density {density} keeps 0 of {total} branches; the least that keeps one is {1 / total:.2g}"
@@ -41,20 +39,20 @@ def num_kept(density: Any, total: int) -> int:
     return kept
 
 
-def random(rng_key: jax.Array, total: int, kept: int) -> jax.Array:
-    """Returns a uniformly random flat mask, bool `[total]`, with exactly `kept` ones."""
-    return by_score(jax.random.uniform(rng_key, (total,)), kept)
+def random(rng_key: jax.Array, total: int, num_kept: int) -> jax.Array:
+    """Returns a uniformly random flat mask, bool `[total]`, with exactly `num_kept` ones."""
+    return by_score(jax.random.uniform(rng_key, (total,)), num_kept)
 
 
 @jax.jit
-def by_score(scores: jax.Array, kept: jax.Array | int) -> jax.Array:
-    """Keeps the `kept` branches of highest score; ties go to the lower index, NaN counts as lowest.
+def by_score(scores: jax.Array, num_kept: jax.Array | int) -> jax.Array:
+    """Keeps the `num_kept` branches of highest score; of equal scores the lower index, and NaN counts as lowest.
 
-    The least score that stays is found by bisection of its bits: exact, and a tenth of the time of sorting.
+    The lowest kept score is found by bisection of its bits: exact, in a tenth of the time of sorting.
 
     Args:
       scores: float `[total]`, taken as float32; absolute weights give global magnitude pruning.
-      kept: number of ones, at most `total`; may be traced.
+      num_kept: number of ones, at most `total`; may be traced.
 
     Returns:
       A flat mask, bool `[total]`.
@@ -65,31 +63,31 @@ def by_score(scores: jax.Array, kept: jax.Array | int) -> jax.Array:
     scores = jnp.where(jnp.isnan(scores), -jnp.inf, scores).astype(jnp.float32)
     scores = jnp.where(scores == 0, 0.0, scores)  # no negative zero
     bits = jax.lax.bitcast_convert_type(scores, jnp.int32)
-    ordered = jnp.where(bits < 0, bits ^ jnp.iinfo(jnp.int32).max, bits)  # as the floats are
+    ordered = jnp.where(bits < 0, bits ^ jnp.iinfo(jnp.int32).max, bits)  # ordered like the floats
 
     def halve(_, ends):
-        low, high = ends  # at least `kept` scores from low on, fewer from high on
+        low, high = ends  # at least num_kept scores are >= low, fewer are >= high
         middle = (low >> 1) + (high >> 1) + (low & high & 1)
-        enough = (ordered >= middle).sum() >= kept
+        enough = (ordered >= middle).sum() >= num_kept
         return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
 
     limits = jnp.iinfo(jnp.int32)
-    nothing = 0 * (ordered.sum() + kept)  # inside `shard_map` the ends vary over the mesh as these do
+    nothing = 0 * (ordered.sum() + num_kept)  # inside `shard_map` the ends must vary over the mesh like these
     ends = jnp.int32(limits.min) + nothing, jnp.int32(limits.max) + nothing
     least, _ = jax.lax.fori_loop(0, 32, halve, ends)
     above, tied = ordered > least, ordered == least
-    return above | (tied & (jnp.cumsum(tied) <= kept - above.sum()))
+    return above | (tied & (jnp.cumsum(tied) <= num_kept - above.sum()))
 
 
-def erk_counts(shapes: Sequence[tuple[int, int]], kept: int) -> list[int]:
-    """How many branches of each kernel stay under Erdos-Renyi-Kernel densities, `kept` in all.
+def erk_counts(shapes: Sequence[tuple[int, int]], num_kept: int) -> list[int]:
+    """Returns the number of kept branches of each kernel for Erdos-Renyi-Kernel (ERK) densities.
 
-    A layer's density is proportional to `(inputs + outputs) / (inputs * outputs)`; layers that it would fill
-    are kept whole, and the others share the rest (Mocanu et al. 2018; Evci et al. 2020, section 3).
+    A layer's density is proportional to `(inputs + outputs) / (inputs * outputs)`. A layer whose density would
+    exceed 1 is kept whole, and the others share the rest (Mocanu et al. 2018; Evci et al. 2020, section 3).
 
     Args:
       shapes: `(inputs, outputs)` of each kernel.
-      kept: number of ones in all.
+      num_kept: total number of kept branches.
 
     >>> erk_counts([(784, 300), (300, 100), (100, 10)], 3000)
     [2040, 753, 207]
@@ -97,7 +95,7 @@ def erk_counts(shapes: Sequence[tuple[int, int]], kept: int) -> list[int]:
     sizes = [inputs * outputs for inputs, outputs in shapes]
     whole: set[int] = set()
     while True:
-        rest = kept - sum(sizes[layer] for layer in whole)
+        rest = num_kept - sum(sizes[layer] for layer in whole)
         units = sum(sum(shape) for layer, shape in enumerate(shapes) if layer not in whole)
         shares = [rest * sum(shape) / units if units else 0.0 for shape in shapes]
         full = {layer for layer, share in enumerate(shares) if layer not in whole and share >= sizes[layer]}
@@ -106,18 +104,18 @@ def erk_counts(shapes: Sequence[tuple[int, int]], kept: int) -> list[int]:
         whole |= full
     counts = [size if layer in whole else int(shares[layer]) for layer, size in enumerate(sizes)]
     by_remainder = sorted(set(range(len(sizes))) - whole, key=lambda layer: int(shares[layer]) - shares[layer])
-    for layer in by_remainder[: kept - sum(counts)]:
+    for layer in by_remainder[: num_kept - sum(counts)]:
         counts[layer] += 1
     return counts
 
 
 def flatten(kernel_masks: Sequence[jax.Array]) -> jax.Array:
-    """Joins one mask per kernel, each `[inputs, outputs]` in network order, to a flat mask `[total]`."""
+    """Joins one mask per kernel, each `[inputs, outputs]`, in network order, to a flat mask `[total]`."""
     return jnp.concatenate([jnp.ravel(mask) for mask in kernel_masks])
 
 
 def unflatten(flat: jax.Array, shapes: Sequence[tuple[int, int]]) -> list[jax.Array]:
-    """Splits a flat array `[total]` into one array `[inputs, outputs]` per kernel; undoes `flatten`.
+    """Splits a flat array `[total]` into one array `[inputs, outputs]` per kernel; the inverse of `flatten`.
 
     >>> [part.shape for part in unflatten(jnp.ones(10, bool), [(2, 3), (2, 2)])]
     [(2, 3), (2, 2)]
@@ -130,7 +128,7 @@ def unflatten(flat: jax.Array, shapes: Sequence[tuple[int, int]]) -> list[jax.Ar
 
 
 def unflatten_like(flat: jax.Array, arrays: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    """Splits a flat array `[total]` into one of the shape of each of some arrays, by their names."""
+    """Splits a flat array `[total]` into one array of the shape of each given array, by their names."""
     parts, start = {}, 0
     for name, array in arrays.items():
         parts[name] = flat[start : start + math.prod(array.shape)].reshape(array.shape)
@@ -143,14 +141,14 @@ def apply_masks(params: PyTree, masks: PyTree) -> PyTree:
 
     Args:
       params: any pytree of arrays.
-      masks: bool, of the kernels' shapes: nested like `params`, as `prune` and its siblings return them, or by the
-        kernels' paths, such as `{"Dense_0/kernel": mask}`. Kernels without a mask stay as they are.
+      masks: bool, of the kernels' shapes: nested like `params`, as `prune` and `prune_kernels` return them, or by
+        the kernels' paths, such as `{"Dense_0/kernel": mask}`. Kernels without a mask stay as they are.
 
     Returns:
-      Of the structure of the params.
+      The params with the same structure.
 
     Raises:
-      InputError: a mask of no array of the params, or of another shape.
+      InputError: a mask whose name is not in the params, or with another shape.
 
     >>> params = {"fc": {"kernel": jnp.ones((1, 2)), "bias": jnp.ones(2)}}
     >>> apply_masks(params, {"fc": {"kernel": jnp.array([[True, False]])}})["fc"]["kernel"].tolist()
@@ -172,10 +170,10 @@ def apply_masks(params: PyTree, masks: PyTree) -> PyTree:
 
 
 def effective(mask: jax.Array, shapes: Sequence[tuple[int, int]]) -> jax.Array:
-    """The kept branches that lie on a path of kept branches from an input to an output.
+    """Returns the effective branches: kept branches on a path of kept branches from an input to an output.
 
-    All others end at a dead unit, which nothing feeds or which feeds nothing; how many are left is the effective
-    sparsity's numerator (Vysogorets & Kempe 2023, Connectivity Matters, section 3). Biases make no path.
+    All other kept branches touch a dead unit, one without kept inputs or without kept outputs (Vysogorets & Kempe
+    2023, Connectivity Matters, section 3). Biases are not part of a path.
 
     Args:
       mask: flat, bool `[total]`.
@@ -200,7 +198,9 @@ def effective(mask: jax.Array, shapes: Sequence[tuple[int, int]]) -> jax.Array:
 
 
 def jaccard(first: np.ndarray, second: np.ndarray) -> float:
-    """Branches in both of two masks, bool `[total]`, as a share of those in either; 1 if both are empty.
+    """Jaccard index of two masks, bool `[total]`: branches in both as a share of branches in either.
+
+    It is 1 if both masks are empty.
 
     >>> jaccard(np.array([True, True, False]), np.array([False, True, True]))
     0.3333333333333333
@@ -210,16 +210,17 @@ def jaccard(first: np.ndarray, second: np.ndarray) -> float:
 
 
 class Overlap(NamedTuple):
-    """How alike several masks are, over all pairs of them.
+    """Similarity of several masks, over all pairs.
 
     Attributes:
-      jaccard_mean: of `jaccard`, 1 where all are the same.
-      jaccard_min: of the pair least alike.
-      jaccard_max: of the pair most alike.
-      hamming_mean: branches in one mask only, as a share of those in both counted together: 0 same, 1 disjoint.
-      hamming_min: of the pair most alike.
-      hamming_max: of the pair least alike.
-      jaccard_of_random: to be expected of two masks as large, drawn independently and uniformly.
+      jaccard_mean: mean of `jaccard` over the pairs; 1 if all masks are the same.
+      jaccard_min: `jaccard` of the least similar pair.
+      jaccard_max: `jaccard` of the most similar pair.
+      hamming_mean: mean Hamming distance of a pair, divided by the number of ones in both masks together: 0 if all
+        masks are the same, 1 if they are disjoint.
+      hamming_min: that of the most similar pair.
+      hamming_max: that of the least similar pair.
+      jaccard_of_random: expected `jaccard` of two random masks with the same number of ones.
     """
 
     jaccard_mean: float
@@ -232,19 +233,19 @@ class Overlap(NamedTuple):
 
 
 def overlap(masks: np.ndarray) -> Overlap:
-    """Compares each pair of several masks with as many ones.
+    """Compares all pairs of several masks with the same number of ones.
 
     Args:
-      masks: bool `[masks, total]`, two or more, with some ones.
+      masks: bool `[masks, total]`, two masks or more, each with one kept branch or more.
 
     >>> found = overlap(np.array([[1, 1, 0, 0, 0, 0], [1, 0, 1, 0, 0, 0], [1, 1, 0, 0, 0, 0]], bool))
     >>> [round(float(share), 3) for share in found]
     [0.556, 0.333, 1.0, 0.333, 0.0, 0.5, 0.2]
     """
-    kept = np.count_nonzero(masks[0])
+    num_kept = np.count_nonzero(masks[0])
     pairs = list(itertools.combinations(masks, 2))
     alike = [jaccard(first, second) for first, second in pairs]
-    apart = [float(np.count_nonzero(first ^ second) / (2 * kept)) for first, second in pairs]
-    density = float(kept / masks.shape[1])  # of a random mask's branches, as many are in another
+    apart = [float(np.count_nonzero(first ^ second) / (2 * num_kept)) for first, second in pairs]
+    density = float(num_kept / masks.shape[1])  # the share of a random mask's branches that is in another one
     of_alike, of_apart = ((float(np.mean(shares)), min(shares), max(shares)) for shares in (alike, apart))
     return Overlap(*of_alike, *of_apart, density / (2 - density))

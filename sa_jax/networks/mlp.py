@@ -1,4 +1,4 @@
-"""The fixed-weight multilayer perceptron: a Flax Linen module, and its parameters as plain arrays."""
+"""The masked multilayer perceptron: a Flax Linen module, and its weights as plain arrays."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sa_jax import checks
 from sa_jax.networks import layer_order, masks
 from sa_jax.networks.trees import flat_params
 from sa_jax.types import InputError, PyTree
@@ -22,9 +23,8 @@ INITIALIZERS = {
 
 
 def check_activation(activation: str) -> None:
-    """Raises `InputError` where an activation is none of `ACTIVATIONS`."""
-    if activation not in ACTIVATIONS:
-        raise InputError(f"activation must be one of {', '.join(ACTIVATIONS)}, not {activation!r}")
+    """Raises `InputError` if an activation is not one of `ACTIVATIONS`."""
+    checks.choice("activation", activation, ACTIVATIONS)
 
 
 class Network(NamedTuple):
@@ -32,7 +32,7 @@ class Network(NamedTuple):
 
     Attributes:
       kernels: one float32 `[inputs, outputs]` per layer.
-      biases: one float32 `[outputs]` per layer, or None where the layer has none. Never masked.
+      biases: one float32 `[outputs]` per layer, or None for a layer without a bias. Biases are never masked.
     """
 
     kernels: tuple[jax.Array, ...]
@@ -45,7 +45,7 @@ class Network(NamedTuple):
 
     @property
     def sizes(self) -> list[int]:
-        """Width of the input and of each layer."""
+        """Number of inputs, then the number of units of each layer."""
         return [self.kernels[0].shape[0], *(kernel.shape[1] for kernel in self.kernels)]
 
     @property
@@ -55,12 +55,14 @@ class Network(NamedTuple):
 
 
 class MaskedDense(nn.Module):
-    """A dense layer; the variable `kernel` of the collection `masks`, bool `[inputs, outputs]`, masks it.
+    """A dense layer, masked by the variable `kernel` of the collection `masks`, if there is one.
+
+    The mask is bool `[inputs, outputs]`.
 
     Attributes:
       features: number of outputs.
       use_bias: whether to add a bias, which is never masked.
-      kernel_init: initializer of the kernel; biases start at zero.
+      kernel_init: initializer of the kernel. Biases start at zero.
     """
 
     features: int
@@ -78,13 +80,13 @@ class MaskedDense(nn.Module):
 
 
 class MLP(nn.Module):
-    """A multilayer perceptron, masked where a collection `masks` is given beside `params`.
+    """A multilayer perceptron, masked if a collection `masks` is given beside `params`.
 
     Attributes:
-      features: width of each layer, the last being the number of classes.
-      activation: 'relu', 'tanh' or 'gelu', between layers.
+      features: number of units of each layer; the last is the number of classes.
+      activation: activation between layers, 'relu', 'tanh' or 'gelu'.
       use_bias: whether layers have biases.
-      initializer: one of `INITIALIZERS`, for the kernels.
+      initializer: initializer of the kernels, one of `INITIALIZERS`.
 
     >>> model = MLP([3, 2])
     >>> variables = model.init(jax.random.key(0), jnp.ones((1, 4)))
@@ -114,7 +116,7 @@ def forward(network: Network, x: jax.Array, activation: str = "relu") -> jax.Arr
 
 
 def layer_inputs(network: Network, x: jax.Array, activation: str = "relu") -> list[jax.Array]:
-    """Returns what enters each layer, float `[samples, inputs of the layer]`, and at last the logits."""
+    """Returns the inputs of each layer, float `[samples, inputs of the layer]`, and at the end the logits."""
     entering = [x]
     for layer, (kernel, bias) in enumerate(zip(network.kernels, network.biases, strict=True)):
         x = x @ kernel if bias is None else x @ kernel + bias
@@ -125,18 +127,18 @@ def layer_inputs(network: Network, x: jax.Array, activation: str = "relu") -> li
 
 
 def masked(network: Network, mask: jax.Array) -> Network:
-    """Sets the pruned branches to zero; `mask` is flat, bool `[total]`."""
+    """Returns a network whose pruned branches are zero; `mask` is flat, bool `[total]`."""
     kernel_masks = masks.unflatten(mask, network.shapes)
     kernels = [jnp.where(kept, w, 0) for kept, w in zip(kernel_masks, network.kernels, strict=True)]
     return network._replace(kernels=tuple(kernels))
 
 
 def apply(params: PyTree, kernel_masks: PyTree, x: jax.Array, activation: str = "relu") -> jax.Array:
-    """Runs a multilayer perceptron with its kernels masked.
+    """Runs a multilayer perceptron with masked kernels.
 
     Args:
       params: its Flax params, see `network_of`.
-      kernel_masks: as returned by `prune`: like `params` without the biases, bool.
+      kernel_masks: one mask per kernel, bool `[inputs, outputs]`, nested like `params`, as `prune` returns them.
       x: inputs, float `[samples, inputs]`.
       activation: 'relu', 'tanh' or 'gelu'.
 
@@ -144,21 +146,22 @@ def apply(params: PyTree, kernel_masks: PyTree, x: jax.Array, activation: str = 
       Logits, float `[samples, classes]`.
 
     Raises:
-      InputError: params that are no multilayer perceptron, masks that do not fit them, an unknown activation.
+      InputError: params that are not a multilayer perceptron, masks that do not fit them, or an unknown
+        activation.
     """
     check_activation(activation)
     names, network = network_of(params)
     expected = flat_params(mask_tree(names, network.kernels))
     given = flat_params(kernel_masks)
     if {path: jnp.shape(leaf) for path, leaf in given.items()} != {p: leaf.shape for p, leaf in expected.items()}:
-        raise InputError("the masks do not fit the parameters: there must be one per kernel, of its shape")
+        raise InputError("the masks do not fit the parameters: there must be one mask per kernel, with its shape")
     return forward(masked(network, flat_mask(kernel_masks)), x, activation)
 
 
 def saliency(network: Network, x: jax.Array, activation: str = "relu") -> jax.Array:
-    """`|w| * norm(input)` of each branch, float32 `[total]` (Wanda; Sun et al. 2024, equation 1).
+    """Wanda saliency `|w| * norm(input)` of each branch, float32 `[total]` (Sun et al. 2024, equation 1).
 
-    The inputs of all layers are those of the dense network on `x`, float `[samples, inputs]`. Forward only.
+    One forward pass of the dense network on `x`, float `[samples, inputs]`, gives the inputs of all layers.
     """
     entering = layer_inputs(network, x, activation)
     norms = [jnp.sqrt((inputs**2).mean(0)) for inputs in entering[:-1]]
@@ -167,24 +170,24 @@ def saliency(network: Network, x: jax.Array, activation: str = "relu") -> jax.Ar
 
 
 def network_of(params: PyTree) -> tuple[list[str], Network]:
-    """Takes the parameters of a multilayer perceptron out of a Flax params tree.
+    """Converts the Flax params of a multilayer perceptron to a `Network`.
 
-    Layers follow each other by the numbers in their names (`Dense_2` before `Dense_10`); other names will do where
-    the shapes fit in one order only.
+    Layers are ordered by the numbers in their names (`Dense_2` before `Dense_10`). Other names are allowed if the
+    shapes fit in one order only.
 
     Args:
       params: nested mappings whose leaves are all called `kernel`, float `[inputs, outputs]`, or `bias`,
         float `[outputs]`; with or without the outer level `params`.
 
     Returns:
-      The layers' names, as paths joined by '/', and the network.
+      The names of the layers, as paths joined by '/', and the network.
 
     Raises:
-      InputError: a leaf of another name or shape, no kernel, or layers that do not follow each other in the
-        order of their names, or in several orders.
+      InputError: a leaf with another name or shape; no kernel; or layers that do not fit each other in the order
+        of their names, or fit in several orders.
     """
     if isinstance(params, Mapping) and "params" in params:
-        params = {"params": params["params"]}  # and no other collection of variables
+        params = {"params": params["params"]}  # without other collections of variables
     leaves = flat_params(params)
     layers: dict[str, dict[str, jax.Array]] = {}
     for path, leaf in leaves.items():
@@ -210,18 +213,20 @@ def network_of(params: PyTree) -> tuple[list[str], Network]:
         raise InputError(layer_order.misfit(shapes, lengths))
     if len(fitting) > 1:
         one, other = (", ".join(order) for order in fitting)
-        raise InputError(f"the layers fit each other as {one} and as {other}: number them in network order")
+        raise InputError(
+            f"the layers fit each other in two orders, [{one}] and [{other}]: number them in network order"
+        )
     names = fitting[0]
     kernels = tuple(layers[name]["kernel"] for name in names)
     return names, Network(kernels, tuple(layers[name].get("bias") for name in names))
 
 
 def mask_tree(names: Sequence[str], kernel_masks: Sequence[jax.Array]) -> PyTree:
-    """Nests one mask per kernel as the kernels are nested in the params that `network_of` took apart.
+    """Nests one mask per kernel like the kernels in the params that were given to `network_of`.
 
     Args:
-      names: of the layers, from `network_of`.
-      kernel_masks: bool `[inputs, outputs]` each.
+      names: names of the layers, from `network_of`.
+      kernel_masks: one mask per layer, bool `[inputs, outputs]`.
     """
     return flax.traverse_util.unflatten_dict(
         {(*filter(None, name.split("/")), "kernel"): mask for name, mask in zip(names, kernel_masks, strict=True)}
@@ -229,7 +234,7 @@ def mask_tree(names: Sequence[str], kernel_masks: Sequence[jax.Array]) -> PyTree
 
 
 def with_weights(params: PyTree, names: Sequence[str], network: Network) -> PyTree:
-    """Puts a network's arrays back where `network_of` took them from, in a tree nested as `params` is."""
+    """Returns a network's arrays as Flax params; the inverse of `network_of`."""
     leaves: dict[tuple[str, ...], jax.Array] = {}
     for name, kernel, bias in zip(names, network.kernels, network.biases, strict=True):
         path = tuple(filter(None, name.split("/")))
@@ -240,10 +245,10 @@ def with_weights(params: PyTree, names: Sequence[str], network: Network) -> PyTr
 
 
 def weight_arrays(names: Sequence[str], network: Network) -> dict[str, np.ndarray]:
-    """A network's arrays by the names that `load_weights` reads: LAYER/kernel and LAYER/bias.
+    """Returns a network's arrays by names that `sa_jax.files.load` reads: LAYER/kernel and LAYER/bias.
 
     Args:
-      names: of the layers, in network order.
+      names: names of the layers, in network order.
       network: kernels float32 `[inputs, outputs]`, biases float32 `[outputs]` or None.
     """
     arrays = {f"{name}/kernel": np.asarray(w) for name, w in zip(names, network.kernels, strict=True)}
@@ -252,7 +257,7 @@ def weight_arrays(names: Sequence[str], network: Network) -> dict[str, np.ndarra
 
 
 def flat_mask(tree: PyTree) -> jax.Array:
-    """Joins a tree from `mask_tree` to a flat mask, bool `[total]`."""
+    """Joins a tree of masks, as `mask_tree` returns it, to a flat mask, bool `[total]`."""
     kernel_masks = {path.rpartition("/")[0]: leaf for path, leaf in flat_params(tree).items()}
     order = layer_order.orders({name: (len(mask), len(mask[0])) for name, mask in kernel_masks.items()})[0]
     return masks.flatten([kernel_masks[name] for name in order])

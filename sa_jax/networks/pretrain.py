@@ -1,10 +1,11 @@
-"""Optional training of the dense network, before any annealing: Adam on the training split."""
+"""Trains the dense network with Adam, before annealing. Optional."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
+from sa_jax import checks
 from sa_jax.networks.energies import cross_entropy
 from sa_jax.networks.mlp import MLP
 from sa_jax.types import PyTree
@@ -15,19 +16,24 @@ BATCH_SIZE = 128
 def pretrain(
     rng_key: jax.Array, model: MLP, x: np.ndarray, y: np.ndarray, epochs: int, learning_rate: float
 ) -> PyTree:
-    """Trains an MLP by back-propagation with Adam (Kingma & Ba 2015) under a cosine learning rate.
+    """Trains an MLP with Adam (Kingma & Ba 2015) and a cosine learning-rate schedule.
 
     Args:
       rng_key: a key, `[]`, for the initial weights and the order of the samples.
       model: the Flax module.
       x: inputs, float32 `[samples, features]`.
       y: labels, int32 `[samples]`.
-      epochs: passes over the samples, at least 1.
-      learning_rate: at the first step; falls to 0.
+      epochs: number of passes over the samples, at least 1.
+      learning_rate: learning rate at the first step, above 0; it falls to 0.
 
     Returns:
       The trained params, without the outer level `params`.
+
+    Raises:
+      InputError: epochs or learning_rate out of range.
     """
+    checks.whole("epochs", epochs, 1)
+    checks.number("learning_rate", learning_rate, above=0)
     init_key, order_key = jax.random.split(rng_key)
     batch_size = min(BATCH_SIZE, len(x))
     batches = len(x) // batch_size

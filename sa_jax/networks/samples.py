@@ -1,4 +1,4 @@
-"""Checks of inputs, labels and weights, where their values are known."""
+"""Validates inputs, labels and weights."""
 
 from typing import Any
 
@@ -12,7 +12,13 @@ from sa_jax.types import InputError, PyTree
 
 
 def check_samples(network: Network, x: Any, y: Any) -> None:
-    """Raises `InputError` where inputs or labels do not fit the network, or anything is not finite."""
+    """Raises `InputError` if inputs or labels do not fit a network, or inputs or weights are not finite.
+
+    Args:
+      network: the weights.
+      x: inputs, numbers `[samples, features]`.
+      y: labels, int `[samples]`.
+    """
     features, classes = network.sizes[0], network.sizes[-1]
     if np.ndim(x) != 2 or np.shape(x)[1] != features or np.shape(x)[0] == 0:
         raise InputError(f"inputs must have the shape [samples, {features}], not {list(np.shape(x))}")
@@ -26,19 +32,21 @@ def check_samples(network: Network, x: Any, y: Any) -> None:
 
 
 def check_values(weights: PyTree, x: Any, y: Any, classes: int) -> None:
-    """Raises `InputError` where weights or inputs are not finite, or labels are no classes.
+    """Raises `InputError` if weights or inputs are not finite, or labels are out of range.
+
+    Under `jax.jit` values are unknown, and nothing is checked.
 
     Args:
-      weights: arrays.
+      weights: a pytree of arrays.
       x: inputs, numbers `[samples, ...]`.
       y: labels, int `[samples]`.
-      classes: how many there are.
+      classes: number of classes.
     """
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((weights, x, y))):
-        return  # inside someone's jit the values are not there to be looked at
+        return
     if not all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(weights)):
         raise InputError("the network's weights hold NaN or infinite values")
-    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite
+    with np.errstate(over="ignore"):  # values beyond float32 become infinite
         if not np.isfinite(np.asarray(x).astype(np.float32)).all():
             raise InputError("inputs hold NaN or infinite values")
     least, greatest = np.asarray(y).min(), np.asarray(y).max()

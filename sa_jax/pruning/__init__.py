@@ -1,7 +1,8 @@
-"""Pruning of networks by annealing: a multilayer perceptron, chosen kernels of a model, linear layers."""
+"""Prunes networks by annealing: a multilayer perceptron, chosen kernels of any model, or linear layers."""
 
 from sa_jax.pruning.allocation import allocate
 from sa_jax.pruning.kernels import prune_kernels
+from sa_jax.pruning.layers import prune_layers
 from sa_jax.pruning.linear import compact, prune_linear, prune_linear_sharded, refit
 from sa_jax.pruning.mlp import prune
 from sa_jax.pruning.moments import Moments, collect_moments, collect_recorded, dense_correction
@@ -32,6 +33,7 @@ __all__ = [
     "prepare",
     "prune",
     "prune_kernels",
+    "prune_layers",
     "prune_linear",
     "prune_linear_sharded",
     "refit",

@@ -1,4 +1,4 @@
-"""Chosen kernels of any model, annealed by full evaluation; a multilayer perceptron incrementally."""
+"""Prunes chosen kernels of any model: by full evaluation, or incrementally where it is a multilayer perceptron."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -9,12 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from sa_jax.annealing.chain import anneal
+from sa_jax.checks import whole
 from sa_jax.landscapes.full import full_model
 from sa_jax.moves import uniform_swap
 from sa_jax.networks import masks, mlp
 from sa_jax.networks.samples import check_values
 from sa_jax.networks.trees import leaves_by_name, no_such_leaf
 from sa_jax.pruning.mlp import prune
+from sa_jax.pruning.nesting import nest_masks
 from sa_jax.pruning.options import Options, check_options
 from sa_jax.pruning.problem import (
     Problem,
@@ -26,9 +28,10 @@ from sa_jax.pruning.problem import (
 )
 from sa_jax.types import AnnealResult, InputError, PyTree
 
-# How far logits may differ, of their greatest, for a model to be taken for a multilayer perceptron.
+# A model counts as a multilayer perceptron if its logits differ from those of one by at most this share of the
+# largest logit.
 SAME_LOGITS = 1e-4
-# Of `Options`, those that need no knowledge of the model.
+# The fields of `Options` that need no knowledge of the model.
 OPTIONS = ("energy", "start", "schedule", "logit_scale", "temperature_start", "temperature_end")
 
 
@@ -42,28 +45,29 @@ def prune_kernels(
     density: float = 0.1,
     num_steps: int = 10_000,
     **options: Any,
-) -> tuple[dict[str, jax.Array], AnnealResult]:
-    """Anneals which weights of some kernels of a model stay; no weight changes, and no derivative is taken.
+) -> tuple[PyTree, AnnealResult]:
+    """Prunes chosen kernels of any model by annealing their masks; no weight changes, and no derivative is taken.
 
-    Each proposal evaluates the whole model, but where the model is a multilayer perceptron with all of its kernels
-    chosen: that is found by comparing logits, and annealed incrementally, by `sa_jax.prune`. A head behind a trunk
-    that stays as it is, is one, too: prune it on what the trunk gives.
+    Each proposal evaluates the whole model. A multilayer perceptron whose kernels are all chosen is the exception:
+    it is recognised by comparing logits, and annealed incrementally, by `sa_jax.prune`. To prune a dense head
+    behind a trunk that stays as it is, compute the trunk's outputs once and prune the head alone on them.
 
     Args:
       rng_key: a key, `[]`.
       apply_fn: `(params, x) -> logits`, float `[samples, classes]`; jittable.
       params: any pytree of arrays, such as Flax params.
-      x: inputs, `[samples, ...]`. All are used in every proposal.
+      x: inputs, `[samples, ...]`. Every proposal uses all of them.
       y: labels, int `[samples]`.
       chosen: paths of the kernels, such as 'Dense_0/kernel', of any rank; None for all matrices called 'kernel'.
-      density: kept / total over the chosen kernels, in (0, 1]; exactly `round(density * total)` weights stay.
-      num_steps: proposals, uniform swaps, at least 1.
-      **options: fields of `Options` named in `OPTIONS`; `start` is 'magnitude' or 'random'.
+      density: kept / total over the chosen kernels, in (0, 1]; exactly `round(density * total)` branches are kept.
+      num_steps: number of proposals, which are uniform swaps, at least 1.
+      **options: the fields of `Options` that `OPTIONS` names; `start` is 'magnitude' or 'random'.
 
     Returns:
-      The masks by path, bool like the kernels, for `masked`; and the `AnnealResult`, whose positions are flat
-      masks, bool `[total]`, the kernels following each other in the order of the masks: that of the params, or of
-      the network where it is a multilayer perceptron. `jax.tree.map` would sort them by name.
+      The masks, bool like the kernels, nested like `params`: mappings hold only the chosen kernels, other pytrees
+      hold None in place of all other leaves. And the `AnnealResult`, whose positions are flat masks, bool
+      `[total]`: the kernels follow each other in the order of `jax.tree.leaves(masks)`, or in network order where
+      the model is a multilayer perceptron.
 
     Raises:
       InputError: no such kernel, logits or labels that do not fit each other, values that are not finite, a
@@ -75,9 +79,9 @@ def prune_kernels(
     >>> def apply_fn(params, x):
     ...     return (x * params["gate"]) @ params["Dense_0"]["kernel"]
     >>> found, result = prune_kernels(jax.random.key(2), apply_fn, params, x, y, density=0.25, num_steps=500)
-    >>> {path: int(mask.sum()) for path, mask in found.items()}
-    {'Dense_0/kernel': 4}
-    >>> apply_fn(masked(params, found), x).shape
+    >>> jax.tree.map(lambda mask: int(mask.sum()), found)
+    {'Dense_0': {'kernel': 4}}
+    >>> apply_fn(masks.apply_masks(params, found), x).shape
     (64, 2)
     """
     unknown = set(options) - set(OPTIONS)
@@ -86,8 +90,7 @@ def prune_kernels(
     settings = check_options(Options(**{"move": "uniform", **options}))
     if settings.start == "saliency":
         raise InputError("start must be one of magnitude, random, not 'saliency', which needs each layer's inputs")
-    if isinstance(num_steps, bool) or not hasattr(num_steps, "__index__") or num_steps < 1:
-        raise InputError(f"num_steps must be a whole number of at least 1, not {num_steps!r}")
+    num_steps = whole("num_steps", num_steps, 1)
     paths = _chosen(params, chosen)
     x, y = jnp.asarray(x), jnp.asarray(y)
     shape = jax.eval_shape(apply_fn, params, x).shape
@@ -98,28 +101,27 @@ def prune_kernels(
             f"{list(shape)} and {y.dtype}{list(y.shape)}"
         )
     check_values(list(kernels.values()), x, y, shape[1])
-    kept = masks.num_kept(density, sum(kernel.size for kernel in kernels.values()))
+    num_kept = masks.num_kept(density, sum(kernel.size for kernel in kernels.values()))
     perceptron = _perceptron(apply_fn, params, paths, x)
     if perceptron is not None:
-        in_order, activation = perceptron
-        told = {**options, "move": "uniform", "activation": activation}
-        tree, result = prune(rng_key, params, x, y, density, num_steps, **told)
-        return {path: leaves_by_name(tree)[path] for path in in_order}, result
+        with_activation = {**options, "move": "uniform", "activation": perceptron}
+        found, result = prune(rng_key, params, x, y, density, num_steps, **with_activation)
+        return nest_masks(params, leaves_by_name(found)), result
     try:
         hash(apply_fn)
     except TypeError:  # a method of a module with lists in it
-        apply_fn = partial(apply_fn)  # hashed as what it is, and compiled anew each time
-    result = _prune(rng_key, params, x, y, apply_fn, paths, kept, int(num_steps), settings)
-    return masks.unflatten_like(result.best, kernels), result
+        apply_fn = partial(apply_fn)  # hashed by identity, and compiled again at each call
+    result = _prune(rng_key, params, x, y, apply_fn, paths, num_kept, num_steps, settings)
+    return nest_masks(params, masks.unflatten_like(result.best, kernels)), result
 
 
 @partial(jax.jit, static_argnums=(4, 5, 6, 7, 8))
-def _prune(rng_key, params, x, y, apply_fn, paths, kept, num_steps, options):
+def _prune(rng_key, params, x, y, apply_fn, paths, num_kept, num_steps, options):
     mask_key, calibration_key, chain_key = jax.random.split(rng_key, 3)
     kernels = {path: leaves_by_name(params)[path] for path in paths}
     magnitude = jnp.concatenate([jnp.abs(kernel).ravel() for kernel in kernels.values()])
     random = options.start == "random"
-    mask = masks.random(mask_key, magnitude.size, kept) if random else masks.by_score(magnitude, kept)
+    mask = masks.random(mask_key, magnitude.size, num_kept) if random else masks.by_score(magnitude, num_kept)
     dense_logits = apply_fn(params, x)
     start_logits = apply_fn(masks.apply_masks(params, masks.unflatten_like(mask, kernels)), x)
     logit_scale, trained = calibrated_scale(dense_logits, start_logits, y, options)
@@ -136,22 +138,22 @@ def _prune(rng_key, params, x, y, apply_fn, paths, kept, num_steps, options):
     return result._replace(best=result.best[0], final=result.final[0])
 
 
-def _perceptron(apply_fn, params, paths, x) -> tuple[list[str], str] | None:
-    """The kernels in network order and the activation, where a multilayer perceptron gives the model's logits."""
+def _perceptron(apply_fn, params, paths, x) -> str | None:
+    """The activation, where a multilayer perceptron of these kernels gives the model's logits; None elsewhere."""
     if x.ndim != 2:
         return None
     try:
         names, network = mlp.network_of(params)
         wanted = np.asarray(apply_fn(params, x))
-        in_order = [f"{name}/kernel" for name in names]
-        if set(in_order) != set(paths) or network.sizes[0] != x.shape[1]:
+        kernels = {f"{name}/kernel" for name in names}
+        if kernels != set(paths) or network.sizes[0] != x.shape[1]:
             return None
         for activation in mlp.ACTIVATIONS:
             found = np.asarray(mlp.forward(network, x.astype(jnp.float32), activation))
             if np.abs(found - wanted).max(initial=0) <= SAME_LOGITS * np.abs(wanted).max(initial=0):
-                return in_order, activation
+                return activation
     except (InputError, jax.errors.TracerArrayConversionError):
-        pass  # no perceptron, or inside someone's jit, where values are not there to be compared
+        pass  # not a perceptron, or traced inside a `jit` of the caller, where values cannot be compared
     return None
 
 

@@ -1,4 +1,4 @@
-"""Prune a multilayer perceptron in one call."""
+"""Prunes a multilayer perceptron in one call."""
 
 from functools import partial
 from typing import Any
@@ -9,10 +9,12 @@ import numpy as np
 from jax.core import Tracer
 
 from sa_jax.annealing.chain import anneal
+from sa_jax.checks import whole
 from sa_jax.landscapes.full import full_mlp
 from sa_jax.landscapes.mlp import masked_mlp
 from sa_jax.moves import swap_within
 from sa_jax.networks import masks, mlp, patterns
+from sa_jax.networks.patterns import Pattern, Rows
 from sa_jax.networks.samples import check_samples
 from sa_jax.pruning.options import Options, check_options
 from sa_jax.pruning.problem import make_energy, make_landscape, make_schedule, prepare
@@ -24,37 +26,39 @@ def prune(
     params: PyTree,
     x: jax.Array,
     y: jax.Array,
-    density: float | str = 0.05,
+    density: float | Pattern = 0.05,
     num_steps: int = 200_000,
     **options: Any,
 ) -> tuple[PyTree, AnnealResult]:
-    """Anneals which branches of a multilayer perceptron stay; no weight changes.
+    """Prunes a multilayer perceptron by annealing the mask of its branches; no weight changes.
 
-    The move 'informed' takes the derivative of the energy with respect to the mask, all else no derivative.
+    The move 'informed' takes the derivative of the energy with respect to the mask. Nothing else takes a
+    derivative.
 
     Args:
       rng_key: a key, `[]`.
       params: Flax params of a multilayer perceptron, with or without the outer level `params`; leaves named
-        `kernel` and `bias`, layers in order of their names. Biases are not masked.
-      x: inputs, float `[samples, features]`. All are used in every proposal: some thousand are plenty.
+        `kernel` and `bias`, layers in the order of their names. Biases are not masked.
+      x: inputs, float `[samples, features]`. Every proposal uses all of them; a few thousand are enough.
       y: labels, int `[samples]`.
-      density: kept / total, in (0, 1]; exactly `round(density * total)` branches stay. Or the pattern of each
-        layer, see `patterns.parse`: '0.1' of each unit's inputs, 'layer:0.1', '2:4', '4x4:0.5', 'columns:0.5';
-        then swaps are uniform. Blocks and columns take a full evaluation for each proposal.
-      num_steps: proposals, at least 1.
+      density: kept / total, in (0, 1]; exactly `round(density * total)` branches are kept. Or a pattern of each
+        layer: `Unit(0.1)`, the share of each unit's inputs, `Layer(0.1)`, `NM(2, 4)`, `Block((4, 4), 0.5)` or
+        `Columns(0.5)` of `sa_jax.patterns`; swaps are then uniform. Blocks and columns need a full evaluation for
+        each proposal.
+      num_steps: number of proposals, at least 1.
       **options: fields of `Options`, such as `activation="tanh"`.
 
     Returns:
-      `masks`, nested like `params` without the biases, bool like the kernels; and the `AnnealResult`, whose
-      positions are flat masks, bool `[total]`.
+      The masks, nested like `params` without the biases, bool `[inputs, outputs]` like the kernels; and the
+      `AnnealResult`, whose positions are flat masks, bool `[total]`.
 
     Raises:
-      InputError: params that are no multilayer perceptron, inputs or labels that do not fit it or are not
-        finite, a density that keeps nothing, an unknown option.
+      InputError: params that are not a multilayer perceptron, inputs or labels that do not fit it or are not
+        finite, a density that keeps nothing, a pattern that does not fit a layer, or an unknown option.
 
     >>> import jax, jax.numpy as jnp
     >>> from sa_jax import prune
-    >>> from sa_jax.models import MLP, apply
+    >>> from sa_jax.networks.mlp import MLP, apply
     >>> x = jax.random.normal(jax.random.key(0), (200, 8))
     >>> y = (x[:, 0] > x[:, 1]).astype(jnp.int32)
     >>> params = MLP([16, 2]).init(jax.random.key(1), x)
@@ -64,40 +68,46 @@ def prune(
     >>> bool((apply(params, masks, x).argmax(-1) == y).mean() > 0.9)
     True
     """
-    if isinstance(num_steps, bool) or not hasattr(num_steps, "__index__") or num_steps < 1:
-        raise InputError(f"num_steps must be a whole number of at least 1, not {num_steps!r}")
+    num_steps = whole("num_steps", num_steps, 1)
     unknown = set(options) - set(Options._fields)
     if unknown:
         raise InputError(f"unknown option {sorted(unknown)[0]!r}; options: {', '.join(Options._fields)}")
-    pattern = patterns.parse(density) if isinstance(density, str) else None
-    if pattern:
+    patterns.refuse_text(density)
+    if isinstance(density, Pattern):
         options.setdefault("move", "uniform")
     chosen = check_options(Options(**options))
-    if pattern and chosen.move != "uniform":
-        raise InputError(f"pattern {density!r} needs move 'uniform', not {chosen.move!r}")
-    if pattern and pattern.block == (1, 0):
-        raise InputError("rows of the last layer are the classes: prune 'columns:...', the inputs of each layer")
     if chosen.nudge_share:
         raise InputError(
-            "nudge_share moves weights, and prune returns masks alone: use sa-jax run, or leave it at 0"
+            "nudge_share changes weights, and prune returns only masks: use sa-jax run, or leave it at 0"
         )
     names, network = mlp.network_of(params)
-    if pattern:
-        patterns.network_sets(pattern, network.shapes)  # raises where it does not fit
-    kept = pattern or masks.num_kept(density, network.total)
     samples = [array if isinstance(array, jax.Array) else np.asarray(array) for array in (x, y)]
     check_samples(network, *samples)
-    annealed = _prune_pattern if pattern else _prune
-    result = annealed(rng_key, network, *map(jnp.asarray, samples), kept, int(num_steps), chosen)
+    arrays = network, *map(jnp.asarray, samples)
+    if isinstance(density, Pattern):
+        _check_pattern(density, chosen, network)
+        result = _prune_pattern(rng_key, *arrays, density, num_steps, chosen)
+    else:
+        result = _prune(rng_key, *arrays, masks.num_kept(density, network.total), num_steps, chosen)
     if not isinstance(result.best_energy, Tracer) and not np.isfinite(result.best_energy):
         raise InputError("the initial mask has no finite energy: are the weights or inputs far too large?")
     return mlp.mask_tree(names, masks.unflatten(result.best, network.shapes)), result
 
 
+def _check_pattern(pattern: Pattern, options: Options, network: mlp.Network) -> None:
+    if options.move != "uniform":
+        raise InputError(f"{pattern!r} needs move 'uniform', not {options.move!r}")
+    if isinstance(pattern, Rows):
+        raise InputError(
+            f"Rows would prune classes, the outputs of the last layer: use Columns({pattern.density})"
+        )
+    patterns.network_sets(pattern, network.shapes)  # raises where the pattern does not fit a layer
+
+
 @partial(jax.jit, static_argnums=(4, 5, 6))
-def _prune(rng_key, network, x, y, kept, num_steps, options):
+def _prune(rng_key, network, x, y, num_kept, num_steps, options):
     setup_key, chain_key = jax.random.split(rng_key)
-    problem = prepare(setup_key, network, x, y, kept, options)
+    problem = prepare(setup_key, network, x, y, num_kept, options)
     schedule = make_schedule(problem, options, num_steps)
     return anneal(chain_key, make_landscape(problem, options), problem.mask, schedule, num_steps, problem.data)
 
@@ -110,18 +120,18 @@ def _prune_pattern(rng_key, network, x, y, pattern, num_steps, options):
         "saliency": lambda: masks.unflatten(mlp.saliency(network, x, options.activation), network.shapes),
         "random": lambda: masks.unflatten(jax.random.uniform(score_key, (network.total,)), network.shapes),
     }
-    units = patterns.network_best(pattern, scores[options.start]())
-    mask = patterns.network_mask(pattern, units, network.shapes)
+    blocks = patterns.network_best(pattern, scores[options.start]())
+    mask = patterns.network_mask(pattern, blocks, network.shapes)
     problem = prepare(setup_key, network, x, y, 0, options, mask)
     swaps = swap_within(patterns.network_sets(pattern, network.shapes))
     schedule = make_schedule(problem, options, num_steps)
-    if pattern.block == (1, 1):
+    if patterns.rule_of(pattern).block == (1, 1):
         landscape = masked_mlp(network, swaps, make_energy(problem, options), options.activation)
         return anneal(chain_key, landscape, mask, schedule, num_steps, problem.data)
 
-    def mask_of(units):
-        return patterns.network_mask(pattern, units, network.shapes)
+    def mask_of(blocks):
+        return patterns.network_mask(pattern, blocks, network.shapes)
 
     landscape = full_mlp(network, swaps, make_energy(problem, options), options.activation, mask_of)
-    result = anneal(chain_key, landscape, (units, swaps.init(units)), schedule, num_steps, problem.data)
+    result = anneal(chain_key, landscape, (blocks, swaps.init(blocks)), schedule, num_steps, problem.data)
     return result._replace(best=mask_of(result.best[0]), final=mask_of(result.final[0]))

@@ -1,4 +1,4 @@
-"""What a linear layer is pruned by: the second moments of its inputs, streamed, never the inputs themselves."""
+"""Collects the second moments of linear layers' inputs, batch by batch; the inputs themselves are not kept."""
 
 from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -11,14 +11,14 @@ from sa_jax.types import InputError, PyTree
 
 
 class Moments(NamedTuple):
-    """Of a layer's inputs, so far.
+    """The moments of a layer's inputs `x`.
 
     Attributes:
-      gram: mean of `x x'`, float32 `[inputs, inputs]`.
-      mean: of `x`, float32 `[inputs]`.
-      count: inputs seen, float32 `[]`.
-      change: mean of `x (x - d)'`, with `d` the inputs that the dense network has in their place, float32
-        `[inputs, inputs]`; None where these were not seen.
+      gram: mean of `x x'`, the Gram matrix, float32 `[inputs, inputs]`.
+      mean: mean of `x`, float32 `[inputs]`.
+      count: number of input vectors, float32 `[]`.
+      change: mean of `x (x - d)'`, with `d` the dense network's inputs to the same layer, float32
+        `[inputs, inputs]`; None where the dense network was not run.
     """
 
     gram: jax.Array
@@ -28,20 +28,21 @@ class Moments(NamedTuple):
 
 
 def no_inputs(inputs: int) -> Moments:
-    """The moments before anything was seen, of a layer with so many inputs."""
+    """Returns the moments of no input vectors at all, for a layer with this number of inputs."""
     return Moments(jnp.zeros((inputs, inputs)), jnp.zeros(inputs), jnp.zeros(()))
 
 
 def with_inputs(
     moments: Moments, x: jax.Array, weight: jax.Array | None = None, dense: jax.Array | None = None
 ) -> Moments:
-    """The moments once more inputs are seen; pure, in memory of one Gram matrix.
+    """Returns the moments with more inputs added; pure, with no more memory than one Gram matrix.
 
     Args:
-      moments: so far.
+      moments: the moments of the earlier inputs.
       x: inputs, float `[..., inputs]`.
-      weight: how often each counts, 0 for padding, float `[...]`; None for once.
-      dense: what the dense network has in their place, float `[..., inputs]`, from the first inputs on or never.
+      weight: weight of each input vector in the means, 0 for padding, float `[...]`; None for 1.
+      dense: the dense network's inputs to the same layer, float `[..., inputs]`; given from the first inputs on,
+        or never.
 
     >>> moments = with_inputs(no_inputs(2), jnp.array([[1.0, 0.0], [3.0, 2.0]]))
     >>> moments.gram.tolist(), moments.mean.tolist()
@@ -61,14 +62,14 @@ def with_inputs(
 
 
 def dense_correction(moments: Moments, weight: jax.Array) -> jax.Array | None:
-    """What a layer behind pruned ones has to make up for, as `reconstruction.prune_linear` takes it.
+    """Returns the correction with which a layer behind pruned layers approximates the dense network.
 
     Args:
-      moments: of the layer's inputs, seen with those of the dense network.
-      weight: of the layer, float `[outputs, inputs]`.
+      moments: moments of the layer's inputs, with `Moments.change`.
+      weight: weight of the layer, float `[outputs, inputs]`.
 
     Returns:
-      float32 `[outputs, inputs]`; None where the dense network's inputs were not seen.
+      float32 `[outputs, inputs]`, for `prune_linear` and `refit`; None where `Moments.change` is None.
     """
     return None if moments.change is None else weight @ moments.change.T
 
@@ -80,27 +81,28 @@ def collect_recorded(
     layers: Container[str] | None = None,
     dense: PyTree | None = None,
 ) -> dict[str, Moments]:
-    """Collects the moments of the inputs of all layers that a function shows.
+    """Collects the moments of the inputs of all layers that a function records.
 
-    Memory is that of one batch and the Gram matrices, whatever the number of batches. Layers that are shown the
-    very same array, such as query, key and value, share one Gram matrix, and a layer that is shown several arrays
-    sees all of them.
+    Memory holds one batch and the Gram matrices, whatever the number of batches. Layers with the very same inputs,
+    such as query, key and value, share one Gram matrix. Where a layer is recorded several times, all its inputs
+    count.
 
     Args:
-      forward: called as `forward(params, record=record, **batch)`, under `jit`. It calls `record(layer, x, weight)` for
-        each linear layer, outside of `scan` and its kind, with its name, its inputs, float `[..., inputs]`, and
-        how often each counts, float or bool `[...]` or not at all.
-      params: its first argument.
-      batches: arrays by name. Equal shapes compile once.
-      layers: names of those that are collected; None for all. What only later layers need is not computed.
-      dense: like `params`, those of the dense network where `params` are of the pruned one; its inputs are then
-        seen beside, for `Moments.change`. It must show equal shapes in equal order.
+      forward: called as `forward(params, record=record, **batch)`, under `jit`. For each linear layer it calls
+        `record(layer, x, weight)` with the layer's name, its inputs, float `[..., inputs]`, and, if needed, the
+        weight of each input vector in the means, float or bool `[...]`. These calls must not be inside
+        `jax.lax.scan` or another loop of JAX.
+      params: first argument of `forward`.
+      batches: each batch maps names to arrays. Batches of equal shapes compile once.
+      layers: names of the layers to collect; None for all. What only later layers need is not computed.
+      dense: params of the dense network, where `params` are those of the pruned network. Its inputs to the same
+        layers are then used too, for `Moments.change`.
 
     Returns:
-      The moments by layer, in the order they were first shown.
+      The moments by layer, in the order in which the layers were first recorded.
 
     Raises:
-      InputError: no batch, or no such layer.
+      InputError: no batch, or no layer recorded.
 
     >>> def forward(params, x, record):
     ...     record("first", x)
@@ -116,25 +118,25 @@ def collect_recorded(
 
     @jax.jit
     def of_batch(params: PyTree, dense: PyTree | None, batch: Mapping[str, Any]) -> list[Moments]:
-        def shown_by(params: PyTree) -> dict[str, list[tuple[jax.Array, Any]]]:
-            shown: dict[str, list[tuple[jax.Array, Any]]] = {}
+        def recorded_by(params: PyTree) -> dict[str, list[tuple[jax.Array, Any]]]:
+            recorded: dict[str, list[tuple[jax.Array, Any]]] = {}
 
             def record(layer: str, x: jax.Array, weight: Any = None) -> None:
                 if layers is None or layer in layers:
-                    shown.setdefault(layer, []).append((x, weight))
+                    recorded.setdefault(layer, []).append((x, weight))
 
             forward(params, record=record, **batch)
-            return shown
+            return recorded
 
-        shown = shown_by(params)
-        beside = None if dense is None else shown_by(dense)
+        recorded = recorded_by(params)
+        recorded_dense = None if dense is None else recorded_by(dense)
         distinct: dict[tuple[int, ...], Moments] = {}
-        for layer, calls in shown.items():
+        for layer, calls in recorded.items():
             same = tuple(id(x) for x, _ in calls)
             if same not in distinct:
                 distinct[same] = no_inputs(calls[0][0].shape[-1])
                 for call, (x, weight) in enumerate(calls):
-                    other = None if beside is None else beside[layer][call][0]
+                    other = None if recorded_dense is None else recorded_dense[layer][call][0]
                     distinct[same] = with_inputs(distinct[same], x, weight, other)
             places[layer] = list(distinct).index(same)
         return list(distinct.values())
@@ -146,7 +148,7 @@ def collect_recorded(
     if moments is None:
         raise InputError("at least one batch is needed")
     if not places:
-        raise InputError("no linear layer, such as nn.Dense, was shown: nothing to calibrate")
+        raise InputError("found no linear layer (such as nn.Dense) in the model")
     return {layer: moments[place] for layer, place in places.items()}
 
 
@@ -156,19 +158,21 @@ def collect_moments(
     """Collects the moments of the inputs of all linear layers of a Flax Linen model, as `collect_recorded` does.
 
     Args:
-      module: the model; layers with a parameter `kernel [inputs, outputs]`, such as `nn.Dense`, are found wherever
-        they are.
-      variables: as `module.init` gives them.
-      batches: positional arguments of each call, a tuple, or one array. Equal shapes compile once.
-      method: of the module, if not `__call__`.
+      module: the model. Every layer with a parameter `kernel [inputs, outputs]`, such as `nn.Dense`, is collected,
+        at any depth.
+      variables: variables of the model, as `module.init` returns them.
+      batches: arguments of each call of the model: a tuple of arrays, or one array. Batches of equal shapes
+        compile once.
+      method: method of the module to call; None for `__call__`.
 
     Returns:
-      The moments by the layer's path, such as 'encoder/Dense_0', in the order of the first call.
+      The moments by the layer's path, such as 'encoder/Dense_0', in the order in which the layers are first
+      called.
 
     Raises:
       InputError: no batch, or no linear layer.
 
-    >>> from sa_jax.models import MLP
+    >>> from sa_jax.networks.mlp import MLP
     >>> x = jax.random.normal(jax.random.key(0), (64, 8))
     >>> model = MLP([16, 2])
     >>> moments = collect_moments(model, model.init(jax.random.key(1), x), [x[:32], x[32:]])

@@ -1,19 +1,18 @@
 """How to anneal a network: the options of `prune` and of a run."""
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
-import numpy as np
-
+from sa_jax import checks
 from sa_jax.networks import mlp
-from sa_jax.types import InputError, Schedule, is_number
+from sa_jax.types import InputError, Schedule
 
 ENERGIES = ("cross_entropy", "kl_to_teacher", "error_rate")
 MOVES = ("saliency", "informed", "uniform")
 STARTS = ("magnitude", "saliency", "random")
 SCHEDULES = ("geometric", "linear", "cosine", "logarithmic", "constant")
-# Samples in the energy, for the square root of the branches that stay: few choices overfit less, and moves that
+# Samples in the energy per square root of the number of kept branches: fewer branches overfit less, and moves that
 # need many proposals leave less time for each. Chosen on validation images of MNIST.
 SAMPLES_PER_ROOT = {"informed": 800, "saliency": 200, "uniform": 200}
 
@@ -25,18 +24,18 @@ class Options(NamedTuple):
       activation: 'relu', 'tanh' or 'gelu', between layers.
       energy: 'cross_entropy', 'kl_to_teacher' (the dense network's predictions in place of the labels) or
         'error_rate'.
-      move: 'saliency', a swap whose new branch is drawn by `|w| * norm(input)`; 'informed', one whose two branches
-        are drawn by their estimated effects, from the derivative of the energy with respect to the mask; or
-        'uniform'.
+      move: 'saliency', a swap whose new branch is drawn by `|w| * norm(input)`; 'informed', a swap whose two
+        branches are drawn by their estimated effects, from the derivative of the energy with respect to the mask;
+        or 'uniform'.
       start: initial mask: 'magnitude', 'saliency' or 'random'.
       schedule: 'geometric', 'linear', 'cosine', 'logarithmic', 'constant', or `step -> temperature`.
       logit_scale: factor on the logits in all energies but the error rate; None calibrates it.
       temperature_start: in units of the energy; None calibrates it.
-      temperature_end: likewise, a hundredth of the start if that is given; unused by 'logarithmic' and
-        'constant'.
-      nudge_share: share of the proposals that change a kept branch's weight instead of the mask, below 1; they are
-        aimed by derivatives of the energy. Above 0 weights move, and positions are `Weighted`: a class of its own,
-        not to be compared with fixed weights.
+      temperature_end: in units of the energy; None takes a hundredth of `temperature_start`, or calibrates it if
+        that is None too. Unused by 'logarithmic' and 'constant'.
+      nudge_share: share of the proposals that change a kept branch's weight instead of the mask, below 1; they
+        use derivatives of the energy. Above 0 weights move and positions are `Weighted`; such results must not be
+        compared with those of fixed weights.
     """
 
     activation: str = "relu"
@@ -51,48 +50,46 @@ class Options(NamedTuple):
 
 
 def uses_gradients(options: Options) -> bool:
-    """Whether annealing with these options takes a derivative of the energy."""
+    """Returns whether annealing with these options takes a derivative of the energy."""
     return options.move == "informed" or options.nudge_share > 0
 
 
-def samples_for(kept: int, move: str) -> int:
-    """How many training samples to anneal `kept` branches on with one of `MOVES`, if that many are there.
+def samples_for(num_kept: int, move: str) -> int:
+    """Returns the number of training samples to anneal `num_kept` branches on with one of `MOVES`.
 
     >>> samples_for(647, "informed"), samples_for(647, "saliency")
     (20349, 5087)
     """
-    return round(SAMPLES_PER_ROOT[move] * math.sqrt(kept))
+    return round(SAMPLES_PER_ROOT[move] * math.sqrt(num_kept))
 
 
-def check_options(options: Options) -> Options:
-    """Returns the options, or raises `InputError` naming the first bad one."""
-    choices = {
-        "activation": tuple(mlp.ACTIVATIONS),
-        "energy": ENERGIES,
-        "move": MOVES,
-        "start": STARTS,
-        "schedule": SCHEDULES,
-    }
+def check_options(options: Options, named: Callable[[str], str] = str) -> Options:
+    """Returns the options, their numbers as plain Python numbers.
+
+    Args:
+      options: the options to check.
+      named: maps the name of a field to the name by which the user knows it.
+
+    Raises:
+      InputError: an option that is wrong, or options that exclude each other.
+    """
+    choices = {"activation": mlp.ACTIVATIONS, "energy": ENERGIES, "move": MOVES, "start": STARTS}
+    if not callable(options.schedule):
+        choices["schedule"] = SCHEDULES
     for name, allowed in choices.items():
-        value = getattr(options, name)
-        if value not in allowed and not (name == "schedule" and callable(value)):
-            raise InputError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")
-    if options.move == "informed" and options.energy == "error_rate":
-        raise InputError("move 'informed' needs an energy with a derivative: not error_rate")
-    share = options.nudge_share
-    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < 1:
-        raise InputError(f"nudge_share must be a number from 0 to below 1, not {share!r}")
-    if share and options.energy == "error_rate":
-        raise InputError("nudge_share needs an energy with a derivative: not error_rate")
+        checks.choice(named(name), getattr(options, name), allowed)
+    share = checks.number(named("nudge_share"), options.nudge_share, least=0, below=1)
+    needs_derivative = [f"{named('move')} 'informed'"] if options.move == "informed" else []
+    needs_derivative += [f"{named('nudge_share')} above 0"] if share else []
+    if needs_derivative and options.energy == "error_rate":
+        energy = named("energy")
+        raise InputError(f"{needs_derivative[0]} needs a derivative, which {energy} 'error_rate' does not have")
+    numbers = {"nudge_share": share}
     for name in ("logit_scale", "temperature_start", "temperature_end"):
         value = getattr(options, name)
-        if isinstance(value, jax.Array | np.ndarray | np.generic) and value.ndim == 0:
-            value = value.item()
-            options = options._replace(**{name: value})
-        zero_fits = name != "logit_scale" and options.schedule != "geometric"
         if value is None:
             continue
-        if not is_number(value) or not (value > 0 or (value == 0 and zero_fits)):
-            bound = "at least 0" if zero_fits else "above 0"
-            raise InputError(f"{name} must be a finite number {bound}, or None to calibrate it, not {value!r}")
-    return options
+        # Every schedule but the geometric one can start or end at temperature 0.
+        bound = {"least": 0} if name != "logit_scale" and options.schedule != "geometric" else {"above": 0}
+        numbers[name] = checks.number(named(name), value, **bound, otherwise=", or None to calibrate it")
+    return options._replace(**numbers)

@@ -1,4 +1,4 @@
-"""What is fixed during a run: its arrays, landscape, energy and schedule, from options."""
+"""Makes the fixed parts of a run from its options: arrays, landscape, energy and schedule."""
 
 import math
 from collections.abc import Callable
@@ -16,22 +16,22 @@ from sa_jax.networks.mlp import Network
 from sa_jax.pruning.options import Options
 from sa_jax.types import Landscape, PyTree, Schedule
 
-# Calibrated logit scale: the dense network's scaled logits get this standard deviation, and the scale rises
-# as pruning shrinks the logits, at most so many fold. Chosen on validation images of MNIST.
+# The calibrated logit scale gives the dense network's scaled logits this standard deviation. The scale rises as
+# pruning shrinks the logits, at most by the factor MAX_SHRINKAGE. Chosen on validation images of MNIST.
 LOGIT_SPREAD = 9.0
-MOST_SHRINKAGE = 4.0
-# The same where the weights were never trained: annealing will make logits far larger than those of chance.
+MAX_SHRINKAGE = 4.0
+# Standard deviation where the weights were never trained: annealing will make the logits far larger than they are.
 UNTRAINED_SPREAD = 1.5
-# The same of a teacher's logits.
+# Standard deviation of a teacher's scaled logits.
 TEACHER_SPREAD = 9.0
-# Of the calibrated start temperature, where weights were trained or swaps are informed: a mask of the largest
-# weights, or of few proposals, is so good that a hotter start would only destroy it. Chosen on validation samples
-# of digits and MNIST.
+# Share of the calibrated start temperature that is used where weights were trained or swaps are informed. The
+# initial mask, or the mask after few informed swaps, is then so good that a hotter start would only destroy it.
+# Chosen on validation samples of digits and MNIST.
 COLD_START = 0.1
 
 
 class Problem(NamedTuple):
-    """What is fixed during a run, as arrays that travel through `jit` as arguments.
+    """The fixed parts of a run, as arrays that are passed to `jit` as arguments.
 
     Attributes:
       network: the fixed weights.
@@ -58,20 +58,20 @@ def prepare(
     network: Network,
     x: jax.Array,
     y: jax.Array,
-    kept: int,
+    num_kept: int,
     options: Options,
     mask: jax.Array | None = None,
 ) -> Problem:
-    """Fixes what a run needs: the initial mask, the logit scale and the temperatures. Pure.
+    """Chooses the initial mask, the logit scale and the temperatures of a run. Pure.
 
     Args:
       rng_key: a key, `[]`, for a random initial mask and the calibration.
       network: the fixed weights, `total` branches.
       x: inputs, float `[samples, features]`.
       y: labels, int `[samples]`.
-      kept: number of branches that stay; static.
-      options: static.
-      mask: the initial mask, flat, bool `[total]`, in place of the `kept` branches that the options say.
+      num_kept: number of branches that stay; static.
+      options: how to anneal; static.
+      mask: initial mask, flat, bool `[total]`; None for the one that `num_kept` and `options.start` give.
     """
     mask_key, calibration_key = jax.random.split(rng_key)
     x = x.astype(jnp.float32)
@@ -80,9 +80,9 @@ def prepare(
     if mask is not None:
         first = jnp.asarray(mask, bool)
     elif options.start == "random":
-        first = masks.random(mask_key, network.total, kept)
+        first = masks.random(mask_key, network.total, num_kept)
     else:
-        first = masks.by_score(magnitude if options.start == "magnitude" else saliency, kept)
+        first = masks.by_score(magnitude if options.start == "magnitude" else saliency, num_kept)
     dense_logits = mlp.forward(network, x, options.activation)
     start_logits = mlp.forward(mlp.masked(network, first), x, options.activation)
     targets = y.astype(jnp.int32)
@@ -92,7 +92,7 @@ def prepare(
     data = (x.T, targets)
     nothing = jnp.float32(0)
     problem = Problem(network, data, first, saliency, logit_scale, nothing, nothing)
-    # From swaps alone, and all of them: temperatures are the same with nudges or informed swaps.
+    # Calibrated on plain swaps, so that temperatures are the same with nudges or informed swaps.
     move = "saliency" if options.move == "informed" else options.move
     plain = make_landscape(problem, options._replace(nudge_share=0.0, move=move))
     start, end = calibrated_temperatures(calibration_key, plain, first, data, trained, options)
@@ -102,26 +102,26 @@ def prepare(
 def calibrated_scale(
     dense_logits: jax.Array, start_logits: jax.Array, labels: jax.Array, options: Options
 ) -> tuple[jax.Array, jax.Array]:
-    """The logit scale, float32 `[]`, and whether the network was trained, bool `[]`.
+    """Returns the logit scale, float32 `[]`, and whether the network was trained, bool `[]`.
 
     Args:
-      dense_logits: of the dense network, float `[samples, classes]`.
-      start_logits: of the initial mask, likewise.
+      dense_logits: logits of the dense network, float `[samples, classes]`.
+      start_logits: logits of the initial mask, float `[samples, classes]`.
       labels: int `[samples]`.
-      options: the scale may be given.
+      options: how to anneal; the options may give the scale.
     """
     dense_spread = dense_logits.std()
-    # Never trained if its logits, at a moderate scale, tell the labels no better than chance does.
+    # A network counts as untrained if its logits, at a moderate scale, predict the labels no better than chance.
     trained = cross_entropy(1 / dense_spread)(dense_logits, labels) < math.log(dense_logits.shape[1])
     if options.logit_scale is not None:
         return jnp.float32(options.logit_scale), trained
-    shrinkage = jnp.minimum(dense_spread / start_logits.std(), MOST_SHRINKAGE)
+    shrinkage = jnp.minimum(dense_spread / start_logits.std(), MAX_SHRINKAGE)
     wanted = jnp.where(trained | (options.energy == "kl_to_teacher"), LOGIT_SPREAD, UNTRAINED_SPREAD)
     return jnp.where(dense_spread == 0, 1.0, wanted / dense_spread * shrinkage), trained
 
 
 def teacher_of(dense_logits: jax.Array) -> jax.Array:
-    """The dense network's predictions, float32 `[samples, classes]`, as 'kl_to_teacher' takes them."""
+    """Returns the dense network's predictions, float32 `[samples, classes]`, the targets of 'kl_to_teacher'."""
     spread = dense_logits.std()
     return jax.nn.softmax(dense_logits * jnp.where(spread == 0, 1.0, TEACHER_SPREAD / spread), axis=1)
 
@@ -129,7 +129,7 @@ def teacher_of(dense_logits: jax.Array) -> jax.Array:
 def calibrated_temperatures(
     rng_key: jax.Array, landscape: Landscape, position: PyTree, data: tuple, trained: jax.Array, options: Options
 ) -> tuple[jax.Array, jax.Array]:
-    """The start and end temperature, float32 `[]`, from sampled moves or as the options have them."""
+    """Returns the start and end temperature, float32 `[]`, from the options or calibrated on sampled moves."""
     start, end = schedules.calibrate(rng_key, landscape, position, data)
     start = jnp.where(trained | (options.move == "informed"), COLD_START * start, start)
     if options.temperature_start is not None:
@@ -143,14 +143,14 @@ def calibrated_temperatures(
 
 
 def start_position(problem: Problem, options: Options) -> PyTree:
-    """The initial position on a problem's landscape: the mask, with the weights where they move."""
+    """Returns the initial position on a problem's landscape: the mask, or `Weighted` where weights move."""
     if options.nudge_share:
         return Weighted(problem.mask, masks.flatten(problem.network.kernels))
     return problem.mask
 
 
 def make_landscape(problem: Problem, options: Options) -> Landscape:
-    """The incremental landscape of a problem; its positions are flat masks, or `Weighted` where weights move."""
+    """Returns a problem's incremental landscape; positions are flat masks, or `Weighted` where weights move."""
     makers: dict[str, Callable[[], SwapProposal]] = {
         "saliency": lambda: saliency_swap(problem.saliency),
         "informed": informed_swap,
@@ -165,7 +165,7 @@ def make_landscape(problem: Problem, options: Options) -> Landscape:
 
 
 def refresh_steps(network: Network, options: Options) -> int:
-    """Proposals between two full evaluations of the landscape of `make_landscape`."""
+    """Returns the number of proposals between two full evaluations of the landscape of `make_landscape`."""
     nothing = jnp.zeros(())
     saliency = jnp.zeros(network.total)
     problem = Problem(network, (), saliency > 0, saliency, nothing, nothing, nothing)
@@ -173,14 +173,14 @@ def refresh_steps(network: Network, options: Options) -> int:
 
 
 def make_energy(problem: Problem, options: Options) -> Energy:
-    """The energy of the logits that a problem's landscape minimises."""
+    """Returns the energy of the logits that a problem's landscape minimises."""
     if options.energy == "kl_to_teacher":
         return kl_to_teacher(problem.logit_scale)
     return cross_entropy(problem.logit_scale) if options.energy == "cross_entropy" else error_rate()
 
 
 def make_schedule(problem: Problem, options: Options, num_steps: int) -> Schedule:
-    """The temperature schedule of a problem over `num_steps` steps."""
+    """Returns the temperature schedule of a problem over `num_steps` steps."""
     if callable(options.schedule):
         return options.schedule
     start, end = problem.temperature_start, problem.temperature_end

@@ -1,1 +1,1 @@
-"""What a person reads of results: HTML pages, charts and tables."""
+"""HTML pages, charts and tables of results."""

@@ -1,4 +1,4 @@
-"""What the charts of a comparison are drawn with: axes on log scales, and names that do not overlap."""
+"""Parts of the charts of a comparison: axes on log scales, and names that do not overlap."""
 
 import itertools
 import math
@@ -10,12 +10,12 @@ from sa_jax.reports.page import INK, strip_axes
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_LEAST_ERROR = 1e-4  # what no error is drawn as on a log scale
-_LABEL = 8  # points of the names in charts
+_MIN_ERROR = 1e-4  # where an error of zero is drawn on a log scale
+_LABEL = 8  # font size of the names in charts, in points
 
 
 class Look(NamedTuple):
-    """How a method is drawn; those that are `named` bear their name in charts of lines."""
+    """How a method is drawn; `named` says whether charts of lines show its name."""
 
     color: str
     alpha: float
@@ -25,7 +25,7 @@ class Look(NamedTuple):
 
 
 class Point(NamedTuple):
-    """A point to be named."""
+    """A point and its name."""
 
     name: str
     x: float
@@ -34,8 +34,8 @@ class Point(NamedTuple):
 
 
 def error_of(accuracy: float) -> float:
-    """What is drawn of an accuracy: its error, never quite 0."""
-    return min(max(1 - accuracy, _LEAST_ERROR), 1.0)
+    """Returns the error to draw for an accuracy, above 0."""
+    return min(max(1 - accuracy, _MIN_ERROR), 1.0)
 
 
 def draw_line(axes: "Axes", x: Sequence[float], y: Sequence[float], look: Look) -> None:
@@ -52,17 +52,17 @@ def finish(axes: "Axes") -> None:
 
 
 def density_axis(axes: "Axes", densities: Sequence[float]) -> None:
-    """Sparser to the right, on a log scale of what is kept, so that 90 and 98 % pruned lie well apart."""
+    """Scales densities by their logarithm, lower ones to the right, so that 90 and 98 % pruned lie well apart."""
     axes.set_xscale("log")
     least, most = min(densities), max(densities)
     axes.set_xlim(most * 1.06, least / 1.06)
     axes.set_xlabel("pruned, %")
-    put_ticks(axes.xaxis, (least, most), lambda kept: f"{100 * (1 - kept):.6g}", densities, 0.09)
+    put_ticks(axes.xaxis, (least, most), lambda density: f"{100 * (1 - density):.6g}", densities, 0.09)
     finish(axes)
 
 
 def log_scale(axes: "Axes", side: str, margin: float = 0.05) -> tuple[float, float]:
-    """Gives an axis a log scale with room around what is drawn, also where that is one value."""
+    """Gives an axis a log scale with room around the drawn values, even if there is only one."""
     low, high = getattr(axes.dataLim, f"interval{side}")
     room = max((high / low) ** margin, 1.1)
     axes.set(**{f"{side}lim": (low / room, high * room), f"{side}scale": "log"})
@@ -70,7 +70,7 @@ def log_scale(axes: "Axes", side: str, margin: float = 0.05) -> tuple[float, flo
 
 
 def error_axis(axes: "Axes") -> None:
-    """Scales errors by their logarithm and names them by the accuracy, higher up the better."""
+    """Scales errors by their logarithm and labels them by the accuracy, better ones higher up."""
     low, high = log_scale(axes, "y", 0.06)
     high = min(high, 1.0)
     axes.set_ylim(high, low)  # better is higher
@@ -86,13 +86,22 @@ def put_ticks(
     apart: float = 0.07,
     floor: float | None = None,
 ) -> None:
-    """Puts ticks that lie apart on a log scale at round values, or `among` given ones; `floor` stands for none."""
+    """Puts ticks at round values of a log scale, or at some of given values, so that they do not overlap.
+
+    Args:
+      axis: the axis.
+      limits: its ends.
+      text: returns the label of a value.
+      among: values for the ticks; round values if empty.
+      apart: smallest distance between two ticks, as a share of the axis.
+      floor: value whose tick is labelled 'none'; None if there is none.
+    """
     from matplotlib.ticker import NullLocator
 
     low, high = min(limits), max(limits)
     span = max(math.log(high / low), 1e-9)
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    # The first take the room: the ends of what is given, or the roundest.
+    # Earlier values take the room first: the ends of the given ones, or the roundest ones.
     wanted = [among[0], among[-1], *among] if among else []
     wanted = wanted or [part * 10.0**decade for part in (1, 5, 2, 3, 7, 1.5, 4, 6, 8, 9) for decade in decades]
     chosen = [] if floor is None else [floor]
@@ -105,7 +114,7 @@ def put_ticks(
 
 
 def name_ends(axes: "Axes", ends: Sequence[Point]) -> None:
-    """Writes names right of the lines' ends, pushed apart where they would overlap."""
+    """Writes names to the right of the lines' ends, moved apart where they would overlap."""
     settled = _settle(axes)
     gap = (_LABEL + 2.5) / settled.height
     to_axes = axes.transData + axes.transAxes.inverted()
@@ -125,7 +134,7 @@ def name_ends(axes: "Axes", ends: Sequence[Point]) -> None:
 
 
 def name_points(axes: "Axes", points: Sequence[Point]) -> None:
-    """Writes each point's name where it covers no other name or point, as near as there is room."""
+    """Writes each point's name as near as possible without covering another name or point."""
     frame = _settle(axes)
     spots = [tuple(axes.transData.transform((p.x, p.y)) * frame.scale) for p in points]
     taken = [(x - 2, y - 2, x + 2, y + 2) for x, y in spots]
@@ -135,12 +144,12 @@ def name_points(axes: "Axes", points: Sequence[Point]) -> None:
         place = min(places, key=lambda place: _cost(place, others, frame))
         taken.append(place.box)
         where = {"xy": (points[i].x, points[i].y), "xytext": place.shift, "textcoords": "offset points"}
-        # Beside the chart there is room already: the layout need not make any.
+        # There is room beside the chart already, so the layout does not have to make any.
         _annotate(axes, points[i], place.align, place.distance > 9, **where).set_in_layout(False)
 
 
 class _Frame(NamedTuple):
-    """Where the axes are, in points."""
+    """The box of the axes, in points."""
 
     left: float
     bottom: float
@@ -162,7 +171,7 @@ def _settle(axes: "Axes") -> _Frame:
 
 
 class _Place(NamedTuple):
-    """Where a name may stand: shifted from its point by so many points, and the box that it then fills."""
+    """A place for a name: its distance and shift from its point, and the box that it fills, in points."""
 
     distance: float
     shift: tuple[float, float]
@@ -190,7 +199,7 @@ def _cost(place: _Place, others: Sequence[Sequence[float]], frame: _Frame) -> tu
 
 
 def _annotate(axes: "Axes", point: Point, align: str, pointed: bool, **where: Any) -> Any:
-    """Writes the name of a point, with a thin line to it from the text's nearer edge if it is `pointed` at it."""
+    """Writes the name of a point; if `pointed`, with a thin line from the text's nearer edge to the point."""
     color, alpha = point.look.color, max(point.look.alpha, 0.65)
     side = {"left": 0, "right": 1, "center": 0.5}[align]
     pointer = {"arrowstyle": "-", "color": color, "alpha": 0.45, "linewidth": 0.6, "relpos": (side, 0.5)}

@@ -1,4 +1,4 @@
-"""A comparison of pruning methods, from its rows: Markdown tables, and one self-contained HTML page."""
+"""The Markdown tables and the self-contained HTML page of a comparison of pruning methods."""
 
 import html
 import itertools
@@ -69,7 +69,7 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def display_name(method: str) -> str:
-    """Returns a method's name for people.
+    """Returns the name of a method to show to people.
 
     >>> display_name("wanda_global"), display_name("some_other")
     ('Wanda, global', 'Some other')
@@ -79,13 +79,13 @@ def display_name(method: str) -> str:
 
 
 def markdown_tables(rows: Rows, paired: Rows) -> str:
-    """Writes one table of test accuracies per data set, network and weights.
+    """Returns one table of test accuracies per data set, network and weights.
 
     Args:
-      rows: one per cell: dataset, network, weights, method, density, seed; test_accuracy and validation_accuracy,
-        shares or None where the cell is impossible, for which reason; cpu_seconds; uses_labels, uses_gradients,
-        moves_weights. The method 'dense', of density 1, is the reference of all.
-      paired: one per tested difference: dataset, network, weights, density, reference, method and real.
+      rows: one row per cell: dataset, network, weights, method, density, seed; test_accuracy and
+        validation_accuracy, None where the cell is impossible, and then the reason; cpu_seconds; uses_labels,
+        uses_gradients, moves_weights. The method 'dense', with density 1, is the unpruned network.
+      paired: one row per tested difference: dataset, network, weights, density, reference, method and real.
     """
     return "\n".join(_markdown(group) for group in _groups(rows, paired))
 
@@ -96,13 +96,13 @@ def render_comparison(
     """Renders a comparison as one HTML page; the same input gives the same text.
 
     Args:
-      rows: as `markdown_tables` takes them, with sparsity, total, effective_compression, kept_per_layer and
-        total_per_layer besides.
-      paired: as `markdown_tables` takes them, with difference, reference less method, and standard_error besides.
+      rows: see `markdown_tables`; also with sparsity, total, effective_compression, kept_per_layer and
+        total_per_layer.
+      paired: see `markdown_tables`; also with difference, reference minus method, and standard_error.
       worth: sentences on what annealing gained, and at what cost.
-      command: that repeats the comparison.
-      versions: of the libraries, by name.
-      machine: what it ran on.
+      command: command that repeats the comparison.
+      versions: versions of the libraries, by name.
+      machine: machine that it ran on.
     """
     import matplotlib
 
@@ -114,7 +114,7 @@ def render_comparison(
 
 
 class _Group(NamedTuple):
-    """What is compared directly: all that prunes the same networks."""
+    """Rows that are compared directly, because they prune the same networks."""
 
     title: str
     rows: Rows
@@ -131,7 +131,7 @@ class _Group(NamedTuple):
         return dict(sorted(found.items(), key=lambda item: item[1]))
 
     def values(self, name: str, method: str, density: float | None = None) -> list[float]:
-        """One figure over the seeds, or over all cells of a method, where they are possible."""
+        """One figure of all possible cells of a method, at one density or at all."""
         rows = [row for row in self.rows if row["method"] == method and density in (None, row["density"])]
         return [row[name] for row in rows if row["test_accuracy"] is not None]
 
@@ -140,7 +140,7 @@ class _Group(NamedTuple):
         return statistics.fmean(values) if values else None
 
     def curve(self, name: str, method: str) -> list[tuple[float, float, float]]:
-        """(density, mean, standard deviation) wherever a method has the figure."""
+        """(density, mean, standard deviation) for each density at which a method has the figure."""
         found = ((density, self.values(name, method, density)) for density in self.densities)
         return [(density, statistics.fmean(values), _deviation(values)) for density, values in found if values]
 
@@ -154,13 +154,13 @@ def _groups(rows: Rows, paired: Rows) -> list[_Group]:
 
 
 def weights_name(source: str) -> str:
-    """Where a network's weights come from, in words."""
+    """Returns in words where a network's weights come from."""
     names = {"random": "random weights", "pretrain": "pretrained weights"}
     return names.get(source, f"weights from {source}")
 
 
 def class_of(row: Mapping[str, Any]) -> int:
-    """The place in `CLASSES` of what a method may use: uses_labels, uses_gradients and moves_weights."""
+    """Returns the index in `CLASSES` of a method, from uses_labels, uses_gradients and moves_weights."""
     if row["moves_weights"]:
         return _MOVES
     return 2 if row["uses_gradients"] else int(bool(row["uses_labels"]))
@@ -174,7 +174,7 @@ def _deviation(values: Sequence[float]) -> float:
 
 
 class _Cell(NamedTuple):
-    """A cell of the table of accuracies: its text, and the marks that it bears."""
+    """A cell of the table of accuracies: its text, and how it is marked."""
 
     text: str
     bold: bool = False
@@ -190,7 +190,7 @@ class _Line(NamedTuple):
 
 
 def _accuracies(group: _Group) -> tuple[dict[str, list[_Line]], list[str]]:
-    """The lines of the table, by class, and why cells are impossible, in the order of their numbers."""
+    """Returns the lines of the table by class, and the reasons of impossible cells in the order of their notes."""
     reasons: dict[str, int] = {}
     same = {(row["method"], row["density"]) for row in group.paired if not row["real"]}
     means = {
@@ -223,7 +223,7 @@ def _accuracies(group: _Group) -> tuple[dict[str, list[_Line]], list[str]]:
 
 
 def _spread(shares: Sequence[float]) -> str:
-    """Mean in per cent, with the standard deviation where there are several."""
+    """Returns the mean in per cent, with the standard deviation if there are several shares."""
     text = f"{100 * statistics.fmean(shares):.1f}"
     return f"{text} ±{100 * _deviation(shares):.1f}" if len(shares) > 1 else text
 
@@ -243,27 +243,26 @@ def _dense_line(group: _Group) -> str:
     if not shares:
         return ""
     total = next(row["total"] for row in group.rows if row["method"] == DENSE)
-    return f"The dense network, with all {total:,} branches: {_spread(shares)} % of the test samples right."
+    return f"Test accuracy of the dense network, with all {total:,} branches: {_spread(shares)} %."
 
 
 def _notes(group: _Group, reasons: Sequence[str]) -> list[str]:
     seeds = len({row["seed"] for row in group.rows})
     spread = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
     notes = [
-        f"Test accuracy in %, {spread}; best where weights stay, and where they move, in bold; CPU s per cell."
+        f"Test accuracy in %, {spread}. Bold: the best method that keeps the weights, and the best that moves "
+        "them. CPU s: mean CPU seconds per cell."
     ]
     if any(not row["real"] for row in group.paired):
         reference = display_name(group.paired[0]["reference"])
         notes.append(
-            f"=: not shown to differ from {reference} (paired test, adjusted for the number of tests)."
-            + (" With so few seeds it finds only what is far beyond chance." if 1 < seeds < 5 else "")
+            f"=: no significant difference from {reference} (paired test, adjusted for the number of tests)."
+            + (" With so few seeds the test finds only large differences." if 1 < seeds < 5 else "")
         )
     if seeds == 1 and group.paired:
-        notes.append(
-            "With one seed the paired test is of the test samples alone, and says nothing of other seeds."
-        )
+        notes.append("With one seed the paired test covers the test samples only; other seeds may differ.")
     elif seeds > 1 and group.rows[0]["weights"] not in ("random", "pretrain"):
-        notes.append("All seeds prune the same network: they vary the search, not the weights.")
+        notes.append("All seeds prune the same network: a seed changes the search, not the weights.")
     return notes + [f"-{str(i).translate(_SUPERSCRIPTS)}: {reason}." for i, reason in enumerate(reasons, 1)]
 
 
@@ -308,15 +307,15 @@ def _accuracy_table(group: _Group) -> str:
 
 
 def _paired(group: _Group) -> str:
-    """What the paired test says: a count, and what is not real by name."""
+    """States how many differences the paired test finds significant, and names the others."""
     if not group.paired:
         return ""
     reference = display_name(group.paired[0]["reference"])
     better = sum(bool(row["real"]) and row["difference"] > 0 for row in group.paired)
     worse = sum(bool(row["real"]) and row["difference"] <= 0 for row in group.paired)
     counted = (
-        f"Of {len(group.paired)} differences in test accuracy {better + worse} are real: {reference} is better in "
-        f"{better} and worse in {worse}."
+        f"{better + worse} of {len(group.paired)} differences in test accuracy are significant: {reference} is "
+        f"better in {better} and worse in {worse}."
     )
     unreal = []
     for density, head in zip(group.densities, _heads(group), strict=True):
@@ -325,12 +324,12 @@ def _paired(group: _Group) -> str:
         ]
         if names:
             unreal.append("<li>" + html.escape(f"{head}: {'; '.join(names)}") + "</li>")
-    named = f"<p>Not shown to differ:</p><ul>{''.join(unreal)}</ul>" if unreal else ""
-    return f"<h3>Which differences are real</h3><p>{html.escape(counted)}</p>{named}"
+    named = f"<p>No significant difference:</p><ul>{''.join(unreal)}</ul>" if unreal else ""
+    return f"<h3>Which differences are significant</h3><p>{html.escape(counted)}</p>{named}"
 
 
 def _differences(group: _Group) -> str:
-    """All differences of the paired test, in a box to open."""
+    """Returns all differences of the paired test, in a box that can be opened."""
     if not group.paired:
         return ""
     cells = {
@@ -346,7 +345,7 @@ def _differences(group: _Group) -> str:
         if method in tested
     ]
     reference = display_name(group.paired[0]["reference"])
-    note = f"{reference} less the method, in points, ± standard error; =: not shown to differ."
+    note = f"{reference} minus the method, in points, ± standard error. =: no significant difference."
     title = f"All differences from {reference}"
     table = numbers_html(f"{title}, {group.title}", ["Method", *_heads(group)], lines, "numbers marked")
     return f"""<details><summary>{html.escape(title)}</summary>
@@ -354,7 +353,7 @@ def _differences(group: _Group) -> str:
 
 
 def _uses(groups: Sequence[_Group]) -> str:
-    """What each method may use, with its mean cost on each network."""
+    """Lists what each method may use, and its mean cost on each network."""
     heads = ["Method", "Labels", "Derivatives", "Moves weights", *(f"CPU s: {group.title}" for group in groups)]
     rows = {row["method"]: row for group in groups for row in group.rows if row["method"] != DENSE}
     lines = []
@@ -365,7 +364,7 @@ def _uses(groups: Sequence[_Group]) -> str:
             uses = ("yes" if row[name] else "no" for name in ("uses_labels", "uses_gradients", "moves_weights"))
             costs = (_seconds(group.mean("cpu_seconds", row["method"])) for group in groups)
             lines.append(row_html(display_name(row["method"]), *uses, *costs))
-    note = "CPU seconds of one cell, on average over densities and seeds."
+    note = "CPU seconds per cell, mean over densities and seeds."
     title = "What each method may use, and its cost"
     return f"""<section><h2>{title}</h2>
 {numbers_html(title, heads, lines)}<p class="soft">{note}</p></section>"""
@@ -375,7 +374,7 @@ def _headline(rows: Rows, worth: Sequence[str]) -> str:
     pruned = [row for row in rows if row["method"] != DENSE]
     counts = {
         "Methods": len({row["method"] for row in pruned}),
-        "Shares kept": len({row["density"] for row in pruned}),
+        "Densities": len({row["density"] for row in pruned}),
         "Seeds": len({row["seed"] for row in rows}),
         "Networks": len({(row["dataset"], row["network"], row["weights"]) for row in rows}),
     }
@@ -383,15 +382,15 @@ def _headline(rows: Rows, worth: Sequence[str]) -> str:
     sentences = "".join(f"<p>{html.escape(sentence)}</p>" for sentence in worth)
     gained = f"<h2>What annealing gained</h2>{sentences}" if worth else ""
     return f"""<section class="columns"><div><h1>Pruning methods compared</h1>
-<p>Every method keeps the same number of branches of the same networks, but for smaller dense networks, which
-have at most as many. Accuracies are those on test samples, which no method saw.</p><dl>{facts}</dl></div>
+<p>Every method keeps the same number of branches of the same networks; a smaller dense network has at most as
+many. Accuracies are measured on test samples, which no method has used.</p><dl>{facts}</dl></div>
 <div>{gained}</div></section>"""
 
 
 def _saves(rows: Rows, paired: Rows) -> str:
-    """All numbers, for other programs."""
+    """Returns links to all numbers as CSV."""
     tables = (
-        ("results.csv", rows, "a row for each method, share kept and seed"),
+        ("results.csv", rows, "one row per method, density and seed"),
         ("paired.csv", paired, "the paired tests"),
     )
     links = (csv_link(name, table_csv(of, list(of[0])), note) for name, of, note in tables if of)
@@ -421,7 +420,7 @@ def _section(group: _Group, name: str) -> str:
 
 
 def _looks(group: _Group) -> dict[str, Look]:
-    """Colors for the ways to anneal, ink for the best other method of each class, and faint ink for the rest."""
+    """Returns colors for annealing, ink for the best other method of each class, faint ink for other methods."""
     looks = {method: Look(INK, 0.22, "-", _MARKERS[kind], False) for method, kind in group.classes.items()}
     ways = [method for method in looks if method not in METHODS]
     for kind in range(len(CLASSES)):
@@ -438,14 +437,14 @@ def _looks(group: _Group) -> dict[str, Look]:
 
 
 def _validated(group: _Group, method: str) -> float:
-    """Validation accuracy over all densities; none where a cell is impossible."""
+    """Returns the sum of the validation accuracy over all densities, 0 for an impossible cell."""
     return sum(group.mean("validation_accuracy", method, density) or 0 for density in group.densities)
 
 
 _REFERENCE = Look(INK, 0.75, "--", "", True)
 _LOOKS_TOLD = (
-    "Blue: annealing; orange: annealing that moves weights; strong: the best other method of each class, chosen "
-    "on validation samples; faint: all others."
+    "Blue: annealing. Orange: annealing that moves weights. Strong: the best other method of each class, chosen "
+    "on validation samples. Faint: all other methods."
 )
 
 
@@ -474,7 +473,7 @@ def _accuracy_chart(group: _Group, looks: Mapping[str, Look], name: str) -> str:
     error_axis(axes)
     axes.set_title("Test accuracy, %", loc="left")
     name_ends(axes, ends)
-    text = "Test accuracy against the share of branches pruned, bands: one standard deviation over seeds."
+    text = "Test accuracy against the share of branches pruned. Bands: one standard deviation over seeds."
     caption = f"{text} The error is on a log scale. {_LOOKS_TOLD}"
     return figure_html(f"{name}-accuracy", figure, text, caption)
 
@@ -486,24 +485,27 @@ def _compression_chart(group: _Group, looks: Mapping[str, Look], name: str) -> s
     for method, look in looks.items():
         points = group.curve("effective_compression", method)
         if points:
-            densities, means, _ = zip(*points, strict=True)
-            draw_line(axes, densities, means, look)
-            ends += [Point(display_name(method), densities[-1], means[-1], look)] if look.named else []
-    kept = group.densities
-    axes.plot(kept, [1 / density for density in kept], color=INK, alpha=0.6, linestyle=(0, (5, 4)), linewidth=1)
-    ends.append(Point("No dead units", kept[-1], 1 / kept[-1], _REFERENCE))
+            at, means, _ = zip(*points, strict=True)
+            draw_line(axes, at, means, look)
+            ends += [Point(display_name(method), at[-1], means[-1], look)] if look.named else []
+    densities = group.densities
+    axes.plot(
+        densities, [1 / density for density in densities], color=INK, alpha=0.6, linestyle=(0, (5, 4)), linewidth=1
+    )
+    ends.append(Point("No dead units", densities[-1], 1 / densities[-1], _REFERENCE))
     density_axis(axes, group.densities)
     put_ticks(axes.yaxis, log_scale(axes, "y"), lambda value: f"{value:,.6g}×")
     axes.set_title("Effective compression", loc="left")
     name_ends(axes, ends)
     text = (
-        "All branches over those left once units without inputs or outputs are removed, against the share pruned."
+        "Effective compression against the share of branches pruned: the number of all branches over the number "
+        "that is left when units without inputs or outputs are removed."
     )
     return figure_html(f"{name}-compression", figure, text, text)
 
 
 def _time_chart(group: _Group, looks: Mapping[str, Look], density: float, name: str) -> str:
-    """Draws accuracy against CPU time at one density, with every method's name."""
+    """Draws accuracy against CPU time at one density, with the name of every method."""
     figure = new_figure(4.4)
     axes = figure.add_subplot()
     points = []
@@ -538,11 +540,11 @@ def _layer_chart(group: _Group, looks: Mapping[str, Look], density: float, name:
     totals: list[int] = []
     for method in (method for method, look in looks.items() if look.named):
         rows = [row for row in group.rows if (row["method"], row["density"]) == (method, density)]
-        kept = [row["kept_per_layer"] for row in rows if row["kept_per_layer"]]
-        if kept:
+        counts = [row["kept_per_layer"] for row in rows if row["kept_per_layer"]]
+        if counts:
             totals = rows[0]["total_per_layer"]
-            layers = zip(*kept, strict=True)
-            shares[method] = [statistics.fmean(k) / total for k, total in zip(layers, totals, strict=True)]
+            layers = zip(*counts, strict=True)
+            shares[method] = [statistics.fmean(kept) / total for kept, total in zip(layers, totals, strict=True)]
     if not shares:
         return ""
     positive = [share for of_method in shares.values() for share in of_method if share > 0]

@@ -1,4 +1,4 @@
-"""The page on the pruned linear layers of a model."""
+"""Renders the report page on the pruned linear layers of a model."""
 
 import html
 from collections.abc import Mapping, Sequence
@@ -25,19 +25,24 @@ FIELDS = (
 
 
 def render_layers(rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> str:
-    """The page: how much of each layer's output is lost, by annealing, Wanda and magnitude."""
-    kept, total = (sum(row[name] for row in rows) for name in ("kept", "total"))
+    """Renders the page, which compares each layer's error after annealing, Wanda and magnitude pruning.
+
+    Args:
+      rows: one per layer, with the names of `FIELDS`.
+      settings: the settings of the run by name.
+    """
+    num_kept, total = (sum(row[name] for row in rows) for name in ("kept", "total"))
     columns = {"magnitude": "magnitude_error", "Wanda": "wanda_error", "annealed": "annealed_error"}
     columns |= {"annealed and refitted": "refit_error"} if settings["refit"] else {}
     means = {label: float(np.mean([row[name] for row in rows])) for label, name in columns.items()}
     lost = ", ".join(f"{label} {100 * mean:.2g} %" for label, mean in means.items())
-    heading = f"{page.format_percent(kept / total)} of {total:,} weights kept in {len(rows)} linear layers"
-    seen = "its pruned predecessors" if settings["sequential"] else "the dense network"
+    heading = f"{page.format_percent(num_kept / total)} of {total:,} weights kept in {len(rows)} linear layers"
+    source = "the pruned layers before it" if settings["sequential"] else "the dense network"
     about = (
-        f"Pattern {settings['pattern']}, densities {settings['allocation'].replace('_', ' ')}, each layer seeing "
-        f"{seen}. "
-        f"Squared error of a layer's outputs over their square, mean over the layers: {lost}. Weights that stay "
-        f"are {'moved in the last column only' if settings['refit'] else 'not moved'}."
+        f"Pattern {settings['pattern']}; densities {settings['allocation'].replace('_', ' ')}; the inputs of each "
+        f"layer come from {source}. "
+        f"Squared error of a layer's outputs, relative to their square, mean over the layers: {lost}. "
+        f"Kept weights are {'refitted in the last column only' if settings['refit'] else 'not changed'}."
     )
     lines = (
         page.row_html(
@@ -78,5 +83,5 @@ def _chart(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> str
         axes.legend(frameon=False, fontsize=9, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
         page.strip_axes(axes)
         axes.grid(alpha=0.2)
-    described = "How much of each layer's output is lost, by method"
-    return page.figure_html("layers", figure, described, "Share of each layer's squared output that is lost.")
+    description = "Share of each layer's output that is lost, by method"
+    return page.figure_html("layers", figure, description, "Share of each layer's squared output that is lost.")

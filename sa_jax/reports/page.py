@@ -1,4 +1,4 @@
-"""What the HTML pages share: their frame and style, tables, and charts as inline SVG in the page's colors."""
+"""The common parts of the HTML pages: frame, style, tables, and charts as inline SVG in the page's colors."""
 
 import base64
 import csv
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Stand-ins that `_svg` turns into what the page's style sheet defines, so charts follow light and dark.
+# Colors that `_svg` replaces by colors of the page's style sheet, so that charts follow light and dark.
 INK, ACCENT, SECOND = "#010203", "#010204", "#010205"
 _PAGE_COLORS = {INK: "currentColor", ACCENT: "var(--accent)", SECOND: "var(--second)"}
 CHARTS: dict[Any, Any] = {
@@ -26,7 +26,7 @@ CHARTS: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "sa_jax",
 }
-WIDTH = 4.6  # inches; narrow, so that text stays readable where a phone shrinks the chart
+WIDTH = 4.6  # inches; narrow, so that text stays readable when a phone shrinks the chart
 
 STYLE = """
 :root { color-scheme: light dark; --page: #f4f6f8; --card: #fff; --ink: #1b232c; --soft: #55616d;
@@ -102,7 +102,7 @@ pre { margin: 0; padding: 10px 12px; white-space: pre-wrap; font-size: .8rem; ba
 
 
 def page_html(title: str, sections: Iterable[str]) -> str:
-    """Returns a whole page that holds the sections, with no script and no request."""
+    """Returns a page of the sections, without scripts and requests."""
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -134,13 +134,13 @@ def row_html(name: str, *cells: str) -> str:
 
 
 def numbers_html(name: str, heads: Iterable[str], lines: Iterable[str], kind: str = "numbers") -> str:
-    """Returns a table of numbers, in a frame that scrolls where the page is narrow, also by keyboard.
+    """Returns a table of numbers, in a frame that scrolls on narrow pages, also by keyboard.
 
     Args:
-      name: for those who do not see it.
-      heads: of the columns.
-      lines: HTML of the rows, as of `row_html`.
-      kind: classes of the page's style.
+      name: name of the table for screen readers.
+      heads: heads of the columns.
+      lines: HTML of the rows, see `row_html`.
+      kind: CSS classes of the table.
     """
     head = "".join(f'<th scope="col">{html.escape(column)}</th>' for column in heads)
     table = f'<table class="{kind}"><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table>'
@@ -148,7 +148,7 @@ def numbers_html(name: str, heads: Iterable[str], lines: Iterable[str], kind: st
 
 
 def csv_text(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
-    """Returns rows as CSV; lists are joined by spaces, and what is None is empty."""
+    """Returns rows as CSV; lists are joined by spaces, None is empty."""
 
     def plain(value: Any) -> Any:
         return " ".join(map(str, value)) if isinstance(value, list | tuple) else value
@@ -164,12 +164,12 @@ def table_csv(rows: Iterable[Mapping[str, Any]], fields: Sequence[str]) -> str:
 
 
 def csv_link(name: str, text: str, note: str = "") -> str:
-    """Returns a link that saves numbers, which the page itself holds.
+    """Returns a link that saves numbers, which are contained in the page.
 
     Args:
-      name: of the file that is saved.
-      text: the CSV.
-      note: what it is, if the name does not say.
+      name: name of the saved file.
+      text: content of the file.
+      note: description of the content, if the name is not enough.
     """
     url = f"data:text/csv;charset=utf-8,{urllib.parse.quote(text, safe=',-.')}"
     after = f" ({html.escape(note)})" if note else ""
@@ -178,7 +178,7 @@ def csv_link(name: str, text: str, note: str = "") -> str:
 
 
 def png_url(colors: np.ndarray) -> str:
-    """Returns a picture, RGBA float `[rows, columns, 4]`, as the address of an image inside the page."""
+    """Returns a picture, RGBA float `[rows, columns, 4]`, as the data URL of a PNG."""
     from matplotlib.image import imsave
 
     buffer = io.BytesIO()
@@ -190,7 +190,7 @@ def format_value(key: str, value: Any) -> str:
     """Formats a figure for people: '-' for None, shares in %, thousands with commas.
 
     Args:
-      key: its name in the results, which tells shares from other numbers.
+      key: name of the figure in the results, by which shares are recognized.
       value: a number, a text, None, or a list of these.
     """
     if value is None:
@@ -205,7 +205,7 @@ def format_value(key: str, value: Any) -> str:
 
 
 def format_percent(fraction: float) -> str:
-    """Formats a fraction in %, small ones to two digits."""
+    """Formats a fraction in %, with two significant digits below 1 %."""
     percent = 100 * fraction
     if 0 < percent < 1:
         return f"{percent:.2g} %"
@@ -226,7 +226,7 @@ def strip_axes(axes: "Axes") -> None:
 
 
 def legend_above(axes: "Axes") -> None:
-    """Puts a legend in one line above the axes, where it hides nothing."""
+    """Puts the legend in one line above the axes, where it covers nothing."""
     place = {"loc": "lower left", "bbox_to_anchor": (0, 1.02), "ncols": 4, "borderaxespad": 0}
     axes.legend(frameon=False, fontsize=9, handlelength=1.3, columnspacing=1.2, handletextpad=0.4, **place)
 
@@ -235,24 +235,26 @@ def figure_html(name: str, figure: "Figure", description: str, caption: str) -> 
     """Returns a chart as inline SVG with its caption.
 
     Args:
-      name: distinguishes the ids of this chart from all others of the page.
+      name: prefix of this chart's ids, unique in the page.
       figure: the chart.
-      description: for those who do not see it.
-      caption: below it.
+      description: description for screen readers.
+      caption: caption below the chart.
     """
     svg = _svg(figure, name).replace("<svg ", f'<svg role="img" aria-label="{html.escape(description)}" ', 1)
     return f"<figure>{svg}<figcaption>{html.escape(caption)}</figcaption></figure>"
 
 
 def _svg(figure: "Figure", name: str) -> str:
-    """Returns the figure as inline SVG with colors from the page, and with ids no other figure has."""
+    """Returns the figure as inline SVG with colors of the page and ids that start with `name`."""
     buffer = io.StringIO()
     no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     figure.savefig(buffer, format="svg", transparent=True, metadata=no_metadata)
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg ") :]
     svg = re.sub(r'( id="|href="#|url\(#)', rf"\1{name}-", svg)
-    svg = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d)\d+", r"\1", path[0]), svg)  # a third of the page
+    svg = re.sub(
+        r' d="[^"]*"', lambda path: re.sub(r"(\.\d)\d+", r"\1", path[0]), svg
+    )  # saves a third of the page
     for color, page_color in _PAGE_COLORS.items():
         svg = svg.replace(color, page_color)
     return svg

@@ -1,4 +1,4 @@
-"""Pictures of masks for the page on a run: pixels, units, whole layers, the network, and all of it over time."""
+"""Pictures of masks for the page on a run: pixels, units, whole layers, the network, and masks over time."""
 
 import html
 import math
@@ -25,20 +25,20 @@ from sa_jax.reports.page import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-GREY, _BLUE = (0.5, 0.5, 0.5, 0.2), (0.10, 0.53, 0.82, 1.0)  # pictures are pixels, so one tone for both schemes
+GREY, _BLUE = (0.5, 0.5, 0.5, 0.2), (0.10, 0.53, 0.82, 1.0)  # the same in light and dark, as pictures are pixels
 
 _MAX_UNITS, _COLUMNS = 40, 8
-_MAX_SIDE = 256  # of a picture of a mask, in cells
-_MAX_BRANCHES = 1_500  # of a drawn network; more are a blot
-_STRENGTHS = 4  # widths of the lines for weak to strong branches
+_MAX_SIDE = 256  # most cells along a side of a picture of a mask
+_MAX_BRANCHES = 1_500  # most branches of a drawn network; more could not be told apart
+_STRENGTHS = 4  # number of line widths, for weak to strong branches
 
 
 def draw_pixels(mask: np.ndarray, image_shape: tuple[int, int]) -> str:
-    """Draws how many hidden units each pixel still feeds.
+    """Draws the number of hidden units that each pixel still feeds.
 
     Args:
-      mask: of the first layer, bool `[inputs, outputs]`.
-      image_shape: rows and columns of the image whose pixels the inputs are.
+      mask: mask of the first layer, bool `[inputs, outputs]`.
+      image_shape: rows and columns of the image whose pixels are the inputs.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -46,7 +46,7 @@ def draw_pixels(mask: np.ndarray, image_shape: tuple[int, int]) -> str:
     top = max(1, int(counts.max()))
     figure = new_figure(WIDTH * min(1.5, 0.83 * image_shape[0] / image_shape[1]) + 0.2)
     axes = figure.add_subplot()
-    # One band per count while they are few; the darkest fifth would vanish on a dark page.
+    # One band per count if there are few counts. The darkest fifth of the colormap would not show on a dark page.
     colors = bands(top if top <= 12 else 64)
     image = axes.imshow(counts, colors, vmin=0.5, vmax=top + 0.5, interpolation="none")
     bar = figure.colorbar(image, extend="min", ticks=MaxNLocator(6, integer=True), shrink=0.86, pad=0.03)
@@ -55,15 +55,17 @@ def draw_pixels(mask: np.ndarray, image_shape: tuple[int, int]) -> str:
     axes.set(xticks=[], yticks=[])
     strip_axes(axes)
     caption = f"{np.count_nonzero(counts):,} of {counts.size:,} pixels still feed the network."
-    return figure_html("pixels", figure, f"Picture of the hidden units each pixel feeds. {caption}", caption)
+    return figure_html(
+        "pixels", figure, f"Picture of the number of hidden units that each pixel feeds. {caption}", caption
+    )
 
 
 def draw_units(mask: np.ndarray, image_shape: tuple[int, int]) -> str:
-    """Draws the masks of the hidden units, those of most branches first, as one picture.
+    """Draws the masks of the hidden units as one picture, units with the most branches first.
 
     Args:
-      mask: of the first layer, bool `[inputs, outputs]`.
-      image_shape: rows and columns of the image whose pixels the inputs are.
+      mask: mask of the first layer, bool `[inputs, outputs]`.
+      image_shape: rows and columns of the image whose pixels are the inputs.
     """
     counts = mask.sum(0)
     order = np.argsort(-counts, kind="stable")[:_MAX_UNITS]
@@ -90,8 +92,8 @@ def draw_matrix(share: np.ndarray, name: str, caption: str) -> str:
 
     Args:
       share: bool or float `[inputs, outputs]`.
-      name: of the figure, as in `figure_html`.
-      caption: likewise.
+      name: name of the figure, see `figure_html`.
+      caption: caption of the figure.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -117,13 +119,13 @@ def bands(count: int) -> Any:
 
 
 def _colored(share: np.ndarray) -> np.ndarray:
-    """Turns the kept share of each cell into RGBA, from grey to blue."""
+    """Returns the kept share of each cell as RGBA colors, from grey to blue."""
     share = np.asarray(share, float)[..., None]
     return (1 - share) * np.array(GREY) + share * np.array(_BLUE)
 
 
 def _shrink(mask: np.ndarray, side: int) -> np.ndarray:
-    """Averages blocks of cells where the mask has more than `side` rows or columns."""
+    """Averages blocks of cells if the mask has more than `side` rows or columns."""
     share = mask.astype(float)
     for axis in (0, 1):
         starts = np.unique(np.linspace(0, share.shape[axis], side, endpoint=False).astype(int))
@@ -137,20 +139,24 @@ def draw_network(
 ) -> str:
     """Draws the units as dots and the live branches as lines, or says that there are too many.
 
-    A branch is live where it lies on a path from an input to an output. Inputs that are pixels lie as in the
-    image. Of a layer the units in use are drawn, in the order of the mean height of what feeds them, so that fewer
-    lines cross; of the outputs, all in their own order.
+    A branch is live if it lies on a path from an input to an output. Inputs that are pixels are placed as in the
+    image. Only units in use are drawn, ordered by the mean height of their inputs so that fewer lines cross;
+    outputs are all drawn, in their own order.
 
     Args:
       masks: one bool `[inputs, outputs]` per layer, in network order.
-      weights: likewise, float.
-      image_shape: rows and columns where the inputs are the pixels of an image, else None.
+      weights: one float `[inputs, outputs]` per layer.
+      image_shape: rows and columns if the inputs are the pixels of an image, else None.
     """
     kernels = _live(list(masks.values()))
     live = sum(int(kernel.sum()) for kernel in kernels)
-    if not 0 < live <= _MAX_BRANCHES:
-        why = f"Drawn where at most {_MAX_BRANCHES:,} branches" if live else "Drawn where branches"
-        return f'<p class="soft">{why} lie on a path from input to output; here {live:,} do.</p>'
+    if live > _MAX_BRANCHES:
+        return (
+            f'<p class="soft">The network is drawn only if at most {_MAX_BRANCHES:,} branches lie on a path from '
+            f"input to output; here {live:,} do.</p>"
+        )
+    if not live:
+        return '<p class="soft">The network is not drawn: no branch lies on a path from input to output.</p>'
     figure = new_figure(3.6)
     axes = figure.add_subplot()
     places = _places(kernels, image_shape)
@@ -172,8 +178,8 @@ def draw_network(
     strip_axes(axes)
     counts = ", ".join(f"{np.count_nonzero(used):,} of {used.size:,}" for used in _used(kernels))
     caption = (
-        f"The {live:,} branches that lie on a path from input to output, from left to right; the stronger, the "
-        f"thicker. In use are, layer by layer from the input on, {counts} units."
+        f"The {live:,} branches that lie on a path from input to output, drawn from left to right. Thicker lines "
+        f"are larger weights. Units in use, from the inputs to the outputs: {counts}."
     )
     return figure_html("network", figure, f"Drawing of the network. {caption}", caption)
 
@@ -185,12 +191,12 @@ def _live(masks: Sequence[np.ndarray]) -> list[np.ndarray]:
 
 
 def _used(kernels: Sequence[np.ndarray]) -> list[Any]:
-    """Which inputs and which units of each layer live branches end at."""
+    """Returns which inputs, and which units of each layer, have live branches."""
     return [kernels[0].any(1), *(kernel.any(0) for kernel in kernels)]
 
 
 def _places(kernels: Sequence[np.ndarray], image_shape: tuple[int, int] | None) -> list[np.ndarray]:
-    """Where the inputs and the units of each layer are drawn, one `[units, 2]` each; y goes up, from 0 to 1."""
+    """Returns the places of the inputs and of each layer's units, `[units, 2]` each; y goes up, from 0 to 1."""
     used = _used(kernels)
     if image_shape is None:
         places = [_column(0.0, used[0], np.arange(len(used[0])))]
@@ -208,7 +214,7 @@ def _places(kernels: Sequence[np.ndarray], image_shape: tuple[int, int] | None) 
 
 
 def _column(x: float, drawn: np.ndarray, ranks: np.ndarray) -> np.ndarray:
-    """Spreads the drawn units of a layer over a column, the least rank at the top."""
+    """Spreads the drawn units of a layer over a column, the lowest rank at the top."""
     place = np.full((len(drawn), 2), (x, 0.5))
     order = np.argsort(np.where(drawn, ranks, np.inf), kind="stable")[: np.count_nonzero(drawn)]
     place[order, 1] = 1 - (np.arange(len(order)) + 0.5) / len(order)
@@ -218,7 +224,7 @@ def _column(x: float, drawn: np.ndarray, ranks: np.ndarray) -> np.ndarray:
 def _draw_branches(
     axes: "Axes", kernel: np.ndarray, weights: np.ndarray, before: np.ndarray, after: np.ndarray
 ) -> None:
-    """Draws a layer's branches, one path for each sign and strength: many lines in few bytes."""
+    """Draws a layer's branches, one path per sign and strength, so that many lines take few bytes."""
     from matplotlib.patches import PathPatch
     from matplotlib.path import Path
 
@@ -243,13 +249,13 @@ def draw_evolution(
     masks: Mapping[str, np.ndarray],
     image_shape: tuple[int, int] | None,
 ) -> str:
-    """Draws the first layer at several times of a run, one picture at a time, and how all layers settled.
+    """Draws the first layer at several times of a run, one picture at a time, and how near all layers came.
 
     Args:
       evolution: `step` `[times]` and `masks`, flat, bool `[times, total]`, of the best chain.
-      trace: as of `render_report`.
-      masks: the best of that chain, one bool `[inputs, outputs]` per layer, in network order.
-      image_shape: rows and columns where the inputs are the pixels of an image, else None.
+      trace: see `render_report`.
+      masks: the best mask of that chain, one bool `[inputs, outputs]` per layer, in network order.
+      image_shape: rows and columns if the inputs are the pixels of an image, else None.
     """
     steps, taken = evolution["step"].tolist(), evolution["masks"]
     if len(steps) < 3:
@@ -261,33 +267,34 @@ def draw_evolution(
     best = np.concatenate([np.ravel(mask) for mask in masks.values()])
     frames = []
     for i, (step, mask, picture) in enumerate(zip(steps, taken, pictures, strict=True)):
-        state = f"temperature {cooled[step]:.2g}" if step in cooled else "the mask that annealing began with"
+        state = f"temperature {cooled[step]:.2g}" if step in cooled else "the initial mask"
         common = np.count_nonzero(mask & best) / max(1, np.count_nonzero(mask))
         seen = np.count_nonzero(firsts[i].any(1))
         caption = (
-            f"Step {step:,}, {state}: {format_percent(common)} of its branches are in the best mask too; "
+            f"Step {step:,}, {state}: {format_percent(common)} of its branches are also in the best mask; "
             f"{seen:,} of {len(first):,} {'inputs' if image_shape is None else 'pixels'} feed the network."
         )
         name = f"{cooled[step]:.1g}" if step in cooled else "start"
         spoken = f"Step {step:,}, temperature " if step in cooled else f"Step {step:,}, "
-        said = html.escape(caption)
+        caption = html.escape(caption)
         shape = "matrix" if image_shape is None else "pixels"
         frames.append(
-            f'<input type="radio" name="evolution" id="evolution-{i}" aria-describedby="evolution-{i}-said"'
+            f'<input type="radio" name="evolution" id="evolution-{i}" aria-describedby="evolution-{i}-caption"'
             f"{' checked' if i == 0 else ''}>"
             f'<label for="evolution-{i}"><span class="unseen">{spoken}</span>{name}</label>'
-            f'<figure><img class="{shape}" src="{picture}" alt="Picture of the first layer. {said}">'
-            f'<figcaption id="evolution-{i}-said">{said}</figcaption></figure>'
+            f'<figure><img class="{shape}" src="{picture}" alt="Picture of the first layer. {caption}">'
+            f'<figcaption id="evolution-{i}-caption">{caption}</figcaption></figure>'
         )
     return f"""<section><h2>How the mask evolved</h2><div class="columns"><div>
-<p id="evolution-named">The first layer as it cooled. Choose a temperature, also with the arrow keys:</p>
+<p id="evolution-named">The first layer while the temperature falls. Choose a temperature, also with the arrow
+keys:</p>
 <div class="slider" role="radiogroup" aria-labelledby="evolution-named"
   style="grid-template-columns: repeat({len(steps)}, minmax(0, 1fr))">{"".join(frames)}</div>
 {_key(firsts) if image_shape is not None else ""}</div>{_settled(steps, taken, masks)}</div></section>"""
 
 
 def _pixel_maps(firsts: np.ndarray, image_shape: tuple[int, int]) -> list[str]:
-    """Pictures of how many units each pixel feeds, all in the same colors."""
+    """Returns pictures of the number of units that each pixel feeds, all in the same colors."""
     counts = firsts.sum(2)
     top = max(1, int(counts.max()))
     colors = bands(64)
@@ -300,7 +307,7 @@ def _matrices(firsts: np.ndarray) -> list[str]:
 
 
 def _key(firsts: np.ndarray) -> str:
-    """What the colors of `_pixel_maps` mean."""
+    """Returns the legend of the colors of `_pixel_maps`."""
     top = max(1, int(firsts.sum(2).max()))
     bar = png_url(bands(64)(np.linspace(0, 1, 64))[None])
     return (
@@ -310,7 +317,7 @@ def _key(firsts: np.ndarray) -> str:
 
 
 def _settled(steps: Sequence[int], taken: np.ndarray, masks: Mapping[str, np.ndarray]) -> str:
-    """Draws how much of the best mask each layer had found when."""
+    """Draws the share of the best mask that each layer had found, against the step."""
     from matplotlib.ticker import EngFormatter
 
     figure = new_figure(3.4)
@@ -328,5 +335,5 @@ def _settled(steps: Sequence[int], taken: np.ndarray, masks: Mapping[str, np.nda
     if len(masks) <= 9:
         legend_above(axes)
     strip_axes(axes)
-    caption = "How much of the best mask each layer already kept, of the same chain."
+    caption = "Share of the best mask's branches that the same chain already kept, by layer."
     return figure_html("settled", figure, f"Lines over the steps. {caption}", caption)

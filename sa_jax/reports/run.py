@@ -1,4 +1,4 @@
-"""One self-contained HTML page on a finished run: no script, no request; light, dark, phone and desktop."""
+"""The HTML page on a finished run: self-contained, without scripts, for light and dark, phone and desktop."""
 
 import html
 import json
@@ -32,8 +32,8 @@ from sa_jax.reports.pictures import GREY, bands, draw_evolution, draw_matrix, dr
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_MAX_CSV = 150_000  # bytes of a trace inside the page
-_MAX_POINTS = 8000  # of a panel's faint lines; bounds the size of the page
+_MAX_CSV = 150_000  # most bytes of a trace inside the page
+_MAX_POINTS = 8000  # most points of a panel's faint lines, which bounds the size of the page
 
 
 def render_report(
@@ -50,14 +50,14 @@ def render_report(
     Args:
       result: the figures and settings of `result.json`.
       trace: `step` and `temperature` `[entries]`; `energy`, `best_energy` and `acceptance`, the accepted
-        fraction since the previous entry, `[chains, entries]`.
-      masks: one bool `[inputs, outputs]` per layer, in network order.
-      image_shape: rows and columns where the inputs are the pixels of an image, else None.
+        share since the previous entry, `[chains, entries]`.
+      masks: the best mask, one bool `[inputs, outputs]` per layer, in network order.
+      image_shape: rows and columns if the inputs are the pixels of an image, else None.
       survival: the share of the chains whose best mask keeps each branch, one float `[inputs, outputs]` per layer;
-        None where there is one chain.
-      weights: one float `[inputs, outputs]` per layer, to draw the network with; None for no drawing.
-      evolution: masks of the best chain on the way: `step` `[times]`, and `masks`, flat, bool `[times, total]`;
-        None where none were noted.
+        None if there is one chain.
+      weights: one float `[inputs, outputs]` per layer, to draw the network; None for no drawing.
+      evolution: masks of the best chain during the run: `step` `[times]`, and `masks`, flat, bool `[times,
+        total]`; None if none were recorded.
     """
     import matplotlib
 
@@ -70,7 +70,7 @@ def render_report(
             "" if evolution is None else draw_evolution(evolution, trace, masks, image_shape),
             "" if weights is None else _network(masks, weights, image_shape),
             "" if survival is None else _agreement(result, survival, image_shape),
-            f'<div class="columns">{_course(trace)}<div>{_layers(result, masks)}{_reproduce(result)}</div></div>',
+            f'<div class="columns">{_history(trace)}<div>{_layers(result, masks)}{_reproduce(result)}</div></div>',
             _settings(result),
         ]
     title = f"Annealed mask: {result['dataset']}, {result['kept']:,} branches"
@@ -92,13 +92,13 @@ def _headline(result: Mapping[str, Any]) -> str:
         + (f" &times; {len(result['probes'])} probes" if result.get("probes") else ""),
         "Annealing time": f"{format_value('', result.get('anneal_seconds'))} s",
     }
-    search = "The search only chose branches: no weight was changed"
-    if result.get("moves_weights"):
-        search = "The search chose branches and changed weights, by annealing alone"
+    search = "Annealing chose branches and changed weights."
+    if not result.get("moves_weights"):
+        search = "Annealing chose branches; no weight was changed."
     search += (
-        "; derivatives of the energy aimed its proposals or chose its first mask."
+        " It used derivatives of the energy to guide its proposals or to choose its initial mask."
         if result.get("uses_gradients")
-        else ", nothing was back-propagated."
+        else " Nothing was back-propagated."
     )
     return f"""<section class="columns"><div>
 <h1>{result["kept"]:,} of {result["total"]:,} branches kept <span>({format_percent(result["density"])}):</span>
@@ -138,7 +138,7 @@ def _accuracies(result: Mapping[str, Any]) -> str:
 
 
 def _probes(result: Mapping[str, Any]) -> str:
-    """Draws and lists the densities that were tried for the sparsest that reaches the target."""
+    """Draws and lists the densities that a search has tried."""
     from matplotlib.ticker import LogLocator, NullLocator
 
     probes, target = result["probes"], result["target_accuracy"]
@@ -147,12 +147,12 @@ def _probes(result: Mapping[str, Any]) -> str:
     density, accuracy = (
         np.array([probe[name] for probe in probes]) for name in ("density", "validation_accuracy")
     )
-    reached = accuracy >= target - 1e-9  # a share of samples, but for rounding
+    reached = accuracy >= target - 1e-9  # accuracies are shares of samples, rounded
     style = {"marker": "o", "s": 42, "clip_on": False, "zorder": 3}
     axes.scatter(100 * density[reached], 100 * accuracy[reached], color=ACCENT, label="reached", **style)
     missed = 100 * density[~reached], 100 * accuracy[~reached]
     axes.scatter(*missed, facecolors="none", edgecolors=SECOND, label="missed", **style)
-    axes.axhline(100 * target, color=INK, linestyle="--", linewidth=1, alpha=0.7, label="wanted")
+    axes.axhline(100 * target, color=INK, linestyle="--", linewidth=1, alpha=0.7, label="target")
     axes.scatter(100, 100 * result["dense_validation_accuracy"], color=INK, alpha=0.6, label="dense", **style)
     axes.set(xscale="log", xlabel="branches kept in %", ylabel="validation accuracy in %")
     many_decades = density.min() < 0.02
@@ -162,7 +162,7 @@ def _probes(result: Mapping[str, Any]) -> str:
     axes.grid(color=INK, alpha=0.12, linewidth=0.6)
     legend_above(axes)
     strip_axes(axes)
-    caption = "Validation accuracy against the share of branches kept, one point for each annealing run."
+    caption = "Validation accuracy against the share of branches kept, one point per annealing run."
     head = ["Probe", "Density", "Kept", "Validation accuracy", "CPU time"]
     rows = [
         [
@@ -176,7 +176,7 @@ def _probes(result: Mapping[str, Any]) -> str:
     ]
     saves = csv_link("probes.csv", csv_text(probes[0], (probe.values() for probe in probes)))
     return f"""<section><h2>How the density was found</h2>
-<p>Wanted: the sparsest density with a validation accuracy of at least {100 * target:.2f} %.</p>
+<p>Target: the lowest density with a validation accuracy of at least {100 * target:.2f} %.</p>
 <div class="columns">{figure_html("probes", figure, caption, caption)}
 <div>{numbers_html("Probes", head, (row_html(*row) for row in rows))}{saves}</div></div></section>"""
 
@@ -193,33 +193,35 @@ def _first_layer(mask: np.ndarray, image_shape: tuple[int, int] | None) -> str:
         pictures = draw_matrix(mask, "matrix", f"The mask of the first layer: {fed}")
     else:
         pictures = draw_pixels(mask, image_shape) + draw_units(mask, image_shape)
-    return f'<section><h2>What the first layer still sees</h2><div class="columns">{pictures}</div></section>'
+    return (
+        f'<section><h2>Inputs that the first layer still uses</h2><div class="columns">{pictures}</div></section>'
+    )
 
 
 def _network(
     masks: Mapping[str, np.ndarray], weights: Sequence[np.ndarray], image_shape: tuple[int, int] | None
 ) -> str:
     drawn = draw_network(masks, weights, image_shape)
-    return f'<section class="wide"><h2>The network that is left</h2>{drawn}</section>'
+    return f'<section class="wide"><h2>The pruned network</h2>{drawn}</section>'
 
 
 def _agreement(
     result: Mapping[str, Any], survival: Mapping[str, np.ndarray], image_shape: tuple[int, int] | None
 ) -> str:
-    """Says and draws how much of the masks is common to the chains."""
+    """States and draws how many branches the masks of the chains have in common."""
     found, energies = result["mask_overlap"], result["best_energy_per_chain"]
     mean, least, most, chance, with_start = (
         format_percent(found[f"jaccard_{of}"]) for of in ("mean", "min", "max", "of_random", "with_start")
     )
     spread = f" ({least} to {most})" if len(energies) > 2 else ""
     sentence = (
-        f"Of the branches that either of two chains keeps, both keep {mean}{spread}, where two random masks would "
-        f"share {chance}; their best energies lie from {format_value('', min(energies))} to "
-        f"{format_value('', max(energies))}, and with the mask that all began from each shares {with_start}."
+        f"Of the branches that at least one of two chains keeps, both keep {mean}{spread}; two random masks would "
+        f"share {chance}. Each chain shares {with_start} with the initial mask. The best energies of the chains "
+        f"are between {format_value('', min(energies))} and {format_value('', max(energies))}."
     )
     first = next(iter(survival.values()))
     if image_shape is None:
-        picture = draw_matrix(first, "common", "First layer: the more chains keep a branch, the bluer.")
+        picture = draw_matrix(first, "common", "First layer. The more chains keep a branch, the bluer it is.")
     else:
         picture = _common_pixels(result, first, image_shape)
     return f"""<section><h2>Do the chains agree?</h2><p>{sentence}</p>
@@ -227,14 +229,14 @@ def _agreement(
 
 
 def _survivals(result: Mapping[str, Any], survival: Mapping[str, np.ndarray]) -> str:
-    """Draws how many branches so many of the chains keep, beside what chance would give."""
+    """Draws how many branches are kept by 1, 2, ... of the chains, beside the numbers expected by chance."""
     from matplotlib.ticker import MaxNLocator
 
-    chains, kept, total = result["num_chains"], result["kept"], result["total"]
+    chains, num_kept, total = result["num_chains"], result["kept"], result["total"]
     shares = np.concatenate([np.ravel(kernel) for kernel in survival.values()])
     numbers = np.arange(1, chains + 1)
     counts = np.bincount(np.rint(chains * shares).astype(int), minlength=chains + 1)[1:]
-    density = kept / total
+    density = num_kept / total
     chance = [total * math.comb(chains, n) * density**n * (1 - density) ** (chains - n) for n in numbers.tolist()]
     figure = new_figure(3.2)
     axes = figure.add_subplot()
@@ -248,22 +250,21 @@ def _survivals(result: Mapping[str, Any], survival: Mapping[str, np.ndarray]) ->
     axes.xaxis.set_major_locator(MaxNLocator(12, integer=True))
     legend_above(axes)
     strip_axes(axes)
-    caption = f"{counts[-1]:,} branches survive in every chain; by chance it would be {_rounded(chance[-1])}."
-    return figure_html(
-        "survivals", figure, f"Bar chart of the branches that so many chains keep. {caption}", caption
-    )
+    caption = f"Every chain keeps the same {counts[-1]:,} branches; by chance it would be {_rounded(chance[-1])}."
+    description = f"Bar chart of branches by the number of chains that keep them. {caption}"
+    return figure_html("survivals", figure, description, caption)
 
 
 def _common_pixels(result: Mapping[str, Any], survival: np.ndarray, image_shape: tuple[int, int]) -> str:
-    """Draws, for each pixel, how much of what one chain keeps another keeps."""
+    """Draws, for each pixel, which share of a chain's kept branches another chain keeps too."""
     chains = result["num_chains"]
     counts = np.rint(chains * survival)
-    kept, kept_again = counts.sum(1), (counts * (counts - 1)).sum(1) / (chains - 1)
-    share = np.ma.masked_array(kept_again / np.maximum(kept, 1), kept == 0)
+    num_kept, num_common = counts.sum(1), (counts * (counts - 1)).sum(1) / (chains - 1)
+    share = np.ma.masked_array(num_common / np.maximum(num_kept, 1), num_kept == 0)
     figure = new_figure(WIDTH * min(1.5, 0.83 * image_shape[0] / image_shape[1]) + 0.2)
     axes = figure.add_subplot()
     colors = bands(64).with_extremes(bad=GREY)
-    top = max(1, 100 * share.max()) if kept.any() else 1
+    top = max(1, 100 * share.max()) if num_kept.any() else 1
     image = axes.imshow(100 * share.reshape(image_shape), colors, vmin=0, vmax=top, interpolation="none")
     bar = figure.colorbar(image, shrink=0.86, pad=0.03)
     bar.set_label("% kept by another chain too")
@@ -271,20 +272,20 @@ def _common_pixels(result: Mapping[str, Any], survival: np.ndarray, image_shape:
     axes.set(xticks=[], yticks=[])
     strip_axes(axes)
     caption = (
-        "First layer: of the branches from each pixel that one chain keeps, the share that another keeps too: "
-        f"{format_percent(kept_again.sum() / max(kept.sum(), 1))} over all pixels."
+        "First layer: the share of a chain's kept branches that another chain keeps too, for each pixel. Over all "
+        f"pixels it is {format_percent(num_common.sum() / max(num_kept.sum(), 1))}."
     )
     return figure_html("common", figure, f"Picture of the pixels. {caption}", caption)
 
 
-def _course(trace: Mapping[str, np.ndarray]) -> str:
+def _history(trace: Mapping[str, np.ndarray]) -> str:
     from matplotlib.ticker import EngFormatter
 
     arrays = {name: np.asarray(values, float) for name, values in trace.items()}
     arrays = {name: np.where(np.isfinite(values), values, np.nan) for name, values in arrays.items()}
     step, best, accepted = arrays["step"], arrays["best_energy"], arrays["acceptance"]
     winner = int(np.argmin(np.nan_to_num(best[:, -1], nan=np.inf)))
-    style = "o-" if len(step) == 1 else "-"  # a line of one point shows nothing
+    style = "o-" if len(step) == 1 else "-"  # a line of one point is not visible
     figure = new_figure(5.6)
     panels = figure.subplots(3, 1, sharex=True, height_ratios=(2, 1, 1.3))
     titles = ("Energy", "Temperature", "Accepted proposals")
@@ -306,17 +307,17 @@ def _course(trace: Mapping[str, np.ndarray]) -> str:
     for axes in panels[::2]:
         for line in axes.legend(frameon=False, loc="upper right").get_lines():
             line.set(alpha=1, linewidth=1.5)
-    text = "Energy, temperature and accepted fraction against the step."
-    drawn = figure_html("course", figure, text, text)
+    text = "Energy, temperature and accepted share of the proposals against the step."
+    drawn = figure_html("history", figure, text, text)
     return f"<section><h2>How the search went</h2>{drawn}{_trace_link(trace, winner)}</section>"
 
 
 def trace_csv(trace: Mapping[str, np.ndarray], chains: Iterable[int] | None = None) -> str:
-    """Returns the trace as CSV, a row for each chain and entry.
+    """Returns the trace as CSV, one row per chain and entry.
 
     Args:
-      trace: as of `render_report`, arrays `[entries]` or `[chains, entries]`.
-      chains: which; None for all.
+      trace: see `render_report`, arrays `[entries]` or `[chains, entries]`.
+      chains: chains to include; None for all.
     """
     rows = []
     for chain in range(len(trace["energy"])) if chains is None else chains:
@@ -330,12 +331,12 @@ def _trace_link(trace: Mapping[str, np.ndarray], winner: int) -> str:
     text = trace_csv(trace)
     if len(text) <= _MAX_CSV:
         return csv_link("trace.csv", text)
-    note = "the best chain; all are in trace.csv, beside this page"
+    note = "the best chain; the file trace.csv beside this page has all chains"
     return csv_link("trace_best_chain.csv", trace_csv(trace, [winner]), note)
 
 
 def _chains(axes: "Axes", step: np.ndarray, values: np.ndarray, style: str) -> None:
-    """Draws one faint line per chain, thinned where that makes very many points."""
+    """Draws one faint line per chain, with fewer points where there would be very many."""
     stride = math.ceil(values.size / _MAX_POINTS)
     lines = axes.plot(step[::stride], values[:, ::stride].T, style, color=ACCENT, lw=0.9)
     for line in lines:
@@ -344,7 +345,7 @@ def _chains(axes: "Axes", step: np.ndarray, values: np.ndarray, style: str) -> N
 
 
 def _log_scale(axes: "Axes", values: np.ndarray) -> None:
-    """Shows whole decades from the least positive value on, and below them zero if it occurs."""
+    """Shows whole decades from the smallest positive value up, and zero below them if it occurs."""
     positive = values[values > 0]
     if not positive.size:
         axes.set_ylim(0, 1)
@@ -357,8 +358,8 @@ def _log_scale(axes: "Axes", values: np.ndarray) -> None:
 
 
 def _layers(result: Mapping[str, Any], masks: Mapping[str, np.ndarray]) -> str:
-    kept = [int(np.sum(mask)) for mask in masks.values()]
-    densities = [count / mask.size for count, mask in zip(kept, masks.values(), strict=True)]
+    num_kept = [int(np.sum(mask)) for mask in masks.values()]
+    densities = [count / mask.size for count, mask in zip(num_kept, masks.values(), strict=True)]
     figure = new_figure(0.5 + 0.36 * len(masks))
     axes = figure.add_subplot()
     bars = axes.barh(range(len(masks)), densities, 0.66, color=ACCENT)
@@ -369,19 +370,19 @@ def _layers(result: Mapping[str, Any], masks: Mapping[str, np.ndarray]) -> str:
     text = "; ".join(f"{name} {format_percent(density)}" for name, density in zip(masks, densities, strict=True))
     rows = [
         [name, f"{count:,}", f"{mask.size:,}", format_percent(density), _in_use(mask, 1), _in_use(mask, 0)]
-        for (name, mask), count, density in zip(masks.items(), kept, densities, strict=True)
+        for (name, mask), count, density in zip(masks.items(), num_kept, densities, strict=True)
     ]
-    caption = "Kept share of each layer."
+    caption = "Share of each layer's branches that is kept."
     if result.get("effective_kept") is not None:
-        effective = f"{result['effective_kept']:,} of {sum(kept):,} kept branches"
+        effective = f"{result['effective_kept']:,} of {sum(num_kept):,} kept branches"
         caption += f" {effective} lie on a path from input to output."
-    head = ["Layer", "Kept", "Of", "Density", "Inputs in use", "Units in use"]
+    head = ["Layer", "Kept", "Total", "Density", "Inputs in use", "Units in use"]
     plain = csv_text(
         ("layer", "kept", "total", "inputs_in_use", "units_in_use"),
         ((name, mask.sum(), mask.size, mask.any(1).sum(), mask.any(0).sum()) for name, mask in masks.items()),
     )
     return f"""<section><h2>Where the kept branches are</h2>
-{figure_html("layers", figure, f"Bar chart of the kept share of each layer: {text}", caption)}
+{figure_html("layers", figure, f"Bar chart of the share of each layer that is kept: {text}", caption)}
 <h3>Layer by layer</h3>{numbers_html("Layer by layer", head, (row_html(*row) for row in rows))}
 {csv_link("layers.csv", plain)}</section>"""
 
@@ -393,8 +394,8 @@ def _in_use(mask: np.ndarray, axis: int) -> str:
 
 def _reproduce(result: Mapping[str, Any]) -> str:
     return f"""<section><h2>Reproduce</h2>
-<p><code>operative.gin</code> lies beside this page and holds every setting, the seed
-{html.escape(str(result.get("seed", "")))} included:</p>
+<p>The file <code>operative.gin</code> beside this page contains every setting, including the seed
+{html.escape(str(result.get("seed", "")))}. This command repeats the run:</p>
 <pre><code>sa-jax run --gin_file=operative.gin --workdir=NEW_DIR</code></pre></section>"""
 
 
@@ -412,7 +413,7 @@ def _settings(result: Mapping[str, Any]) -> str:
 
 
 def _fields(result: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """All fields of a result, those of fields that hold others by a dot; lists as JSON."""
+    """Returns all fields of a result and their values, `outer.inner` for nested fields, lists as JSON."""
     fields = {}
     for name, value in result.items():
         items = value.items() if isinstance(value, Mapping) else ()

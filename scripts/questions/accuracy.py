@@ -24,11 +24,10 @@ CONFIG_LABELS = {
 }
 CONFIGS = list(CONFIG_LABELS)
 DRAWN_DENSITIES = (0.1, 0.05, 0.02)
-DRAWN_KINDS = {
-    "": ("annealed", "#0072b2"),
-    "magnitude_": ("global magnitude", "#9aa3ab"),
-    "random_": ("random", "#d5dade"),
-}
+# The strongest rival of fixed weights.
+RIVAL = "edge_popup_scaled"
+# Colours of the bars, and of the numbers in them.
+COLORS = (("#0072b2", "white"), ("#e69f00", "black"), ("#9aa3ab", "black"), ("#d5dade", "black"))
 # In %: the mean over seeds, and how far the farthest seed is from it. None where nothing was measured.
 Cell = tuple[float, float] | None
 Row = tuple[str, list[Cell]]
@@ -48,7 +47,7 @@ def table(result: dict[str, Any]) -> str:
     """
     kept = {run["density"]: run["kept"] for run in result["runs"]}
     densities = sorted(kept, reverse=True)
-    frozen = [peer("global magnitude", densities), best_of_peers(densities), rival("edge_popup_scaled", densities)]
+    frozen = [peer("global magnitude", densities), best_of_peers(densities), rival(RIVAL, densities)]
     frozen += annealed(result, densities, moves_weights=False)
     moved = [peer("CHITA++", densities, "CHITA++, weights updated"), rival("magnitude_finetuned", densities)]
     moved += annealed(result, densities, moves_weights=True)
@@ -120,11 +119,11 @@ def text_of(cell: Cell, highest: float) -> str:
 
 
 def draw(result: dict[str, Any]) -> None:
-    """Draws mlpnet_mnist.png: accuracies, and the pixels that 2 % of the branches still look at."""
+    """Draws mlpnet_mnist.png: accuracies, and the pixels that 2 % of the branches still use."""
     found = [run for run in result["runs"] if run["config"] == CONFIGS[0]]
     kept = {run["density"]: run["kept"] for run in found}
     figure = Figure((9.6, 3.5), layout="constrained", dpi=150)
-    left, right = figure.subplots(1, 2, width_ratios=(1.75, 1))
+    left, right = figure.subplots(1, 2, width_ratios=(2.1, 1))
     draw_bars(left, found, kept)
     draw_pixels(right, kept[DRAWN_DENSITIES[-1]])
     for axes in (left, right):
@@ -134,41 +133,55 @@ def draw(result: dict[str, Any]) -> None:
 
 
 def draw_bars(axes: Axes, found: list[dict[str, Any]], kept: dict[float, int]) -> None:
-    """Mean accuracies by density: annealed, by magnitude, at random, and a line for the dense network."""
+    """Draws bars of the mean accuracies by density and method, and a line for the dense network."""
     places = range(len(DRAWN_DENSITIES))
-    for offset, (kind, (label, color)) in zip((-0.27, 0, 0.27), DRAWN_KINDS.items(), strict=True):
-        values = [
-            [100 * run[f"{kind}test_accuracy"] for run in found if run["density"] == density]
-            for density in DRAWN_DENSITIES
-        ]
-        means = [statistics.mean(seeds) for seeds in values]
-        centers = [place + offset for place in places]
-        axes.bar(centers, means, 0.25, color=color, label=label)
-        for center, mean in zip(centers, means, strict=True):
-            write_number(axes, center, mean, "white" if kind == "" else "black")
     dense = 100 * found[0]["dense_test_accuracy"]
+    for number, ((label, means), (color, ink)) in enumerate(zip(drawn_rows(found), COLORS, strict=True)):
+        centers = [place + 0.22 * (number - 1.5) for place in places]
+        axes.bar(centers, means, 0.2, color=color, label=label)
+        for center, mean in zip(centers, means, strict=True):
+            write_number(axes, center, mean, dense, ink)
     axes.axhline(dense, color="#1b232c", linestyle="--", linewidth=1)
-    axes.text(len(DRAWN_DENSITIES) - 0.52, dense + 1.5, f"dense {dense:.2f}", ha="right", fontsize=9)
+    axes.text(len(DRAWN_DENSITIES) - 0.52, dense + 2, f"dense {dense:.1f}", ha="right", fontsize=9)
     labels = [f"{100 * density:g} % kept\n{kept[density]:,} branches" for density in DRAWN_DENSITIES]
     title = "MNIST test accuracy (%), weights never changed"
-    axes.set(xticks=places, xticklabels=labels, ylim=(0, 118), yticks=[], title=title)
-    axes.legend(frameon=False, ncols=3, loc="upper left", fontsize=9, bbox_to_anchor=(0, 1.0))
+    axes.set(xticks=places, xticklabels=labels, ylim=(0, 122), yticks=[], title=title)
+    axes.tick_params(length=0)
+    axes.legend(
+        frameon=False, ncols=4, loc="upper center", fontsize=9, handlelength=1, columnspacing=1.5, borderpad=0
+    )
 
 
-def write_number(axes: Axes, center: float, mean: float, color: str) -> None:
-    """Writes a bar's height in this color inside the bar, or in black above a low one."""
-    if mean > 25:  # where the line of the dense network does not cross the figure
-        axes.text(center, mean - 2, f"{mean:.1f}", ha="center", va="top", color=color, fontsize=9)
+def drawn_rows(found: list[dict[str, Any]]) -> list[tuple[str, list[float]]]:
+    """The label and the mean accuracies of each kind of bar, at `DRAWN_DENSITIES`."""
+    rows = []
+    for label, kind in (("annealed", ""), ("global magnitude", "magnitude_"), ("random", "random_")):
+        measured = [run | {"test_accuracy": run[f"{kind}test_accuracy"]} for run in found]
+        rows.append((label, means_of(measured)))
+    of_rival = [row for row in load_rows("compare_mlpnet") if row["method"] == RIVAL]
+    rows.insert(1, (comparison.display_name(RIVAL).lower(), means_of(of_rival)))
+    return rows
+
+
+def means_of(found: list[dict[str, Any]]) -> list[float]:
+    """The means of `over_seeds` at `DRAWN_DENSITIES`."""
+    return [cell[0] for cell in over_seeds(found, list(DRAWN_DENSITIES)) if cell]
+
+
+def write_number(axes: Axes, center: float, mean: float, dense: float, ink: str) -> None:
+    """Writes a bar's height inside the bar, below the line of the dense network, or above a low bar."""
+    if mean > 25:
+        axes.text(center, min(mean, dense) - 3, f"{mean:.1f}", ha="center", va="top", color=ink, fontsize=8.5)
     else:
-        axes.text(center, mean + 1, f"{mean:.1f}", ha="center", va="bottom", fontsize=9)
+        axes.text(center, mean + 1, f"{mean:.1f}", ha="center", va="bottom", fontsize=8.5)
 
 
 def draw_pixels(axes: Axes, kept: int) -> None:
-    """How many branches leave each pixel, in the mask of the sparsest run."""
+    """Draws the number of branches that leave each pixel, in the mask of the sparsest run."""
     with np.load(RESULTS / "masks.npz") as arrays:
         first = arrays[arrays.files[0]]
     counts = first.sum(1).reshape(28, 28)
     colors = matplotlib.colormaps["viridis"].with_extremes(under="#eceff2")
     axes.imshow(counts, colors, vmin=0.5, interpolation="nearest")
-    title = f"{np.count_nonzero(counts)} of 784 pixels still\nfeed the {kept} branches"
+    title = f"{np.count_nonzero(counts)} of 784 pixels still feed\nthe {kept} annealed branches"
     axes.set(xticks=[], yticks=[], title=title)

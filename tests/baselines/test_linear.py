@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from sa_jax.baselines.linear import dsnot, magnitude, sparsegpt, wanda
+from sa_jax.networks.patterns import NM, Block, Layer, Unit
 from sa_jax.pruning.linear import relative_error
 from sa_jax.pruning.moments import collect_moments, no_inputs, with_inputs
 from tests.conftest import refusal
@@ -56,16 +57,16 @@ def test_calibrate_sees_what_every_dense_layer_sees():
     assert moments["Dense_0"].count == 20 and moments["again"].count == 40
     with refusal("at least one batch"):
         collect_moments(model, variables, [])
-    with refusal("no linear layer, such as nn.Dense"):
+    with refusal("found no linear layer (such as nn.Dense) in the model"):
         collect_moments(nn.LayerNorm(), nn.LayerNorm().init(jax.random.key(0), x), [x])
 
 
-@pytest.mark.parametrize("pattern", [0.5, "2:4"])
+@pytest.mark.parametrize("pattern", [0.5, NM(2, 4)], ids=str)
 def test_sparsegpt_loses_less_the_more_it_may_do(pattern):
     weight, moments = layer()
     mask, moved = sparsegpt(weight, moments.gram, pattern)
     assert int(mask.sum()) == weight.size // 2 and not np.asarray(moved)[~np.asarray(mask)].any()
-    if pattern == "2:4":
+    if pattern == NM(2, 4):
         assert (mask.reshape(-1, 4).sum(1) == 2).all()
     by_wanda = jnp.where(wanda(weight, moments.gram, pattern), weight, 0)
     assert error(weight, moments, moved) < 0.7 * error(weight, moments, by_wanda)
@@ -85,12 +86,12 @@ def test_sparsegpt_of_independent_inputs_is_wanda_by_block_and_moves_nothing():
 
 def test_dsnot_swaps_down_the_mean_error_and_keeps_the_pattern():
     weight, moments = layer()
-    for pattern in (0.5, "2:4"):
+    for pattern in (Unit(0.5), NM(2, 4)):
         start, mask = wanda(weight, moments.gram, pattern), dsnot(weight, moments.gram, moments.mean, pattern)
         before, after = (np.abs(np.where(kept, 0, weight) @ moments.mean) for kept in (start, mask))
         assert not np.array_equal(start, mask) and after.mean() < before.mean()
         assert (mask.sum(1) == 16).all()
-        if pattern == "2:4":
+        if pattern == NM(2, 4):
             assert (mask.reshape(-1, 4).sum(1) == 2).all()
 
 
@@ -100,13 +101,26 @@ def test_magnitude_and_wanda_differ_where_inputs_do():
     assert wanda(weight, jnp.diag(jnp.array([0.01, 1.0, 9.0, 1.0])), 0.5).tolist() == [[False, False, True, True]]
 
 
+def test_a_number_is_the_share_of_the_layer_and_a_unit_that_of_each_row():
+    weight = jnp.array([[4.0, 3.0], [1.0, 2.0]])
+    assert magnitude(weight, 0.5).tolist() == magnitude(weight, Layer(0.5)).tolist() == [[True, True], [False] * 2]
+    assert magnitude(weight, Unit(0.5)).tolist() == [[True, False], [False, True]]
+    assert wanda(weight, jnp.eye(2), 0.5).tolist() == [[True, True], [False] * 2]
+
+
 def test_refuses_what_they_cannot_prune_to():
     weight, moments = layer()
-    for call in (
-        lambda: sparsegpt(weight, moments.gram, "4x4:0.5"),
-        lambda: dsnot(weight, moments.gram, moments.mean, "layer:0.5"),
+    for density in (Unit(0.5), Block((4, 4), 0.5)):
+        with refusal("SparseGPT prunes to a number such as 0.5, or to NM(2, 4)", repr(density)):
+            sparsegpt(weight, moments.gram, density)
+    for density in (0.5, Layer(0.5), "2:4"):
+        with refusal("DSnoT prunes to a share of each row, Unit(0.5), or to NM(2, 4)", repr(density)):
+            dsnot(weight, moments.gram, moments.mean, density)
+    for prune in (
+        lambda density: magnitude(weight, density),
+        lambda density: wanda(weight, moments.gram, density),
     ):
-        with refusal("prunes to a density such as 0.5, or N:M"):
-            call()
+        with refusal("not the text '2:4'", "NM(2, 4)"):
+            prune("2:4")
     with refusal("gram must be [32, 32]"):
         wanda(weight, moments.gram[:3, :3], 0.5)

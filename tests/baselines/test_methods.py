@@ -12,10 +12,11 @@ from sa_jax.files import datasets
 from sa_jax.networks import masks, mlp
 from sa_jax.networks.energies import cross_entropy
 from sa_jax.networks.mlp import Network
+from sa_jax.networks.patterns import Unit
 from sa_jax.networks.pretrain import pretrain
 from tests.conftest import refusal
 
-EFFORT = Budget(num_samples=64, num_evaluations=64, search_samples=64, epochs=2)
+BUDGET = Budget(num_samples=64, num_evaluations=64, search_samples=64, epochs=2)
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +40,8 @@ def small():
     return Network(kernels, biases), x, jax.random.randint(keys[7], (12,), 0, 3)
 
 
-def task_of(network, x, y, kept, energy=None, budget=EFFORT):
-    return Task(jax.random.key(5), network, jnp.asarray(x), jnp.asarray(y), kept, "relu", energy, budget)
+def task_of(network, x, y, num_kept, energy=None, budget=BUDGET):
+    return Task(jax.random.key(5), network, jnp.asarray(x), jnp.asarray(y), num_kept, "relu", energy, budget)
 
 
 def accuracy(network, split):
@@ -49,14 +50,14 @@ def accuracy(network, split):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_keeps_exactly_as_many_and_moves_weights_only_where_it_says(name, digits, trained_network):
-    kept = 173
-    task = task_of(trained_network, *digits.train, kept)
+    num_kept = 173
+    task = task_of(trained_network, *digits.train, num_kept)
     mask, network = METHODS[name].find(task)
     if name == "smaller_dense":
-        assert network.total <= kept and bool(mask.all())
+        assert network.total <= num_kept and bool(mask.all())
         assert network.sizes[0] == 64 and network.sizes[-1] == 10
         return
-    assert mask.dtype == bool and mask.shape == (trained_network.total,) and int(mask.sum()) == kept
+    assert mask.dtype == bool and mask.shape == (trained_network.total,) and int(mask.sum()) == num_kept
     same = all(np.array_equal(a, b) for a, b in zip(network.kernels, trained_network.kernels, strict=True))
     assert same != METHODS[name].moves_weights
 
@@ -139,8 +140,8 @@ def test_swap_search_ends_where_no_single_swap_lowers_the_quadratic_model(small)
 
 def test_wanda_per_output_has_equal_density_in_every_unit(small):
     network, x, _ = small
-    kept = 37  # half of 74
-    parts = masks.unflatten(scores.wanda_per_output(network, x, kept), network.shapes)
+    num_kept = 37  # half of 74
+    parts = masks.unflatten(scores.wanda_per_output(network, x, num_kept), network.shapes)
     for part in parts:
         per_unit = np.asarray(part.sum(0))
         assert per_unit.max() - per_unit.min() <= 1
@@ -156,15 +157,15 @@ def test_node_pruning_drops_whole_units_of_least_importance(small):
     network, x, _ = small
     norms = np.abs(network.kernels[0]).mean(0)
     # All branches without the least of the first layer's five units, of the second's four all.
-    kept = network.total - 6 - 4
-    first, second, third = masks.unflatten(scores.node_input_norm(network, kept), network.shapes)
+    num_kept = network.total - 6 - 4
+    first, second, third = masks.unflatten(scores.node_input_norm(network, num_kept), network.shapes)
     dropped = int(norms.argmin())
     assert not first[:, dropped].any() and not second[dropped].any()
     assert int(first.sum()) == 24 and int(second.sum()) == 16 and bool(third.all())
     hidden = np.asarray(mlp.layer_inputs(network, x)[1]) > 0
     share = hidden.mean(0)
     importance = -(np.nan_to_num(share * np.log(share)) + np.nan_to_num((1 - share) * np.log1p(-share)))
-    first = masks.unflatten(scores.node_entropy(network, x, kept), network.shapes)[0]
+    first = masks.unflatten(scores.node_entropy(network, x, num_kept), network.shapes)[0]
     assert importance[~np.asarray(first).any(0)] == pytest.approx(importance.min())
 
 
@@ -187,7 +188,7 @@ def test_trained_gates_beat_magnitude(digits, trained_network):
     magnitude = METHODS["magnitude_global"].find(task_of(trained_network, *digits.train, 100)).mask
     least = accuracy(mlp.masked(trained_network, magnitude), digits.train)
     for name in ("edge_popup", "movement", "l0_gates", "magnitude_finetuned"):
-        task = task_of(trained_network, *digits.train, 100, budget=EFFORT._replace(epochs=60))
+        task = task_of(trained_network, *digits.train, 100, budget=BUDGET._replace(epochs=60))
         mask, network = METHODS[name].find(task)
         assert accuracy(mlp.masked(network, mask), digits.train) > least + 0.05, name
 
@@ -195,20 +196,29 @@ def test_trained_gates_beat_magnitude(digits, trained_network):
 def test_front_door(digits):
     params = {"params": mlp.MLP([12, 10]).init(jax.random.key(0), digits.train.inputs[:1])["params"]}
     arguments = jax.random.key(1), params, *digits.train
-    same, kernel_masks = prune("magnitude_global", *arguments, density=0.1)
+    key, *data = arguments
+    kernel_masks, same = prune(key, "magnitude_global", *data, density=0.1)
     assert jax.tree.structure(same) == jax.tree.structure(params)
     assert sum(int(m.sum()) for m in jax.tree.leaves(kernel_masks)) == round(0.1 * (64 * 12 + 120))
     mlp.apply(same, kernel_masks, digits.test.inputs)
-    moved, _ = prune("woodfisher", *arguments, density=0.1, budget=EFFORT)
+    _, moved = prune(key, "woodfisher", *data, density=0.1, budget=BUDGET)
     assert not np.array_equal(moved["params"]["Dense_0"]["kernel"], params["params"]["Dense_0"]["kernel"])
     with refusal("method must be one of", "'magnitude'"):
-        prune("magnitude", *arguments)
+        prune(key, "magnitude", *data)
     with refusal("density"):
-        prune("magnitude_global", *arguments, density=0)
-    with refusal("effort.epochs must be a whole number of at least 1, not 0"):
-        prune("edge_popup", *arguments, budget=EFFORT._replace(epochs=0))
-    with refusal("effort.learning_rate must be a number above 0"):
-        prune("edge_popup", *arguments, budget=EFFORT._replace(learning_rate=-1.0))
+        prune(key, "magnitude_global", *data, density=0)
+    with refusal("density", "Unit"):
+        prune(key, "magnitude_global", *data, density=Unit(0.1))
+    with refusal("budget.epochs must be a whole number of at least 1, not 0"):
+        prune(key, "edge_popup", *data, budget=BUDGET._replace(epochs=0))
+    with refusal("budget.learning_rate must be a finite number above 0, not -1.0"):
+        prune(key, "edge_popup", *data, budget=BUDGET._replace(learning_rate=-1.0))
+
+
+def test_every_method_has_one_label_for_people():
+    labels = [method.label for method in METHODS.values()]
+    assert all(label[:1].isupper() and "_" not in label for label in labels)
+    assert len(set(labels)) == len(labels)
 
 
 def test_whole_numbers_are_taken_as_floats(digits):
@@ -216,7 +226,7 @@ def test_whole_numbers_are_taken_as_floats(digits):
     pixels = np.rint(16 * digits.train.inputs).astype(np.uint8)
     for method in ("wanda_global", "obd"):
         both = [
-            prune(method, jax.random.key(1), params, x, digits.train.labels, 0.1)[1]
+            prune(jax.random.key(1), method, params, x, digits.train.labels, 0.1)[0]
             for x in (pixels, pixels.astype(np.float32))
         ]
         assert all(map(np.array_equal, *map(jax.tree.leaves, both)))

@@ -1,25 +1,27 @@
-"""The network against Flax and numpy, its parameters as trees and files, pretraining, and known accuracies."""
+"""The network against Flax and numpy, its parameters as trees, and known accuracies."""
 
-import gc
 import itertools
 import os
 from pathlib import Path
 
+import chex
 import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import safetensors.numpy
 
 from sa_jax import files
 from sa_jax.files import datasets
 from sa_jax.networks import masks, mlp
-from sa_jax.networks.pretrain import pretrain
 from tests.conftest import refusal
 
 GIVEN = os.environ.get("SA_JAX_DATA")
+
+
 WEIGHTS = "mlpnet_mnist_93.97.npz"
+
+
 NUMPY_ACTIVATIONS = {
     "relu": lambda z: np.maximum(z, 0),
     "tanh": np.tanh,
@@ -29,107 +31,6 @@ NUMPY_ACTIVATIONS = {
 
 def ones(*shape):
     return np.ones(shape, np.float32)
-
-
-def assert_trees_equal(one, other):
-    assert jax.tree.structure(one) == jax.tree.structure(other)
-    for leaf, same in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
-        np.testing.assert_array_equal(leaf, same, strict=True)
-
-
-# Masks
-
-
-@pytest.mark.parametrize(
-    ("density", "total", "kept"),
-    [(1.0, 7, 7), (1, 7, 7), (0.5, 32_360, 16_180), (0.1, 32_360, 3_236), (0.02, 32_360, 647), (0.26, 10, 3)],
-)
-def test_number_kept_is_the_rounded_share(density, total, kept):
-    assert masks.num_kept(density, total) == kept
-
-
-@pytest.mark.parametrize("density", [0.0, -0.1, 1.01, np.nan, np.inf, True, "0.5", None, 2])
-def test_senseless_densities_are_refused(density):
-    with refusal(f"density must be a number in (0, 1], not {density!r}"):
-        masks.num_kept(density, 10)
-
-
-def test_a_density_that_keeps_nothing_is_refused():
-    with refusal("density 0.04 keeps 0 of 10 branches; the least that keeps one is 0.1"):
-        masks.num_kept(0.04, 10)
-
-
-@pytest.mark.parametrize("kept", [0, 4, 9])
-def test_random_masks_keep_exactly_as_many_and_every_branch_alike(kept):
-    drawn = jax.vmap(lambda key: masks.random(key, 9, kept))(jax.random.split(jax.random.key(0), 4_000))
-    assert drawn.dtype == bool and (drawn.sum(1) == kept).all()
-    np.testing.assert_allclose(drawn.mean(0), kept / 9, atol=0.04)  # five standard errors
-
-
-def test_highest_scores_are_kept_and_ties_go_to_the_lower_index():
-    scores = jnp.array([2.0, 5.0, 2.0, -1.0, 2.0, jnp.nan])
-    kept = [np.flatnonzero(masks.by_score(scores, kept)).tolist() for kept in (0, 2, 3, 5)]
-    assert kept == [[], [0, 1], [0, 1, 2], [0, 1, 2, 3, 4]]  # and NaN last
-
-
-@pytest.mark.parametrize("values", ["floats", "ties", "extremes"])
-def test_kept_scores_are_those_of_a_stable_sort(values):
-    rng = np.random.default_rng(0)
-    for _ in range(30):
-        total = int(rng.integers(1, 60))
-        kept = int(rng.integers(0, total + 1))
-        drawn = {
-            "floats": rng.standard_normal(total),
-            "ties": rng.choice([-1.0, -0.0, 0.0, 2.0], total),
-            "extremes": rng.choice([-np.inf, np.inf, 1e-37, -1e-37, 3e38, -3e38, np.nan], total),
-        }[values].astype(np.float32)
-        order = np.argsort(np.where(np.isnan(drawn), np.inf, -drawn), kind="stable")
-        expected = np.isin(np.arange(total), order[:kept])
-        np.testing.assert_array_equal(jax.jit(masks.by_score)(drawn, kept), expected)
-
-
-def test_flat_order_is_layer_by_layer_and_row_by_row():
-    parts = masks.unflatten(jnp.arange(10), [(2, 3), (2, 2)])
-    assert [part.tolist() for part in parts] == [[[0, 1, 2], [3, 4, 5]], [[6, 7], [8, 9]]]
-    np.testing.assert_array_equal(masks.flatten(parts), jnp.arange(10))
-
-
-@pytest.mark.parametrize("sizes", [(4, 3, 3, 2), (3, 4), (2, 3, 2, 3, 2)])
-@pytest.mark.parametrize("density", [0.15, 0.35, 0.6])
-def test_effective_branches_are_those_on_a_path(sizes, density):
-    """Every path from an input to an output is walked."""
-    shapes = list(itertools.pairwise(sizes))
-    total = sum(inputs * outputs for inputs, outputs in shapes)
-    find = jax.jit(lambda mask: masks.effective(mask, shapes))
-    lost = 0
-    for key in jax.random.split(jax.random.key(0), 20):
-        mask = masks.random(key, total, masks.num_kept(density, total))
-        kernels = [np.asarray(kernel) for kernel in masks.unflatten(mask, shapes)]
-        expected = [np.zeros_like(kernel) for kernel in kernels]
-        for units in itertools.product(*map(range, sizes)):
-            steps = list(itertools.pairwise(units))
-            if all(kernel[step] for kernel, step in zip(kernels, steps, strict=True)):
-                for kernel, step in zip(expected, steps, strict=True):
-                    kernel[step] = True
-        found = np.asarray(find(mask))
-        np.testing.assert_array_equal(found, masks.flatten(expected))
-        lost += int(mask.sum()) - int(found.sum())
-    assert (lost > 0) == (len(sizes) > 2)
-
-
-def test_overlap_of_random_masks_is_what_chance_gives():
-    drawn = np.stack([masks.random(key, 4_000, 800) for key in jax.random.split(jax.random.key(0), 6)])
-    found = masks.overlap(drawn)
-    assert found.jaccard_of_random == pytest.approx(0.2 / 1.8)
-    assert found.jaccard_mean == pytest.approx(found.jaccard_of_random, abs=0.01)
-    assert found.hamming_mean == pytest.approx(0.8, abs=0.02)  # a fifth of each is in the other
-    assert found.jaccard_min < found.jaccard_mean < found.jaccard_max
-    assert found.hamming_min < found.hamming_mean < found.hamming_max
-    same = masks.overlap(np.stack([drawn[0]] * 3))
-    assert (same.jaccard_min, same.hamming_max) == (1, 0)
-
-
-# The network
 
 
 @pytest.fixture(
@@ -205,7 +106,7 @@ VARIANCES = {"he": 2 / 100, "glorot": 2 / 500, "lecun": 1 / 100, "orthogonal": 1
 def test_initial_weights_follow_from_the_key_and_the_name(initializer):
     model = mlp.MLP([400], initializer=initializer)
     initial = [model.init(jax.random.key(seed), ones(1, 100))["params"]["Dense_0"] for seed in (3, 3, 4)]
-    assert_trees_equal(initial[0], initial[1])
+    chex.assert_trees_all_equal(initial[0], initial[1], strict=True)
     kernel, bias = np.asarray(initial[0]["kernel"]), initial[0]["bias"]
     assert kernel.dtype == np.float32 and np.isfinite(kernel).all() and not bias.any()
     assert abs(np.corrcoef(kernel.ravel(), np.ravel(initial[2]["kernel"]))[0, 1]) < 0.03
@@ -232,6 +133,7 @@ def test_saliency_is_weight_times_root_mean_square_of_its_input():
 
 
 # Parameters as trees
+
 
 NESTED = {
     "trunk": {"fc1": {"kernel": ones(3, 4), "bias": ones(4)}, "fc2": {"kernel": ones(4, 2)}},
@@ -335,158 +237,6 @@ def test_masks_that_do_not_fit_are_refused(kernel_masks, activation, problem):
 def test_what_is_no_perceptron_is_refused(params, problem):
     with refusal(problem):
         mlp.network_of(params)
-
-
-# Parameters as files
-
-
-def save(path, arrays):
-    if path.suffix == ".npz":
-        np.savez(path, **arrays)
-    else:
-        safetensors.numpy.save_file(arrays, path)
-    return path
-
-
-PARAMS = {
-    name: {"kernel": np.arange(6 * scale, 6 * scale + 6, dtype=np.float32).reshape(shape), "bias": ones(shape[1])}
-    for scale, (name, shape) in enumerate({"net.fc1": (2, 3), "net.fc2": (3, 2)}.items())
-}
-del PARAMS["net.fc2"]["bias"]
-
-
-@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
-@pytest.mark.parametrize("separator", [".", "/"])
-@pytest.mark.parametrize("matrix", ["weight", "kernel"])
-@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, np.int32])
-def test_weights_load_alike_in_every_form(tmp_path, suffix, separator, matrix, dtype):
-    arrays = {}
-    for layer, parameters in PARAMS.items():
-        for kind, array in parameters.items():
-            name = f"{layer}.{kind if kind == 'bias' else matrix}".replace(".", separator)
-            arrays[name] = np.ascontiguousarray(array.T if matrix == "weight" else array).astype(dtype)
-    loaded = files.load(save(tmp_path / f"net{suffix}", arrays))
-    assert_trees_equal(loaded, PARAMS)
-    names, network = mlp.network_of(loaded)
-    assert names == ["net.fc1", "net.fc2"] and network.sizes == [2, 3, 2]
-
-
-def test_bfloat16_weights_load(tmp_path):
-    kernel = np.array([[1.5, -2.0], [0.25, 3.0]], jnp.bfloat16)
-    loaded = files.load(str(save(tmp_path / "net.safetensors", {"fc.kernel": kernel})))
-    assert loaded["fc"]["kernel"].dtype == np.float32
-    np.testing.assert_array_equal(loaded["fc"]["kernel"], kernel.astype(np.float32))
-
-
-GOOD = {"fc1.weight": ones(3, 2), "fc1.bias": ones(3), "fc2.weight": ones(4, 3)}
-
-
-@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
-@pytest.mark.parametrize(
-    ("changes", "problem"),
-    [
-        (
-            {"fc1.running_mean": ones(3)},
-            "array 'fc1.running_mean' is none of LAYER.weight, LAYER.kernel, LAYER.bias",
-        ),
-        ({"mean": ones(3, 2)}, "array 'mean' is none of LAYER.weight, LAYER.kernel, LAYER.bias"),
-        ({"fc1.weight": ones(3, 2, 1)}, "array 'fc1.weight' is float32[3, 2, 1], not a matrix or a bias"),
-        ({"fc1.bias": ones(3, 1)}, "array 'fc1.bias' is float32[3, 1], not a matrix or a bias"),
-        ({"fc1.weight": ones(3, 2) > 0}, "array 'fc1.weight' is bool[3, 2]"),
-        ({"fc1.weight": ones(3, 2) * np.nan}, "array 'fc1.weight' holds NaN or infinite values"),
-        ({"fc1.bias": ones(3) * np.inf}, "array 'fc1.bias' holds NaN or infinite values"),
-        ({"fc2.weight": np.full((4, 3), 1e300)}, "array 'fc2.weight' holds NaN or infinite values"),  # in float32
-        ({"fc2.weight": ones(3, 4)}, "layer 'fc2' takes 4 inputs, but the layer before it has 3 outputs"),
-        ({"fc1.bias": ones(2)}, "layer 'fc1': bias [2] does not fit kernel [2, 3]"),
-        ({"fc3.bias": ones(2)}, "layer 'fc3' has a bias and no kernel"),
-        ({"fc1.kernel": ones(2, 3)}, "layer 'fc1' has two arrays for its kernel"),
-        ({"fc1/weight": ones(3, 2)}, "layer 'fc1' has two arrays for its kernel"),
-    ],
-)
-def test_bad_weights_are_named(tmp_path, suffix, changes, problem):
-    path = save(tmp_path / f"net{suffix}", {**GOOD, **changes})
-    with refusal(str(path), problem):
-        files.load(path)
-
-
-def test_a_file_without_layers_is_refused(tmp_path):
-    for suffix in (".npz", ".safetensors"):
-        with refusal(f"net{suffix}: the parameters hold no kernel"):
-            files.load(save(tmp_path / f"net{suffix}", {}))
-
-
-@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
-@pytest.mark.parametrize("form", ["empty", "text", "truncated"])
-def test_a_damaged_file_is_named(tmp_path, suffix, form):
-    path = save(tmp_path / f"net{suffix}", GOOD)
-    content = path.read_bytes()
-    path.write_bytes({"empty": b"", "text": b"fc1.weight: 1, 2, 3\n", "truncated": content[:-9]}[form])
-    with refusal(f"{path} is damaged or not a"):
-        files.load(path)
-    gc.collect()  # so that a file left open is noticed here
-
-
-def test_an_archive_with_objects_is_refused(tmp_path):
-    path = save(tmp_path / "net.npz", {**GOOD, "fc2.weight": np.array([[None] * 3] * 4)})
-    with refusal(str(path), "Object arrays cannot be loaded"):
-        files.load(path)
-
-
-def test_a_single_array_is_no_archive(tmp_path):
-    with (tmp_path / "net.npz").open("wb") as file:
-        np.save(file, ones(3, 2))
-    with refusal(f"{tmp_path / 'net.npz'} is damaged or not an .npz", "it is a single array"):
-        files.load(tmp_path / "net.npz")
-
-
-@pytest.mark.parametrize(
-    ("name", "problem"),
-    [
-        ("net.npz", "No such file"),
-        ("net.safetensors", "No such file"),
-        ("net.pt", "No such file"),
-        ("net.h5", "No such file"),
-        ("net.txt", "weights must be a file .npz, .safetensors, .pt, .pth, .ckpt, .bin, .h5 or .keras"),
-        ("net", "weights must be a file .npz, .safetensors"),
-    ],
-)
-def test_a_missing_file_or_another_kind_is_named(tmp_path, name, problem):
-    with refusal(str(tmp_path / name), problem):
-        files.load(tmp_path / name)
-
-
-# Pretraining
-
-
-def separable(samples):
-    """Three classes, each around a corner of its own."""
-    numbers = np.random.default_rng(0)
-    y = np.arange(samples, dtype=np.int32) % 3
-    x = 3 * np.eye(3, 5)[y] + numbers.normal(0, 0.5, (samples, 5))
-    return x.astype(np.float32), y
-
-
-def test_pretraining_learns_a_separable_problem(rng_key):
-    x, y = separable(300)
-    model = mlp.MLP([8, 3], use_bias=False)
-
-    def accuracy(params):
-        return (model.apply({"params": params}, x).argmax(1) == y).mean()
-
-    initial = model.init(rng_key, x[:1])["params"]
-    trained = pretrain(rng_key, model, x, y, 20, 0.01)
-    assert accuracy(initial) < 0.8 and accuracy(trained) > 0.95
-    assert jax.tree.structure(trained) == jax.tree.structure(initial)
-    assert_trees_equal(pretrain(rng_key, model, x, y, 20, 0.01), trained)
-    other = pretrain(jax.random.key(1), model, x, y, 20, 0.01)
-    assert not np.allclose(other["Dense_0"]["kernel"], trained["Dense_0"]["kernel"])
-
-
-def test_pretraining_takes_fewer_samples_than_a_batch(rng_key):
-    x, y = separable(12)
-    model = mlp.MLP([8, 3])
-    trained = pretrain(rng_key, model, x, y, 60, 0.05)
-    assert (model.apply({"params": trained}, x).argmax(1) == y).all()
 
 
 # Known accuracies

@@ -1,5 +1,6 @@
 """Kernels of models that are more than multilayer perceptrons, and the same as `prune` where they are not."""
 
+import chex
 import flax.linen as nn
 import flax.traverse_util
 import jax
@@ -15,7 +16,9 @@ from sa_jax.landscapes.mlp import masked_mlp
 from sa_jax.networks import masks, mlp
 from sa_jax.networks.energies import cross_entropy, kl_to_teacher
 from sa_jax.networks.masks import apply_masks
+from sa_jax.networks.trees import leaves_by_name
 from sa_jax.pruning.kernels import prune_kernels
+from sa_jax.pruning.problem import teacher_of
 from tests.conftest import refusal
 
 
@@ -62,22 +65,23 @@ def test_chosen_kernels_are_annealed_and_all_else_stays(digits, model, chosen, o
     def apply_fn(params, x):
         return model.apply({"params": params}, x)
 
-    found, result = prune_kernels(
+    tree, result = prune_kernels(
         jax.random.key(1), apply_fn, params, x, y, chosen, density=0.2, num_steps=200, **COLD, **options
     )
+    found = leaves_by_name(tree)
     paths = chosen or [path for path in ("embed/kernel", "hidden/kernel", "head/kernel") if path[:-7] in params]
     assert sorted(found) == sorted(paths)
     total = sum(mask.size for mask in found.values())
     assert sum(int(mask.sum()) for mask in found.values()) == round(0.2 * total) == int(result.best.sum())
     np.testing.assert_array_equal(result.best, np.concatenate([np.ravel(mask) for mask in found.values()]))
-    pruned = apply_masks(params, found)
+    pruned = apply_masks(params, tree)
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         same = dict(jax.tree_util.tree_leaves_with_path(pruned))[path]
         np.testing.assert_array_equal(same, leaf * found[name] if name in found else leaf)
     teacher = options.get("energy") == "kl_to_teacher"
     energy = kl_to_teacher(2.0) if teacher else cross_entropy(2.0)
-    targets = pruning.teacher_of(apply_fn(params, x)) if teacher else y
+    targets = teacher_of(apply_fn(params, x)) if teacher else y
     assert float(result.best_energy) == pytest.approx(float(energy(apply_fn(pruned, x), targets)), rel=1e-4)
     leaves = {
         path: leaf for path, leaf in flax.traverse_util.flatten_dict(params, sep="/").items() if path in found
@@ -119,8 +123,33 @@ def test_a_perceptron_is_annealed_incrementally(digits):
     found, result = prune_kernels(jax.random.key(1), apply_fn, params, x, y, density=0.1, num_steps=100)
     tree, expected = pruning.prune(jax.random.key(1), params, x, y, 0.1, 100, move="uniform", activation="tanh")
     assert result.best_energy == expected.best_energy
-    for name in ("Dense_0", "Dense_1"):
-        np.testing.assert_array_equal(found[f"{name}/kernel"], tree[name]["kernel"])
+    chex.assert_trees_all_equal(found, tree)
+
+
+def test_masks_are_nested_like_params_of_any_kind(digits):
+    """Mappings hold only the chosen kernels, other nodes None in place of what is not pruned."""
+    x, y = digits
+    keys = jax.random.split(jax.random.key(0), 2)
+    kernels = [jax.random.normal(key, shape) for key, shape in zip(keys, ((64, 8), (8, 10)), strict=True)]
+    params = ({"a": {"w": kernels[0], "b": jnp.ones(8)}, "c": jnp.ones(3)}, [kernels[1], jnp.ones(10)])
+
+    def apply_fn(params, x):
+        first, second = params
+        return jnp.tanh(x @ first["a"]["w"] + first["a"]["b"]) @ second[0] + second[1]
+
+    found, result = prune_kernels(
+        jax.random.key(1), apply_fn, params, x, y, ["0/a/w", "1/0"], density=0.1, num_steps=20
+    )
+    assert isinstance(found, tuple) and isinstance(found[1], list) and found[1][1] is None
+    assert jax.tree.map(jnp.shape, found) == ({"a": {"w": (64, 8), "b": None}, "c": None}, [(8, 10), None])
+    np.testing.assert_array_equal(np.concatenate([mask.ravel() for mask in jax.tree.leaves(found)]), result.best)
+    pruned = apply_masks(params, found)
+    np.testing.assert_array_equal(pruned[0]["a"]["w"], jnp.where(found[0]["a"]["w"], kernels[0], 0))
+    np.testing.assert_array_equal(pruned[1][1], params[1][1])
+    nested, _ = prune_kernels(
+        jax.random.key(1), lambda p, x: apply_fn(p["net"], x), {"net": params}, x, y, ["net/1/0"], num_steps=20
+    )
+    assert nested["net"][0] == {"a": {"w": None, "b": None}, "c": None} and nested["net"][1][0].shape == (8, 10)
 
 
 @pytest.mark.parametrize(
@@ -170,6 +199,6 @@ def test_kernels_of_nnx_are_found():
     found, _ = prune_kernels(
         jax.random.key(1), lambda params, x: nnx.merge(graph, params)(x), params, x, y, density=0.5, num_steps=20
     )
-    assert {path: int(mask.sum()) for path, mask in found.items()} == {"head/kernel": 48}
+    assert jax.tree.map(lambda mask: int(mask.sum()), found) == {"head": {"kernel": 48}}
     pruned = nnx.merge(graph, apply_masks(params, found))
-    np.testing.assert_array_equal(pruned.head.kernel[...] != 0, found["head/kernel"])
+    np.testing.assert_array_equal(pruned.head.kernel[...] != 0, found["head"]["kernel"])

@@ -13,7 +13,7 @@ from sa_jax.landscapes.linear import heat_bath_rows, linear_rows
 from sa_jax.moves.saliency import saliency_swap
 from sa_jax.moves.uniform import uniform_swap
 from sa_jax.networks import masks
-from sa_jax.networks.patterns import best, of_weights, parse, sums
+from sa_jax.networks.patterns import NM, Block, Columns, Layer, Rows, Unit, best, block_sums, expand, rule_of
 from sa_jax.pruning.linear import compact, prune_linear, prune_linear_sharded, refit, relative_error
 from sa_jax.pruning.moments import dense_correction, no_inputs, with_inputs
 from sa_jax.testing import check_detailed_balance, energies_of
@@ -98,7 +98,7 @@ def test_what_is_inherited_makes_the_energy_that_of_the_dense_outputs():
         np.testing.assert_allclose(found.final_energy, error(found.final) - whole, rtol=1e-4)
 
 
-@pytest.mark.parametrize("pattern", [0.5, "layer:0.5", "2x2:0.5"])
+@pytest.mark.parametrize("pattern", [Unit(0.5), 0.5, Block((2, 2), 0.5)], ids=str)
 def test_a_layer_behind_pruned_ones_makes_up_for_them(pattern):
     keys = jax.random.split(jax.random.key(21), 4)
     x, weight = jax.random.normal(keys[0], (200, 16)), jax.random.normal(keys[1], (8, 16))
@@ -118,9 +118,9 @@ def test_a_layer_behind_pruned_ones_makes_up_for_them(pattern):
     assert error(refitted[1]) < min(error(refitted[0]), error(jnp.where(found[1], weight, 0)))
 
 
-def all_masks(shape, kept, group):
+def all_masks(shape, num_kept, group):
     size = group or shape[0] * shape[1]
-    one = [[i in chosen for i in range(size)] for chosen in itertools.combinations(range(size), kept)]
+    one = [[i in chosen for i in range(size)] for chosen in itertools.combinations(range(size), num_kept)]
     sets = shape[0] * shape[1] // size
     return np.array([list(itertools.chain(*parts)) for parts in itertools.product(one, repeat=sets)]).reshape(
         -1, *shape
@@ -128,7 +128,7 @@ def all_masks(shape, kept, group):
 
 
 @pytest.mark.parametrize(
-    ("name", "shape", "kept", "group"),
+    ("name", "shape", "num_kept", "group"),
     [
         ("uniform", (1, 8), 3, None),
         ("saliency", (2, 4), 3, None),
@@ -137,9 +137,9 @@ def all_masks(shape, kept, group):
         ("heat bath in groups", (1, 8), 2, 4),
     ],
 )
-def test_fixed_temperature_visits_the_boltzmann_distribution(name, shape, kept, group):
+def test_fixed_temperature_visits_the_boltzmann_distribution(name, shape, num_kept, group):
     weight, gram = layer(*shape, seed=3)
-    landscape, every = LANDSCAPES[name](weight, gram), all_masks(shape, kept, group)
+    landscape, every = LANDSCAPES[name](weight, gram), all_masks(shape, num_kept, group)
     energies = np.array([energy_of(weight, gram, mask) for mask in every])
     np.testing.assert_allclose(energies_of(landscape, every), energies, rtol=1e-4, atol=1e-3)
     found = check_detailed_balance(
@@ -151,7 +151,7 @@ def test_fixed_temperature_visits_the_boltzmann_distribution(name, shape, kept, 
 
 def test_finds_the_optimum_of_rows_small_enough_to_try_all_masks():
     weight, gram = layer(24, 12, seed=5)
-    found = np.asarray(prune_linear(jax.random.key(6), weight, gram, 0.5, sweeps=40))
+    found = np.asarray(prune_linear(jax.random.key(6), weight, gram, Unit(0.5), sweeps=40))
     every = all_masks((1, 12), 6, None)
     reached = 0
     for row, mask in zip(weight, found, strict=True):
@@ -163,26 +163,26 @@ def test_finds_the_optimum_of_rows_small_enough_to_try_all_masks():
 @pytest.mark.parametrize(
     ("pattern", "share"),  # of the start's error that is left at most
     [
-        (0.5, 0.8),
-        ("layer:0.3", 0.8),
-        ("2:4", 0.8),
-        ("1:2", 0.9),
-        ("4x2:0.5", 1.0),
-        ("columns:0.25", 1.0),
-        ("rows:0.5", 1.0),
-        (1.0, 1.0),
+        (Unit(0.5), 0.8),
+        (Layer(0.3), 0.8),
+        (NM(2, 4), 0.8),
+        (NM(1, 2), 0.9),
+        (Block((4, 2), 0.5), 1.0),
+        (Columns(0.25), 1.0),
+        (Rows(0.5), 1.0),
+        (Unit(1.0), 1.0),
     ],
+    ids=str,
 )
 def test_every_pattern_keeps_what_it_says_and_loses_less_than_its_start(pattern, share):
     weight, gram = layer(12, 32, seed=7)
     pruned = jax.jit(prune_linear, static_argnums=(3, 4, 5))(jax.random.key(8), weight, gram, pattern, 4.0, 5)
-    parsed = parse(pattern)
-    units = sums(parsed, pruned.astype(jnp.float32))
-    height, width = 12 // units.shape[0], 32 // units.shape[1]
-    assert set(np.unique(units)) <= {0, height * width}
-    kept = (np.asarray(units) > 0).reshape(-1, parsed.set_size(units.shape)).sum(1)
-    assert set(kept) == {parsed.kept_of(parsed.set_size(units.shape))}
-    start = of_weights(parsed, best(parsed, sums(parsed, weight**2 * jnp.diag(gram))), weight.shape)
+    blocks, rule = block_sums(pattern, pruned.astype(jnp.float32)), rule_of(pattern)
+    height, width = 12 // blocks.shape[0], 32 // blocks.shape[1]
+    assert set(np.unique(blocks)) <= {0, height * width}
+    num_kept = (np.asarray(blocks) > 0).reshape(-1, rule.set_size(blocks.shape)).sum(1)
+    assert set(num_kept) == {rule.num_kept_of(rule.set_size(blocks.shape))}
+    start = expand(best(pattern, block_sums(pattern, weight**2 * jnp.diag(gram))), weight.shape)
     before, after = energy_of(weight, gram, start), energy_of(weight, gram, pruned)
     assert after <= share * before * 1.0001
 
@@ -190,12 +190,12 @@ def test_every_pattern_keeps_what_it_says_and_loses_less_than_its_start(pattern,
 @pytest.mark.usefixtures("optimized")
 def test_rows_anneal_alike_however_many_together():
     weight, gram = layer(10, 16, seed=9)
-    one, all_at_once = (prune_linear(jax.random.key(1), weight, gram, 0.5, 2.0, batch) for batch in (1, 10))
+    one, all_at_once = (prune_linear(jax.random.key(1), weight, gram, Unit(0.5), 2.0, batch) for batch in (1, 10))
     assert np.array_equal(one, all_at_once)
 
 
 @pytest.mark.usefixtures("optimized")
-@pytest.mark.parametrize("pattern", [0.5, "2x1:0.5"])
+@pytest.mark.parametrize("pattern", [Unit(0.5), Block((2, 1), 0.5), 0.5], ids=str)
 def test_rows_spread_over_devices_give_the_same_mask(pattern):
     weight, gram = layer(10, 16, seed=9)
     key, told = jax.random.key(1), jnp.ones_like(weight)
@@ -206,7 +206,8 @@ def test_rows_spread_over_devices_give_the_same_mask(pattern):
 
 def test_rows_spread_over_devices_exchange_nothing():
     weight, gram = layer(8, 16)
-    program = jax.jit(prune_linear_sharded).lower(jax.random.key(0), weight, gram).compile().as_text()
+    program = jax.jit(prune_linear_sharded, static_argnums=3)
+    program = program.lower(jax.random.key(0), weight, gram, Unit(0.5)).compile().as_text()
     assert "while" in program and "s32" in program
     for exchange in ("all-reduce", "all-gather", "all-to-all", "collective-permute"):
         assert exchange not in program
@@ -216,7 +217,7 @@ def test_rows_spread_over_devices_exchange_nothing():
 def test_half_precision_decides_nearly_as_well(dtype):
     weight, gram = layer(16, 64)
     gram /= jnp.abs(gram).max()
-    halved, whole = (prune_linear(jax.random.key(0), weight, g, 0.5) for g in (gram.astype(dtype), gram))
+    halved, whole = (prune_linear(jax.random.key(0), weight, g, Unit(0.5)) for g in (gram.astype(dtype), gram))
     energies = [energy_of(weight, gram, mask) for mask in (halved, whole)]
     assert energies[0] < 1.03 * energies[1]
 
@@ -243,14 +244,14 @@ def test_nothing_kept_or_all_kept_stays_as_it_is():
 def test_a_row_of_zeros_is_pruned_without_a_word():
     weight, gram = layer(3, 8)
     weight = weight.at[1].set(0)
-    mask = prune_linear(jax.random.key(0), weight, gram, 0.5)
+    mask = prune_linear(jax.random.key(0), weight, gram, Unit(0.5))
     assert mask.sum(1).tolist() == [4, 4, 4]
     assert float(relative_error(weight, gram, jnp.where(mask, weight, 0))[1]) == 0
 
 
 def test_refit_is_the_best_there_is_without_damping_and_stays_in_the_mask():
     weight, gram = layer(5, 16, seed=11)
-    mask = prune_linear(jax.random.key(0), weight, gram, 0.5)
+    mask = prune_linear(jax.random.key(0), weight, gram, Unit(0.5))
     moved = refit(weight, gram, mask, damping=1e-6)
     assert not np.asarray(moved)[~np.asarray(mask)].any()
     # Where the fit is best the error's slope is 0 in every kept weight.
@@ -268,26 +269,39 @@ def test_refit_is_the_best_there_is_without_damping_and_stays_in_the_mask():
         ({"gram": np.full((8, 8), np.nan)}, ["gram has entries that are not finite"]),
         ({"gram": -np.eye(8)}, ["negative entries on its diagonal"]),
         ({"weight": np.ones(8)}, ["weight must be [outputs, inputs]"]),
-        ({"pattern": "3:5"}, ["3:5 needs a multiple of 5 inputs, not 8"]),
-        ({"pattern": 0.01}, ["density 0.01 keeps none of 8"]),
-        ({"pattern": "5:4"}, ["pattern must be one such as"]),
-        ({"pattern": "3x3:0.5"}, ["blocks of 3x3 do not divide a weight of 4 outputs"]),
-        ({"pattern": "half"}, ["pattern must be one such as"]),
-        ({"pattern": 1.5}, ["density must be a number in (0, 1]"]),
-        ({"sweeps": 0}, ["sweeps must be a number above 0"]),
-        ({"inherited": np.ones((8, 4))}, ["inherited must be [4, 8] like the weight, not [8, 4]"]),
+        ({"density": NM(3, 5)}, ["3:5 needs a multiple of 5 inputs, not 8"]),
+        ({"density": Unit(0.01)}, ["density 0.01 keeps none of 8"]),
+        ({"density": 0.01}, ["density 0.01 keeps none of 32"]),
+        ({"density": Block((3, 3), 0.5)}, ["blocks of 3x3 do not divide a weight of 4 outputs"]),
+        ({"density": "2:4"}, ["density must be a number or a pattern, not the text '2:4'", "NM(2, 4)"]),
+        ({"density": 1.5}, ["density must be a finite number above 0 and at most 1, not 1.5"]),
+        ({"density": None}, ["density must be a finite number above 0 and at most 1, not None"]),
+        ({"sweeps": 0}, ["sweeps must be a finite number above 0, not 0"]),
+        ({"dense_correction": np.ones((8, 4))}, ["dense_correction must be [4, 8] like the weight, not [8, 4]"]),
+        ({"dense_correction": np.full((4, 8), np.inf)}, ["dense_correction has entries that are not finite"]),
     ],
 )
 def test_refuses(changes, parts):
-    arguments = {"weight": np.ones((4, 8)), "gram": np.eye(8), "pattern": 0.5} | changes
+    arguments = {"weight": np.ones((4, 8)), "gram": np.eye(8), "density": 0.5} | changes
     with refusal(*parts):
         prune_linear(jax.random.key(0), **arguments)
+    if "density" in changes:
+        with refusal(*parts):
+            prune_linear_sharded(jax.random.key(0), **arguments)
+
+
+@pytest.mark.parametrize("density", [0.3, 0.05, 1.0])
+def test_a_number_is_the_share_of_the_layer(density):
+    weight, gram = layer(6, 16, seed=12)
+    by_number, by_pattern = (prune_linear(jax.random.key(0), weight, gram, d) for d in (density, Layer(density)))
+    assert int(by_number.sum()) == round(density * 96)
+    np.testing.assert_array_equal(by_number, by_pattern)
 
 
 def test_what_is_left_of_columns_and_rows_computes_the_same():
     weight, gram = layer(8, 16)
     x = jax.random.normal(jax.random.key(9), (weight.shape[1],))
-    for pattern in ("columns:0.5", "rows:0.5"):
+    for pattern in (Columns(0.5), Rows(0.5)):
         mask = prune_linear(jax.random.key(0), weight, gram, pattern, 1.0)
         small, outputs, inputs = compact(weight, mask)
         assert small.size == weight.size // 2

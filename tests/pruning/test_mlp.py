@@ -9,11 +9,12 @@ import pytest
 from sa_jax import InputError, calibrate, from_energy, prune
 from sa_jax.networks import energies, masks, mlp, patterns
 from sa_jax.networks.mlp import MLP
+from sa_jax.networks.patterns import NM, Block, Columns, Layer, Rows, Unit
 from sa_jax.pruning.options import Options, check_options
 from sa_jax.pruning.problem import make_energy, prepare
 from tests.conftest import refusal
 
-prepared = jax.jit(prepare, static_argnames=("kept", "options"))
+prepared = jax.jit(prepare, static_argnums=(4, 5))
 
 
 @pytest.fixture(scope="module")
@@ -103,9 +104,9 @@ def test_proposals_that_stay_play_no_part(task, density):
     """At high densities most saliency proposals find nothing to keep."""
     params, x, y = task
     network = mlp.network_of(params)[1]
-    kept = masks.num_kept(density, network.total)
+    num_kept = masks.num_kept(density, network.total)
     starts = [
-        float(prepared(jax.random.key(0), network, x, y, kept=kept, options=Options(move=move)).temperature_start)
+        float(prepared(jax.random.key(0), network, x, y, num_kept, Options(move=move)).temperature_start)
         for move in ("saliency", "uniform")
     ]
     assert 1 / 4 < starts[0] / starts[1] < 4
@@ -124,7 +125,7 @@ def test_given_temperatures_are_kept_in_order(task):
         ({"temperature_end": 1e3}, (1e3, 1e3)),
     ):
         chosen = check_options(Options(**options))
-        problem = prepared(jax.random.key(0), network, x, y, kept=100, options=chosen)
+        problem = prepared(jax.random.key(0), network, x, y, 100, chosen)
         given = float(problem.temperature_start), float(problem.temperature_end)
         assert given == pytest.approx(expected, rel=1e-5)
 
@@ -145,11 +146,11 @@ def test_logit_scale_ignores_the_units_of_the_weights(task):
         # Of labels that the network tells, and of those that it gets wrong, as one that was never trained may.
         told = mlp.forward(network, x).argmax(-1)
         for labels, expected in ((told, 9.0), (1 - told, 1.5)):
-            problem = prepared(jax.random.key(0), network, x, labels, kept=272, options=Options())
+            problem = prepared(jax.random.key(0), network, x, labels, 272, Options())
             spread = mlp.forward(network, x).std() * problem.logit_scale
             assert float(spread) == pytest.approx(expected, rel=1e-3)
     # A given scale is taken, and is part of the energy.
-    problem = prepared(jax.random.key(0), network, x, y, kept=100, options=Options(logit_scale=2.0))
+    problem = prepared(jax.random.key(0), network, x, y, 100, Options(logit_scale=2.0))
     logits = mlp.forward(mlp.masked(network, problem.mask), x)
     expected = energies.cross_entropy(2.0)(logits, y)
     assert float(make_energy(problem, Options(logit_scale=2.0))(logits, y)) == pytest.approx(float(expected))
@@ -165,7 +166,7 @@ def test_what_is_good_already_starts_cold(task):
         (told, "saliency", 10),
         (1 - told, "informed", 10),
     ):
-        problem = prepared(jax.random.key(0), network, x, labels, kept=100, options=Options(move=move))
+        problem = prepared(jax.random.key(0), network, x, labels, 100, Options(move=move))
         assert float(problem.temperature_start / problem.temperature_end) == pytest.approx(expected, rel=1e-3)
 
 
@@ -225,21 +226,21 @@ def test_the_dense_network_is_followed_without_a_label(task):
     assert accuracy(params, kernel_masks, x, dense) > 0.85
 
 
-@pytest.mark.parametrize("kept", [1, 30, 500, 900, 1_000, 1_017])
-def test_erk_keeps_exactly_as_many_and_no_more_than_there_are(kept):
+@pytest.mark.parametrize("num_kept", [1, 30, 500, 900, 1_000, 1_017])
+def test_erk_keeps_exactly_as_many_and_no_more_than_there_are(num_kept):
     shapes = [(30, 25), (25, 10), (10, 1), (1, 7)]
-    counts = masks.erk_counts(shapes, kept)
-    assert sum(counts) == kept
+    counts = masks.erk_counts(shapes, num_kept)
+    assert sum(counts) == num_kept
     assert all(0 <= count <= a * b for count, (a, b) in zip(counts, shapes, strict=True))
-    if kept == 500:  # small layers are whole, the first is sparsest
+    if num_kept == 500:  # small layers are whole, the first is sparsest
         assert counts[2:] == [10, 7] and counts[0] / 750 < counts[1] / 250
 
 
 def test_bad_options_of_many_kinds_are_refused(task):
     for change, words in (
-        ({"nudge_share": 1.0}, "nudge_share must be a number from 0 to below 1"),
-        ({"nudge_share": 0.5}, "prune returns masks alone"),
-        ({"nudge_share": 0.5, "energy": "error_rate"}, "nudge_share needs an energy with a derivative"),
+        ({"nudge_share": 1.0}, "nudge_share must be a finite number of at least 0 and below 1"),
+        ({"nudge_share": 0.5}, "nudge_share changes weights, and prune returns only masks"),
+        ({"nudge_share": 0.5, "energy": "error_rate"}, "nudge_share above 0 needs a derivative, which energy"),
     ):
         with pytest.raises(InputError, match=words):
             prune(jax.random.key(0), *task, num_steps=100, **change)
@@ -247,20 +248,23 @@ def test_bad_options_of_many_kinds_are_refused(task):
 
 @pytest.mark.parametrize(
     ("pattern", "kept_per_set"),  # of the sets of each layer's kernel, transposed to [outputs, inputs]
-    [("2:4", [2, 2, 2]), ("layer:0.25", [32, 32, 4])],
+    [(NM(2, 4), [2, 2, 2]), (Layer(0.25), [32, 32, 4]), (Unit(0.25), [2, 4, 2])],
+    ids=str,
 )
 def test_patterns_hold_in_every_layer(task, pattern, kept_per_set):
     params, x, y = task
     kernel_masks, result = prune(jax.random.key(0), params, x, y, pattern, num_steps=2_000)
-    parsed = patterns.parse(pattern)
+    rule = patterns.rule_of(pattern)
     for layer, kept in zip(kernel_masks["params"].values(), kept_per_set, strict=True):
         mask = layer["kernel"].T
-        assert set(mask.reshape(-1, parsed.set_size(mask.shape)).sum(1).tolist()) == {kept}
+        assert set(mask.reshape(-1, rule.set_size(mask.shape)).sum(1).tolist()) == {kept}
     assert result.num_accepted > 0
     assert accuracy(params, kernel_masks, x, y) > accuracy(params, start_masks(params, pattern), x, y)
 
 
-@pytest.mark.parametrize(("pattern", "height", "width"), [("4x2:0.5", 4, 2), ("columns:0.5", None, 1)])
+@pytest.mark.parametrize(
+    ("pattern", "height", "width"), [(Block((4, 2), 0.5), 4, 2), (Columns(0.5), None, 1)], ids=str
+)
 def test_blocks_and_columns_stay_or_go_as_a_whole(task, pattern, height, width):
     params, x, y = task
     params = {"params": {name: params["params"][name] for name in ("Dense_0", "Dense_1")}}  # 8 classes, 2 used
@@ -278,18 +282,19 @@ def test_blocks_and_columns_stay_or_go_as_a_whole(task, pattern, height, width):
 
 def start_masks(params, pattern):
     names, network = mlp.network_of(params)
-    units = patterns.network_best(patterns.parse(pattern), [jnp.abs(kernel) for kernel in network.kernels])
-    mask = patterns.network_mask(patterns.parse(pattern), units, network.shapes)
+    blocks = patterns.network_best(pattern, [jnp.abs(kernel) for kernel in network.kernels])
+    mask = patterns.network_mask(pattern, blocks, network.shapes)
     return mlp.mask_tree(names, masks.unflatten(mask, network.shapes))
 
 
 @pytest.mark.parametrize(
     ("pattern", "options", "parts"),
     [
-        ("3:5", {}, ["layer 1, 8 inputs and 16 outputs", "3:5 needs a multiple of 5 inputs"]),
-        ("rows:0.5", {}, ["rows of the last layer are the classes"]),
-        ("2:4", {"move": "informed"}, ["pattern '2:4' needs move 'uniform', not 'informed'"]),
-        ("some", {}, ["pattern must be one such as"]),
+        (NM(3, 5), {}, ["layer 1, 8 inputs and 16 outputs", "3:5 needs a multiple of 5 inputs"]),
+        (Rows(0.5), {}, ["Rows would prune classes, the outputs of the last layer: use Columns(0.5)"]),
+        (NM(2, 4), {"move": "informed"}, ["NM(kept=2, group=4) needs move 'uniform', not 'informed'"]),
+        ("2:4", {}, ["density must be a number or a pattern, not the text '2:4'", "NM(2, 4)"]),
+        ("0.5", {}, ["not the text '0.5'", "Unit(0.5)"]),
     ],
 )
 def test_patterns_that_do_not_fit_are_refused(task, pattern, options, parts):

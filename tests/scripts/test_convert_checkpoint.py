@@ -1,9 +1,6 @@
 """The checkpoint converter, on files written here as torch.save wrote them before version 1.6."""
 
-import collections
 import importlib.util
-import pickle
-import struct
 from pathlib import Path
 
 import numpy as np
@@ -11,66 +8,13 @@ import pytest
 
 from sa_jax import files
 from sa_jax.networks import mlp
+from tests.files.torch_pickles import Call, Name, legacy, tensor
 
 PATH = Path(__file__).parents[2] / "scripts/convert_checkpoint.py"
 spec = importlib.util.spec_from_file_location("convert_checkpoint", PATH)
 assert spec and spec.loader
 converter = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(converter)
-
-
-class Name:
-    """Pickles as a reference to a name of a package that is not here."""
-
-    def __init__(self, name):
-        self.name = name
-
-    def __reduce__(self):
-        return self.name
-
-    def __call__(self):
-        raise AssertionError("only there because pickle asks for it")
-
-
-class Call:
-    """Pickles as a call of such a name."""
-
-    def __init__(self, name, *arguments):
-        self.name, self.arguments = Name(name), arguments
-
-    def __reduce__(self):
-        return self.name, self.arguments
-
-
-class Writer(pickle._Pickler):
-    """Writes names without importing them, and storages by their persistent ids."""
-
-    def save_global(self, obj, name=None):
-        if not isinstance(obj, Name):
-            return super().save_global(obj, name)
-        module, _, attribute = obj.name.rpartition(".")
-        self.write(f"c{module}\n{attribute}\n".encode())
-        self.memoize(obj)
-
-    def persistent_id(self, obj):
-        return obj[1] if isinstance(obj, tuple) and obj and obj[0] == "storage of" else None
-
-
-def tensor(key, shape, strides, size, kind="torch.FloatStorage", offset=0):
-    storage = ("storage of", ("storage", Name(kind), key, "cuda:0", size, None))
-    return Call(
-        "torch._utils._rebuild_tensor_v2", storage, offset, shape, strides, False, collections.OrderedDict()
-    )
-
-
-def write(path, content, storages, magic=0x1950A86A20F9469CFC6C):
-    with open(path, "wb") as file:
-        for part in (magic, 1001, {"little_endian": True}):
-            pickle.dump(part, file, 2)
-        Writer(file, 2).dump(content)
-        pickle.dump(list(storages), file, 2)
-        for array in storages.values():
-            file.write(struct.pack("<q", array.size) + array.tobytes())
 
 
 FIRST = np.arange(12, dtype=np.float32)
@@ -96,7 +40,7 @@ STORAGES = {
 
 
 def test_tensors_are_read_named_and_masked(tmp_path, capsys):
-    write(tmp_path / "old.ckpt", CONTENT, STORAGES)
+    legacy(tmp_path / "old.ckpt", CONTENT, STORAGES)
     assert converter.main([str(tmp_path / "old.ckpt"), str(tmp_path / "new.npz")]) == 0
     assert "3-4-2, 20 branches" in capsys.readouterr().out
     with np.load(tmp_path / "new.npz") as arrays:
@@ -107,34 +51,34 @@ def test_tensors_are_read_named_and_masked(tmp_path, capsys):
     assert mlp.network_of(files.load(tmp_path / "new.npz"))[1].sizes == [3, 4, 2]
 
 
-@pytest.mark.parametrize("name", ["os.system", "builtins.eval", "torch.load", "sa_jax.data.fetch"])
+@pytest.mark.parametrize("name", ["os.system", "builtins.eval", "torch.load", "sa_jax.files.datasets.fetch"])
 def test_a_checkpoint_runs_no_code(tmp_path, capsys, name):
     """Anything but a tensor that wants to be built is refused before it is."""
     touched = tmp_path / "touched"
-    write(tmp_path / "evil.ckpt", {"model_state_dict": Call(name, f"touch {touched}")}, {})
+    legacy(tmp_path / "evil.ckpt", {"model_state_dict": Call(name, f"touch {touched}")}, {})
     assert converter.main([str(tmp_path / "evil.ckpt"), str(tmp_path / "new.npz")]) == 2
-    assert "is no PyTorch file of tensors" in capsys.readouterr().err
+    assert "is not a PyTorch file of tensors" in capsys.readouterr().err
     assert {path.name for path in tmp_path.iterdir()} == {"evil.ckpt"}
 
 
 def test_damaged_files_leave_nothing(tmp_path, capsys):
-    write(tmp_path / "whole.ckpt", CONTENT, STORAGES)
+    legacy(tmp_path / "whole.ckpt", CONTENT, STORAGES)
     whole = (tmp_path / "whole.ckpt").read_bytes()
-    write(tmp_path / "other.ckpt", CONTENT, STORAGES, magic=5)
+    legacy(tmp_path / "other.ckpt", CONTENT, STORAGES, magic=5)
     beyond = {"model_state_dict": {"fc.weight": tensor("1", (4, 3), (3, 1), 12, offset=1)}}
-    write(tmp_path / "beyond.ckpt", beyond, {"1": FIRST})
+    legacy(tmp_path / "beyond.ckpt", beyond, {"1": FIRST})
     nothing = {"model_state_dict": {"fc.weight": 3}}
-    write(tmp_path / "nothing.ckpt", nothing, {})
+    legacy(tmp_path / "nothing.ckpt", nothing, {})
     (tmp_path / "cut.ckpt").write_bytes(whole[:-4])
     (tmp_path / "empty.ckpt").write_bytes(b"")
     files = set(tmp_path.iterdir())
     for name, message in {
         "other": "wrong magic number",
-        "beyond": "reaches out of its storage",
+        "beyond": "reaches beyond its storage",
         "cut": "truncated",
-        "empty": "is no PyTorch file",
+        "empty": "is not a PyTorch file",
         "missing": "cannot be read",
-        "nothing": "holds no tensors by name",
+        "nothing": "holds no named tensors",
     }.items():
         assert converter.main([str(tmp_path / f"{name}.ckpt"), str(tmp_path / "new.npz")]) == 2
         error = capsys.readouterr().err

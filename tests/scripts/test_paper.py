@@ -10,7 +10,7 @@ import pytest
 
 from sa_jax import cli
 from sa_jax.commands.compare import host as compare
-from sa_jax.commands.compare.grid import Cell
+from sa_jax.commands.compare.settings import Cell
 from sa_jax.files.npz import npz_bytes
 
 ROOT = Path(__file__).parents[2]

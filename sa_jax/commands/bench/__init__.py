@@ -1,1 +1,1 @@
-"""`sa-jax bench`: proposals per second, and exported networks timed."""
+"""`sa-jax bench`: proposals per second, and the size and speed of exported networks."""

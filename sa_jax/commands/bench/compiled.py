@@ -1,9 +1,9 @@
-"""The incremental algorithm as a compiled loop on one core, the yardstick of `bench`. Needs Numba.
+"""The incremental algorithm as a compiled loop on one core, for comparison in `bench`. Needs Numba.
 
-As in `incremental`, the outputs of every layer before its activation are cached as `[units, samples]`. A swap
-changes the rows of its two ends; a changed unit changes the rows that its kept branches lead to. Samples are
-taken in blocks small enough for a cache, each through all layers and into the cross-entropy: samples lie as
-`[blocks, ..., block]`, the last block padded with zeros.
+As in `landscapes.mlp`, the outputs of every layer before its activation are cached as `[units, samples]`. A swap
+changes the rows of its two ends; a changed unit changes the rows to which its kept branches lead. Samples are
+taken in blocks small enough for a cache, and each block passes through all layers and the cross-entropy. Arrays
+over samples have the shape `[blocks, ..., block]`, the last block padded with zeros.
 """
 
 from typing import NamedTuple
@@ -13,10 +13,10 @@ from numba import njit
 
 from sa_jax.networks.mlp import Network
 
-# Samples taken at once. More leave the cache sooner; fewer, and the loop over units weighs more, and an accepted
-# proposal's rows are not all there any more.
-MOST_BLOCK = 2_500
-# Partial products of the softmax sums, so that a logarithm is taken of `block / LANES` samples at once.
+# Most samples in a block. With more, a block does not fit into the cache. With fewer, the loop over units costs
+# more, and the rows of an accepted proposal have to be computed again.
+MAX_BLOCK = 2_500
+# Partial products of the softmax sums, so that one logarithm is taken per `block / LANES` samples.
 LANES = 32
 
 ZERO, ONE, HALF = np.float32(0), np.float32(1), np.float32(0.5)
@@ -27,16 +27,16 @@ P3, P4, P5 = np.float32(4.1665795894e-2), np.float32(1.6666665459e-1), np.float3
 
 
 class Problem(NamedTuple):
-    """What is fixed. Units are numbered over all layers, branches as in flat masks.
+    """The fixed arrays. Units are numbered over all layers, branches as in flat masks.
 
     Attributes:
       inputs: float32 `[blocks, features, block]`.
       labels: int32 `[blocks, block]`.
       weights: float32 `[total]`.
       sizes: width of the input and of each layer, int64 `[layers + 1]`.
-      starts: first branch of each layer, then their number, int64 `[layers + 1]`.
-      units: first unit of each layer, then their number, int64 `[layers + 1]`.
-      samples: their number.
+      starts: first branch of each layer, then the number of branches, int64 `[layers + 1]`.
+      units: first unit of each layer, then the number of units, int64 `[layers + 1]`.
+      samples: number of samples.
       num_kept: number of kept branches.
       logit_scale: factor on the logits, float32.
     """
@@ -53,14 +53,14 @@ class Problem(NamedTuple):
 
 
 class Chain(NamedTuple):
-    """What a chain carries from step to step.
+    """The state of a chain, changed in place.
 
     Attributes:
       outputs: all units before their activation, float32 `[blocks, units, block]`; last, the logits.
-      order: first the kept branches, then the pruned, int32 `[total]`.
-      targets: each unit's kept branches lead to these units of the next layer, int32 `[total - starts[1]]`,
-        in the part of its branches; the rest is unused.
-      slots: where each kept branch stands in that part, int32 `[total - starts[1]]`.
+      order: the kept branches, then the pruned ones, int32 `[total]`.
+      targets: units of the next layer to which each unit's kept branches lead, int32 `[total - starts[1]]`; each
+        unit uses the first entries of the part of its branches.
+      slots: position of each kept branch in that part, int32 `[total - starts[1]]`.
       fan_out: number of each unit's kept branches, int32 `[units]`.
       energies: sum of the cross-entropies of each block's samples, float64 `[blocks]`.
       bits: state of the random numbers, uint64 `[1]`.
@@ -76,17 +76,17 @@ class Chain(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """A proposal's consequences for one block, up to its acceptance.
+    """What a proposal changes in one block, until it is accepted or rejected.
 
     Attributes:
       outputs: new rows of the touched units, float32 `[1, units, block]`.
-      changes: changes of their activations, float32 `[1, units + 2, block]`; last, what enters the pruned and
-        the grown branch.
+      changes: changes of the units' activations, float32 `[1, units + 2, block]`; the last two rows are the inputs
+        of the pruned and of the grown branch.
       changed: the units of a layer whose activation changes, int32 `[units]`.
       touched: the units whose row changes, int32 `[units]`.
       counts: number of rows that are added to each unit, int32 `[units]`.
-      rows: which rows of `changes`, int32 `[widest, widest + 2]`.
-      factors: times what, float32, likewise.
+      rows: rows of `changes` that are added to each unit, int32 `[widest, widest + 2]`.
+      factors: factors of these rows, float32 `[widest, widest + 2]`.
       energies: as in `Chain`.
       softmax: largest logit, sum of exponentials and the label's logit of each sample, float32 `[3, block]`.
       products: float64 `[LANES]`.
@@ -107,7 +107,7 @@ class Scratch(NamedTuple):
 def prepare(
     network: Network, mask: np.ndarray, inputs: np.ndarray, labels: np.ndarray, logit_scale: float, seed: int
 ) -> tuple[Problem, Chain, Scratch]:
-    """Evaluates a mask and returns all that `walk` takes.
+    """Evaluates a mask and returns the arguments of `walk`.
 
     Args:
       network: the fixed weights, with or without biases; the activation is relu.
@@ -115,13 +115,13 @@ def prepare(
       inputs: float32 `[features, samples]`.
       labels: int `[samples]`.
       logit_scale: factor on the logits in the cross-entropy.
-      seed: of the random numbers.
+      seed: seed of the random numbers.
     """
     sizes, samples, widest = network.sizes, inputs.shape[1], max(network.sizes[1:])
     weights = np.concatenate([np.ravel(kernel) for kernel in network.kernels])
     starts = np.cumsum([0, *(kernel.size for kernel in network.kernels)])
     units = np.cumsum([0, *sizes[1:]])
-    blocks = -(-samples // MOST_BLOCK)
+    blocks = -(-samples // MAX_BLOCK)
     block = -(-samples // (8 * blocks)) * 8
     problem = Problem(
         _in_blocks(inputs, blocks, block),
@@ -161,13 +161,13 @@ def prepare(
 
 
 def evaluate(network: Network, mask: np.ndarray, inputs: np.ndarray) -> np.ndarray:
-    """The outputs of all units before their activation, float32 `[units, samples]`, by full evaluation."""
+    """Returns the outputs of all units before their activation, float32 `[units, samples]`, fully evaluated."""
     outputs, entering, start = [], inputs, 0
     for weights, bias in zip(network.kernels, network.biases, strict=True):
         kernel = np.asarray(weights)
-        kept = mask[start : start + kernel.size].reshape(kernel.shape)
+        layer_mask = mask[start : start + kernel.size].reshape(kernel.shape)
         start += kernel.size
-        outputs.append(np.where(kept, kernel, ZERO).T @ entering)
+        outputs.append(np.where(layer_mask, kernel, ZERO).T @ entering)
         if bias is not None:
             outputs[-1] += np.asarray(bias)[:, None]
         entering = np.maximum(outputs[-1], ZERO)
@@ -204,7 +204,7 @@ def walk(problem: Problem, chain: Chain, scratch: Scratch, temperature: float, n
                 change += scratch.energies[block] - chain.energies[block]
         if log_u <= -change / problem.samples / temperature:
             for block in range(blocks):
-                if blocks > 1:  # one block's rows are still there
+                if blocks > 1:  # with one block, its rows are still there
                     _clear(scratch, num_touched)
                     num_touched = _propagate(problem, chain, scratch, pruned, grown, block)
                 for place in range(num_touched):
@@ -230,7 +230,8 @@ def _propagate(problem, chain, scratch, pruned, grown, block):
     num_touched = num_changed = 0
     for layer in range(min(ends[0][0], ends[1][0]), len(sizes) - 1):
         first_touched = num_touched
-        # First which rows are added to which units, then unit by unit, so that a row is written once.
+        # First collect which rows are added to which units, then add unit by unit, so that each row is written
+        # once.
         for index in range(num_changed):
             source = changed[index]
             start = starts[layer] + (source - units[layer - 1]) * sizes[layer + 1]
@@ -245,7 +246,7 @@ def _propagate(problem, chain, scratch, pruned, grown, block):
         for end in range(2):
             end_layer, source, target = ends[end]
             if end_layer == layer:
-                # The pruned branch goes with what it carried, the grown one comes with what enters it now.
+                # The pruned branch subtracts its old input; the grown branch adds its new input.
                 row, unit = units[-1] + end, units[layer] + target
                 if layer == 0:
                     _copy(changes, 0, row, problem.inputs, block, source)
@@ -295,7 +296,7 @@ def _clear(scratch, num_touched):
 
 @njit
 def _cross_entropy(problem, chain, scratch, block):
-    """Sum of the samples' cross-entropies; a logit's row is the new one where it is touched."""
+    """Returns the sum of the samples' cross-entropies, with the new rows of the logits that are touched."""
     labels, scale, softmax, first = problem.labels, problem.logit_scale, scratch.softmax, problem.units[-2]
     old, new, counts = chain.outputs, scratch.outputs, scratch.counts
     _reset(softmax)
@@ -314,8 +315,8 @@ def _cross_entropy(problem, chain, scratch, block):
     return _sum_losses(softmax, scratch.products, size, scale)
 
 
-# Loops over a block, each a function of its own, which LLVM then vectorises. They take whole arrays and the number
-# of a row: a slice would cost as much as the loop.
+# Each loop over a block is a function of its own, so that LLVM vectorises it. The functions take whole arrays and
+# the number of a row, because a slice would cost as much as the loop.
 
 
 @njit(fastmath=True, forceinline=True)
@@ -414,7 +415,7 @@ def _sum_losses(softmax, products, size, scale):
 
 @njit(fastmath={"contract", "nnan", "ninf", "nsz"})
 def _exp(x):
-    """`exp(x)` for float32 `x <= 0`: that of the Cephes library, to a relative error below 2e-7."""
+    """Returns `exp(x)` for float32 `x <= 0`, as the Cephes library does, with a relative error below 2e-7."""
     x = max(x, LOWEST)
     exponent = np.int32(x * LOG2_E - HALF)
     whole = np.float32(exponent)
@@ -426,7 +427,7 @@ def _exp(x):
 
 @njit
 def _below(bits, bound):
-    """A random whole number below `bound` (xorshift64*; Vigna 2016)."""
+    """Returns a random whole number below `bound` (xorshift64*; Vigna 2016)."""
     x = bits[0]
     x ^= x >> np.uint64(12)
     x ^= x << np.uint64(25)
@@ -437,7 +438,7 @@ def _below(bits, bound):
 
 @njit
 def _branch(sizes, starts, branch):
-    """Layer of a branch, and the units it leads from and to, counted within their layers."""
+    """Returns the layer of a branch, and its source and target unit, counted within their layers."""
     layer = 0
     while branch >= starts[layer + 1]:
         layer += 1
@@ -460,7 +461,7 @@ def _keep(problem, chain, branch):
 
 @njit
 def _prune(problem, chain, branch):
-    """Takes a branch out of its unit's list, and puts the last one in its place."""
+    """Removes a branch from its unit's list; the last branch takes its place."""
     layer, source, target = _branch(problem.sizes, problem.starts, branch)
     if layer:
         unit = problem.units[layer - 1] + source

@@ -1,8 +1,9 @@
-"""`sa-jax bench export`: bytes, latency and accuracy of exported networks, each form compiled and run here.
+"""Runs `sa-jax bench export`: size, latency and accuracy of exported networks, each compiled and run here.
 
-Beside the pruned networks stand four ways to run the dense one: a plain loop in C with the same flags, the same
-loop with all the vectorizing that the compiler can do, onnxruntime, and onnxruntime with 8-bit weights; and the
-pruned one in scipy's CSR matrices. They take turns, round by round, on one core; figures are medians over rounds.
+The pruned networks are measured beside four programs of the dense network: a plain loop in C with the same
+compiler flags, the same loop with full vectorization, onnxruntime, and onnxruntime with 8-bit weights. The pruned
+network is also measured in scipy's CSR matrices. The programs take turns, round by round, on one core; figures are
+medians over rounds.
 """
 
 import contextlib
@@ -49,7 +50,7 @@ QUICK = RunConfig(weights="pretrain", hidden=(32,), num_steps=2_000, num_chains=
 ROUNDS, TIMED_SAMPLES, TIMED_SECONDS, BATCH = 7, 200, 0.05, 256
 FLAGS = ("-std=c99", "-O2")
 VECTORIZED = ("-std=c99", "-O3", "-march=native", "-ffast-math")
-# Bits that every form is tried with, and those that the smallest one is.
+# Bits with which every form is measured, and bits with which the smallest form is measured.
 FORM_BITS, SMALLEST_BITS = (32, 4), (32, 8, 4, 2)
 
 TIMER = """#include "network.h"
@@ -88,10 +89,10 @@ class Program(NamedTuple):
     """One way to run a network.
 
     Attributes:
-      about: what a row says of it beside its measures: run, density, engine, form, bits, bytes, ram_bytes.
-      expected: logits that it must give, float32 `[samples, classes]`, of the test split.
-      logits: inputs to its logits.
-      seconds: `(samples at once) -> seconds a sample`; None for a number that it does not do.
+      about: the fields of its row that are not measured: density, engine, form, bits, bytes, ram_bytes.
+      expected: logits that it must give on the test split, float32 `[samples, classes]`.
+      logits: `(inputs) -> logits`, by running it.
+      seconds: `(batch size) -> seconds per sample`; None for a batch size that it does not support.
     """
 
     about: dict[str, Any]
@@ -101,12 +102,12 @@ class Program(NamedTuple):
 
 
 def run_all(folder: Path, quick: bool, tell: Callable[[str], None]) -> list[Path]:
-    """Anneals a network at each of `DENSITIES`, where that is not done yet; returns the runs' folders.
+    """Anneals a network at each of `DENSITIES`, if that has not been done yet; returns the runs' folders.
 
     Args:
-      folder: of the runs, one folder each.
-      quick: whether with digits and a small network, at two densities.
-      tell: called with what a user should know.
+      folder: directory that gets one folder per run.
+      quick: whether to use digits and a small network, at two densities.
+      tell: called with messages for the user.
     """
     config, densities = (QUICK, (0.2, 0.05)) if quick else (CONFIG, DENSITIES)
     found = []
@@ -125,26 +126,26 @@ def measure(
     """Compiles and times every form of finished runs' networks, and of the dense network of the first.
 
     Args:
-      runs: workdirs of finished runs, of one data set and one dense network.
-      quick: whether the smallest forms alone are tried, in two rounds.
-      tell: called with what a user should know.
+      runs: work directories of finished runs, of one data set and one dense network.
+      quick: whether to measure only the smallest forms, in two rounds.
+      tell: called with messages for the user.
 
     Returns:
-      JSON values: `machine`, `compiler`, `rows`.
+      JSON values: `machine`, `compiler`, `rows` and others.
 
     Raises:
       InputError: no C compiler, no run, runs of different networks, or data that cannot be loaded.
     """
     for tool in ("cc", "size"):
         if shutil.which(tool) is None:
-            raise InputError(f"`{tool}` is missing: a C compiler and its tools are needed")
+            raise InputError(f"`{tool}` is missing: install a C compiler and its tools")
     networks = [read_run(workdir) for workdir in runs]
     first = networks[0][1]
     for workdir, (_, result) in zip(runs, networks, strict=True):
         if any(result.get(name) != first.get(name) for name in ("data", "sizes", "activation")):
             raise InputError(f"{workdir} and {runs[0]} are runs of different networks")
         if "data" not in result:
-            raise InputError(f"{workdir} is of an earlier version: run it again")
+            raise InputError(f"{workdir} was made by an earlier version: repeat the run")
     dataset = datasets.load_dataset(first["data"], first["input_mean"], first["input_std"])
     inputs = np.ascontiguousarray(dataset.test.inputs, np.float32)
     _, network = network_of(files.load(runs[0] / "weights.npz"))
@@ -197,7 +198,7 @@ def _row(
 
 @contextlib.contextmanager
 def one_core() -> Iterator[None]:
-    """Binds this thread, and what it starts, to one core where the system can."""
+    """Binds this thread, and the processes that it starts, to one core if the system allows it."""
     if not hasattr(os, "sched_setaffinity"):
         yield
         return
@@ -221,7 +222,7 @@ def _dense_programs(
 
         from sa_jax.export.graphs import onnx
     except ImportError:
-        tell("onnxruntime is left out: pip install 'sa_jax[onnx]'")
+        tell("onnxruntime is left out, as it is not installed: pip install 'sa_jax[dev]'")
         return
     (content,) = onnx(dense).values()
     (folder / "dense.onnx").write_bytes(content)
@@ -252,7 +253,7 @@ def _pruned_programs(
     if cleaned.activation == "relu":
         yield scipy_program(cleaned, {"density": density, "engine": "scipy", "form": "CSR", "bits": 32}, inputs)
     else:
-        tell(f"scipy is left out: it is tried with relu, not {cleaned.activation}")
+        tell(f"scipy is left out: it is measured with relu only, not {cleaned.activation}")
 
 
 def c_program(
@@ -264,16 +265,16 @@ def c_program(
     inputs: np.ndarray,
     folder: Path,
 ) -> Program:
-    """Compiles a network's C with a timer.
+    """Compiles a network's C code with a timer.
 
     Args:
       quantized: the network.
-      forms: of `c.files`.
-      flags: of the compiler.
+      forms: forms that a layer may take, see `c.files`.
+      flags: flags of the compiler.
       about: see `Program`.
       expected: see `Program`, `[samples, classes]`.
-      inputs: of the test split, float32 `[samples, features]`.
-      folder: where the program goes, in one of its own.
+      inputs: inputs of the test split, float32 `[samples, features]`.
+      folder: directory in which the program gets a folder of its own.
     """
     own = Path(tempfile.mkdtemp(dir=folder))
     for name, content in {**c.files(quantized, forms), "timer.c": TIMER.encode()}.items():
@@ -301,19 +302,19 @@ def c_program(
 
 
 def flash_bytes(path: Path) -> int:
-    """What a compiled network takes: its tables and its code."""
-    said = subprocess.run(["size", str(path)], capture_output=True, text=True, check=True).stdout
-    text, initialized = map(int, re.findall(r"\d+", said.splitlines()[1])[:2])
+    """Returns the bytes of a compiled network: its tables and its code."""
+    printed = subprocess.run(["size", str(path)], capture_output=True, text=True, check=True).stdout
+    text, initialized = map(int, re.findall(r"\d+", printed.splitlines()[1])[:2])
     return text + initialized
 
 
 def buffer_bytes(quantized: Quantized) -> int:
-    """The units and logits that a network's C holds while it runs; its input is beside them."""
+    """Returns the bytes of the units and logits that a network's C code holds while it runs, without its input."""
     return c.stack_bytes(quantized) + 4 * quantized.layers[-1].mask.shape[1]
 
 
 def onnx_program(path: Path, about: dict[str, Any], expected: np.ndarray) -> Program:
-    """A network in onnxruntime, on one thread; logits `[samples, classes]`."""
+    """Returns the program of a network in onnxruntime, on one thread; logits `[samples, classes]`."""
     import onnxruntime  # pyright: ignore[reportMissingImports]
 
     options = onnxruntime.SessionOptions()
@@ -330,7 +331,7 @@ def onnx_program(path: Path, about: dict[str, Any], expected: np.ndarray) -> Pro
 
 
 def scipy_program(cleaned: Cleaned, about: dict[str, Any], inputs: np.ndarray) -> Program:
-    """A pruned network, relu between its layers, in scipy's sparse rows; inputs `[samples, features]`."""
+    """Returns the program of a pruned relu network in scipy's CSR matrices; inputs `[samples, features]`."""
     import scipy.sparse
 
     rows = [scipy.sparse.csr_matrix(kernel.T) for kernel in cleaned.kernels]
@@ -366,7 +367,7 @@ def _timer(logits: Callable[[np.ndarray], np.ndarray], inputs: Any) -> Callable[
 
 
 def name_of(row: Mapping[str, Any]) -> str:
-    """How a row is named among those of its density."""
+    """Returns the name of a row's program."""
     bits = f"{row['bits']} bits"
     if row["engine"] != "C":
         return f"{row['engine']}, {'dense' if row['form'] == 'dense' else row['form']}, {bits}"
@@ -374,9 +375,9 @@ def name_of(row: Mapping[str, Any]) -> str:
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The rows as Markdown."""
+    """Returns the rows as a Markdown table."""
     lines = [
-        "| kept | program | bytes | RAM | us a sample | samples a second | accuracy, % | packed file, bytes |",
+        "| kept | program | bytes | RAM | us per sample | samples per second | accuracy, % | packed file, bytes |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in result["rows"]:
@@ -395,7 +396,7 @@ def table(result: Mapping[str, Any]) -> str:
 
 
 def honest_line(result: Mapping[str, Any]) -> str:
-    """Where the pruned network does not pay, by latency and by bytes."""
+    """Returns a few sentences on where the pruned network is not faster or smaller than the dense one."""
     rows = result["rows"]
     dense = {(row["engine"], row["bits"]): row for row in rows if row["density"] == 1}
     fastest = min(dense.values(), key=lambda row: row["microseconds"])
@@ -405,39 +406,43 @@ def honest_line(result: Mapping[str, Any]) -> str:
         if row["density"] < 1 and row["engine"] == "C":
             by_density.setdefault(row["density"], []).append(row)
 
-    def said(field: str, most: float, better: str) -> str:
-        lost = [density for density, of in by_density.items() if min(row[field] for row in of) >= most]
-        kept = ", ".join(f"{100 * density:g} %" for density in lost)
-        return f"no form is {better} with {kept} kept" if lost else f"at every density here some form is {better}"
+    def claim(field: str, limit: float, better: str) -> str:
+        lost = [density for density, of in by_density.items() if min(row[field] for row in of) >= limit]
+        shares = ", ".join(f"{100 * density:g} %" for density in lost)
+        if lost:
+            return f"No pruned program is {better} with {shares} of the branches kept."
+        return f"At every density measured here a pruned program is {better}."
 
     return (
         f"Does it pay? The fastest dense program is {fastest['engine']}, {fastest['bits']} bits, "
-        f"{fastest['microseconds']:.0f} us: {said('microseconds', fastest['microseconds'], 'faster')}. The "
-        f"smallest is {least['engine']}, {least['bits']} bits, {least['bytes']:,} bytes: "
-        f"{said('bytes', least['bytes'], 'smaller')}."
+        f"{fastest['microseconds']:.0f} us per sample. {claim('microseconds', fastest['microseconds'], 'faster')} "
+        f"The smallest dense program is {least['engine']}, {least['bits']} bits, {least['bytes']:,} bytes. "
+        f"{claim('bytes', least['bytes'], 'smaller')}"
     )
 
 
 def render(result: Mapping[str, Any]) -> str:
-    """One self-contained HTML page: the fronts of accuracy, bytes and latency, and all rows."""
+    """Returns a self-contained HTML page: charts of accuracy against size and latency, and all rows."""
     import matplotlib
 
     sizes = "-".join(map(str, result["sizes"]))
-    fields = {"bytes": "bytes of flash, or of the model file", "microseconds": "microseconds a sample"}
+    fields = {"bytes": "bytes of flash, or of the model file", "microseconds": "microseconds per sample"}
     figures = []
     with matplotlib.rc_context(page.CHARTS):
         for field, label in fields.items():
             figure = page.new_figure(3.8)
             _draw_front(figure.subplots(), result["rows"], field, label)
-            description = f"Test accuracy against {label}, one point a program"
-            caption = f"Test accuracy against {label}; along a line fewer and fewer branches are kept."
+            description = f"Test accuracy against {label}, one point per program"
+            caption = (
+                f"Test accuracy against {label}. Each line joins the densities; points to the left keep fewer."
+            )
             figures.append(page.figure_html(field, figure, description, caption))
     heads = (
         "kept, program",
         "bytes",
         "RAM",
-        "us a sample",
-        "samples a second",
+        "us per sample",
+        "samples per second",
         "accuracy, %",
         "other predictions",
     )
@@ -460,11 +465,12 @@ def render(result: Mapping[str, Any]) -> str:
         f"<section><h1>{sizes} on {result['dataset']}, exported</h1><p>{honest_line(result)}</p>"
         f'<div class="columns">{"".join(figures)}</div></section>',
         f"<section><h2>Every program</h2>{table}"
-        '<p class="soft">Bytes are tables and code of a compiled network, or a model file; RAM is what units and '
-        "logits take. Latency is one sample at a time, median over rounds in which all took turns on one core; "
-        f"onnxruntime and scipy are called from Python, and many samples at once are {BATCH} for them, one for C. "
-        "Other predictions are test samples with another class than the same weights have in JAX; for onnxruntime "
-        "with 8 bits, than the float32 weights have.</p>"
+        '<p class="soft">Bytes are those of the tables and the code of a compiled network, or of a model file. '
+        "RAM is that of units and logits. Latency is measured one sample at a time, as the median over rounds in "
+        "which the programs took turns on one core. onnxruntime and scipy are called from Python. Samples per "
+        f"second are measured with batches of {BATCH} for onnxruntime and scipy, and of one for C. Other "
+        "predictions: test samples for which the program predicts another class than the same weights in JAX; for "
+        "onnxruntime with 8 bits, than the float32 weights.</p>"
         f'<p class="soft">{machine["processor"]}; {result["compiler"]}; vectorized: {result["vectorized"]}; '
         f"jax {machine['versions']['jax']}; seed {result['seed']}.</p></section>",
     ]

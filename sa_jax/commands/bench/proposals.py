@@ -1,15 +1,17 @@
-"""`sa-jax bench`: proposals per second of three forms of the same annealing, and how near the machine's limits.
+"""Runs `sa-jax bench`: proposals per second of three implementations of annealing, beside the machine's limits.
 
 `naive` evaluates the whole masked network for each proposal, `compiled` is the incremental algorithm as a compiled
-loop on one core, `incremental` is `incremental.masked_mlp`. They take turns, round by round, each round from the
-same start. All is made from fixed seeds: inputs like those of MNIST, He-scaled weights, the dense network's
-answers as labels. The start keeps the largest weights of the whole network, hence more of the later layers.
-Walks are too short for a full evaluation that ends drift, as a run makes every `anneal.REFRESH_STEPS` steps.
+loop on one core, and `incremental` is `landscapes.mlp.masked_mlp`. They take turns, round by round, and each round
+starts from the same mask. Everything is made from fixed seeds: inputs like those of MNIST, He-scaled weights, and
+the dense network's answers as labels. The first mask keeps the largest weights of the whole network, and so a
+larger share of the later layers. Walks are too short for the full evaluation that a run makes every
+`refresh_steps` steps.
 """
 
 import contextlib
 import functools
 import gc
+import importlib.util
 import io
 import itertools
 import json
@@ -34,7 +36,7 @@ from sa_jax.annealing.chain import BLOCK_STEPS, anneal, init
 from sa_jax.annealing.chain import run as run_steps
 from sa_jax.annealing.landscape import from_energy
 from sa_jax.annealing.schedules import END_SHARE, START_SHARE, constant_schedule
-from sa_jax.commands.hardware import machine, program_bytes
+from sa_jax.commands.hardware import available_cores, machine, program_bytes
 from sa_jax.files import workdirs
 from sa_jax.landscapes.mlp import masked_mlp
 from sa_jax.moves.base import move_fn
@@ -46,12 +48,13 @@ from sa_jax.types import InputError, Landscape
 
 LOGIT_SCALE = 4.0
 ROUNDS, ROUND_SECONDS = 5, 0.3
-# A chain walks at most so far before it starts anew: what a proposal costs depends on where a chain has come to.
-MOST_STEPS = 500
-# A compiled program makes at most so many floating-point operations between two looks at the round's length.
+# A chain walks at most so many steps before it starts again, because the cost of a proposal changes along the
+# walk.
+MAX_STEPS = 500
+# Most floating-point operations that a compiled program makes between two checks of the round's length.
 FLOPS_AT_ONCE = 2e9
 COUNTED_PROPOSALS, COUNTED_SAMPLES = 500, 256
-# Operations of `compiled`: an exponential, and per sample what else the cross-entropy takes.
+# Operations of `compiled`: of an exponential, and of the rest of the cross-entropy per sample.
 EXP_FLOPS, LOG_FLOPS = 24, 4
 COPY_KIB = (128, 1024, 8 * 1024, 256 * 1024)
 
@@ -60,7 +63,7 @@ WIDTHS, WIDTHS_FAN_OUT = (300, 1000, 3000), 15
 
 
 class Case(NamedTuple):
-    """What is measured: `fan_out` above 0 stands for a random mask with so many kept branches per unit."""
+    """A case to measure; `fan_out` above 0 means a random mask with so many kept branches per unit."""
 
     sizes: tuple[int, ...]
     density: float
@@ -81,7 +84,7 @@ class Synthetic(NamedTuple):
 
 
 class Count(NamedTuple):
-    """Means over proposals, per sample: operations, bytes read, and written on acceptance; a temperature."""
+    """Means over proposals, per sample: operations, bytes read, bytes written on acceptance; and a temperature."""
 
     flops: float
     read: float
@@ -90,7 +93,7 @@ class Count(NamedTuple):
 
 
 def cases(quick: bool) -> list[Case]:
-    """The measured cases."""
+    """Returns the cases to measure."""
     if quick:
         single = [Case(sizes, 0.05, 2_000, naive=True) for sizes in NETWORKS]
         many = [Case(NETWORKS[0], 0.05, 2_000, chains, cores) for chains, cores in ((2, 1), (2, 2), (64, 1))]
@@ -114,10 +117,10 @@ def cases(quick: bool) -> list[Case]:
 
 @functools.lru_cache(maxsize=1)
 def synthesize(sizes: tuple[int, ...], density: float, samples: int, fan_out: int = 0) -> Synthetic:
-    """Makes a problem from fixed seeds; the first samples of more are not those of fewer.
+    """Makes a problem from fixed seeds; with another number of samples, all samples differ.
 
-    A fifth of the pixels is nonzero, before they are standardised as MNIST is. A tenth of the labels is random.
-    With `fan_out` each input and each unit of all layers but the last keeps so many branches, at random.
+    A fifth of the pixels are nonzero before they are standardised like MNIST. A tenth of the labels are random.
+    With `fan_out`, each input and each unit of all layers but the last keeps so many branches, chosen at random.
     """
     random = np.random.default_rng(0)
     kernels = tuple(
@@ -132,8 +135,8 @@ def synthesize(sizes: tuple[int, ...], density: float, samples: int, fan_out: in
     noisy = random.random(samples) < 0.1
     labels = np.where(noisy, random.integers(0, sizes[-1], samples), logits.argmax(1)).astype(np.int32)
     if fan_out:
-        kept = [random.random(kernel.shape).argsort(1).argsort(1) < fan_out for kernel in kernels]
-        mask = np.concatenate([np.ravel(layer) for layer in kept])
+        layers = [random.random(kernel.shape).argsort(1).argsort(1) < fan_out for kernel in kernels]
+        mask = np.concatenate([np.ravel(layer) for layer in layers])
     else:
         weights = jnp.abs(masks.flatten(network.kernels))
         mask = np.asarray(masks.by_score(weights, masks.num_kept(density, network.total)))
@@ -142,19 +145,18 @@ def synthesize(sizes: tuple[int, ...], density: float, samples: int, fan_out: in
 
 @functools.cache
 def count(sizes: tuple[int, ...], density: float, fan_out: int = 0) -> Count:
-    """Counts what a proposal from the start must compute and move, by following sampled ones.
+    """Counts what a proposal from the first mask must compute and move, by following sampled proposals.
 
-    Per sample a multiply-add is 2 operations. A swap's ends are a multiply-add each, and so is every kept branch
-    of a unit whose activation changes. A changed hidden unit is 3 (new and old activation, their difference); an
-    exponential is `EXP_FLOPS`, beside it 5 per class (largest logit, difference, scale, sum, label) and
-    `LOG_FLOPS` per sample. Read, once each and 4 bytes per sample: what enters the swap's ends, the old row of
-    every changed unit, all logits and the labels; everything in between can stay in registers. Written, on
-    acceptance: the rows of the changed units. Units whose row stays as it is on all `COUNTED_SAMPLES` samples are
-    not counted, nor the cross-entropy where no logit changes. Index lists do not grow with the samples and are
-    left out.
+    Operations per sample: a multiply-add is 2. Each end of a swap is a multiply-add, and so is every kept branch
+    of a unit whose activation changes. A changed hidden unit is 3 (new activation, old activation, their
+    difference). An exponential is `EXP_FLOPS`; beside it there are 5 per class (largest logit, difference, scale,
+    sum, label) and `LOG_FLOPS` per sample. Bytes read, 4 per sample and value, each value once: the inputs of the
+    swap's ends, the old row of every changed unit, all logits and the labels; everything in between can stay in
+    registers. Bytes written on acceptance: the rows of the changed units. Units whose row does not change on any
+    of the `COUNTED_SAMPLES` samples are not counted, nor is the cross-entropy where no logit changes. Index lists
+    do not grow with the samples and are left out.
 
-    The temperature is that in the middle of a run: between the two that `schedules.calibrate` would choose, the
-    geometric mean.
+    The temperature is that of the middle of a run: the geometric mean of the two temperatures of `calibrate`.
     """
     problem = synthesize(sizes, density, COUNTED_SAMPLES, fan_out)
     kernels = [np.asarray(kernel) for kernel in problem.network.kernels]
@@ -212,10 +214,10 @@ def count(sizes: tuple[int, ...], density: float, fan_out: int = 0) -> Count:
 
 
 def measure_ceilings() -> dict[str, Any]:
-    """The best of some copies and matrix products on one core.
+    """Measures the fastest of some copies and matrix products on one core.
 
     Returns:
-      `copy_bytes_per_second` by working set in bytes, source and copy together and counted together, and
+      `copy_bytes_per_second` by size of the working set in bytes, both counting source and copy; and
       `flops_per_second` of a float32 product.
     """
 
@@ -245,7 +247,14 @@ def measure_ceilings() -> dict[str, Any]:
 
 
 def bound_seconds(flops: float, moved: float, working_set: float, ceilings: dict[str, Any]) -> float:
-    """The time to compute all at the measured rate, or to move all at that of the next larger copy, if longer."""
+    """Returns the time to compute at the measured rate, or to move at that of the next larger copy, if longer.
+
+    Args:
+      flops: floating-point operations.
+      moved: bytes read and written.
+      working_set: bytes that are in use at a time.
+      ceilings: the result of `measure_ceilings`.
+    """
     copies = {int(size): rate for size, rate in ceilings["copy_bytes_per_second"].items()}
     fitting = [size for size in sorted(copies) if size >= working_set]
     bandwidth = copies[fitting[0] if fitting else max(copies)]
@@ -253,7 +262,7 @@ def bound_seconds(flops: float, moved: float, working_set: float, ceilings: dict
 
 
 def naive(network: Network) -> Landscape:
-    """Full evaluation in its fastest form: samples first, and the index lists of the swaps in the position."""
+    """Returns the fastest form of full evaluation: samples first, the index lists of swaps in the position."""
     energy = cross_entropy(LOGIT_SCALE)
 
     def energy_fn(position, x, y):
@@ -263,12 +272,12 @@ def naive(network: Network) -> Landscape:
 
 
 def incremental(network: Network) -> Landscape:
-    """The landscape of `sa_jax.incremental`."""
+    """Returns the landscape of `sa_jax.landscapes.mlp`."""
     return masked_mlp(network, uniform_swap(), cross_entropy(LOGIT_SCALE))
 
 
 class Method(NamedTuple):
-    """One method, ready to be timed: `walk(steps)` returns seconds and acceptance, starting anew each time."""
+    """A method to time; each `walk(steps)` starts again and returns its seconds and its acceptance."""
 
     walk: Callable[[int], tuple[float, float]]
     steps_at_once: int
@@ -278,12 +287,12 @@ class Method(NamedTuple):
 
 
 def steps_at_once(flops: float) -> int:
-    """How many proposals of so many operations are made before the next look at a round's length."""
+    """Returns the number of proposals between two checks of a round's length, from the operations of one."""
     return int(np.clip(FLOPS_AT_ONCE // flops, 2, BLOCK_STEPS))
 
 
 def jax_method(name: str, case: Case, problem: Synthetic, counted: Count) -> Method:
-    """Compiles `naive` or `incremental` for chains one after the other, spread over the cores as in a run."""
+    """Compiles `naive` or `incremental`; chains are spread over cores and run one after the other on each core."""
     is_naive = name == "naive"
     landscape_of = naive if is_naive else incremental
     network: Network = jax.tree.map(jnp.asarray, problem.network)
@@ -348,7 +357,7 @@ def jax_method(name: str, case: Case, problem: Synthetic, counted: Count) -> Met
 
 
 def compiled_method(case: Case, problem: Synthetic, counted: Count) -> Method:
-    """Prepares the compiled loop, one chain after the other."""
+    """Prepares the compiled loop; chains run one after the other."""
     from sa_jax.commands.bench import compiled
 
     fixed, start, scratch = compiled.prepare(*problem, logit_scale=LOGIT_SCALE, seed=0)
@@ -370,7 +379,7 @@ def compiled_method(case: Case, problem: Synthetic, counted: Count) -> Method:
 
 @functools.cache
 def compiled_seconds() -> float:
-    """Compile time of the loop; one compilation serves all networks."""
+    """Returns the compile time of the loop; one compilation serves all networks."""
     from sa_jax.commands.bench import compiled
 
     times = []
@@ -385,10 +394,17 @@ def compiled_seconds() -> float:
 def measure(
     case: Case, ceilings: dict[str, Any], rounds: int = ROUNDS, seconds: float = ROUND_SECONDS
 ) -> list[dict[str, Any]]:
-    """Measures all methods of a case in this process, taking turns, and returns their rows.
+    """Measures all methods of a case in this process, in turns, and returns their rows.
 
-    A round is as many walks from the same start as take about `seconds`, each of `MOST_STEPS` or, where that takes
-    longer, fewer steps; `compiled` makes those of `incremental`. Figures are medians over rounds.
+    A round consists of walks from the same mask that together take about `seconds`. Each walk has `MAX_STEPS`
+    steps, or fewer if that takes longer; `compiled` makes as many steps as `incremental`. Figures are medians over
+    rounds.
+
+    Args:
+      case: what to measure.
+      ceilings: the result of `measure_ceilings`.
+      rounds: number of rounds.
+      seconds: time of a round of each method.
     """
     jax.clear_caches()
     gc.collect()
@@ -407,7 +423,7 @@ def measure(
         at_once = method.steps_at_once
         method.walk(at_once)
         per_step = method.walk(at_once)[0] / (at_once * case.chains)
-        fitting = min(int(seconds / per_step), MOST_STEPS) // at_once * at_once
+        fitting = min(int(seconds / per_step), MAX_STEPS) // at_once * at_once
         steps[name] = steps["incremental"] if name == "compiled" else max(fitting, at_once)
         repeats[name] = max(round(seconds / (per_step * steps[name] * case.chains)), 1)
     results = {name: [] for name in methods}
@@ -453,7 +469,7 @@ def measure(
 
 
 def measure_memory() -> dict[str, int]:
-    """Bytes of annealing MLPNet at 2,000 samples, by number of steps; only compiled, not run."""
+    """Returns the bytes of a compiled program that anneals MLPNet at 2,000 samples, by its number of steps."""
     problem = synthesize(NETWORKS[0], 0.05, 2_000)
 
     def program(steps):
@@ -467,28 +483,23 @@ def measure_memory() -> dict[str, int]:
 
 
 def has_numba() -> bool:
-    """Whether `compiled` can be measured."""
-    try:
-        import numba  # noqa: F401
-    except ImportError:
-        return False
-    return True
+    """Returns whether `compiled` can be measured."""
+    return importlib.util.find_spec("numba") is not None
 
 
 def bench(quick: bool, save: Callable[[dict[str, Any]], None] = lambda result: None) -> dict[str, Any]:
     """Measures all cases, one after the other, each in a process bound to its number of cores.
 
-    Calls `save` with the result so far after each.
+    Args:
+      quick: whether to measure a few cases only.
+      save: called with the result so far after each case.
     """
-    chosen = cases(quick)
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    chosen, available = cases(quick), available_cores()
     if available < 2:
-        print("bench: two cores are left out, since there is one", file=sys.stderr)
+        print("bench: cases with two cores are left out: only one core is available", file=sys.stderr)
         chosen = [case for case in chosen if case.cores <= available]
     if not has_numba():
-        print(
-            "bench: numba is missing, so that 'compiled' is left out: pip install 'sa_jax[dev]'", file=sys.stderr
-        )
+        print("bench: 'compiled' is left out: numba is missing; pip install 'sa_jax[dev]'", file=sys.stderr)
     result: dict[str, Any] = {"machine": machine()}
     with contextlib.ExitStack() as stack:
         workers = {cores: stack.enter_context(_worker(cores)) for cores in {case.cores for case in chosen}}
@@ -508,7 +519,7 @@ def bench(quick: bool, save: Callable[[dict[str, Any]], None] = lambda result: N
 
 @contextlib.contextmanager
 def _worker(cores: int) -> Iterator[ProcessPoolExecutor]:
-    # Threads inherit the cores of whoever starts them, so that the process must be bound from its birth.
+    # Threads inherit the cores of the thread that starts them, so the process must be bound when it starts.
     executor = ProcessPoolExecutor(1, get_context("spawn"), _use_devices, (cores,))
     if hasattr(os, "sched_setaffinity"):
         before = os.sched_getaffinity(0)
@@ -526,7 +537,7 @@ def _use_devices(cores: int) -> None:
 
 
 def table(result: dict[str, Any]) -> str:
-    """The rows as text, under the machine and its ceilings."""
+    """Returns the machine, its ceilings and the rows as text."""
     ceilings, versions = result["ceilings"], result["machine"]["versions"]
     copies = ", ".join(
         f"{rate / 1e9:.0f} ({int(size) // 1024:,} KiB)" for size, rate in ceilings["copy_bytes_per_second"].items()
@@ -549,7 +560,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def draw(result: dict[str, Any]) -> bytes:
-    """A picture: proposals per second against samples, network by network, and cost against width."""
+    """Returns a PNG: proposals per second against samples for each network, and cost against width."""
     from matplotlib.figure import Figure
 
     colors = {"naive": "#9aa3ab", "compiled": "#d55e00", "incremental": "#0072b2"}
@@ -593,9 +604,9 @@ def draw(result: dict[str, Any]) -> bytes:
 
 
 def check_out(path: Path) -> None:
-    """Raises `InputError` where a result could not be written."""
+    """Raises `InputError` if a result cannot be written."""
     if path.suffix != ".json":
-        raise InputError(f"--out={path} must end in .json; the picture goes beside it as .png")
+        raise InputError(f"--out={path} must end in .json; the picture is written beside it as .png")
     if not path.parent.is_dir():
         raise InputError(f"--out={path} cannot be written: the folder {path.parent} is not there")
     if path.is_dir() or path.with_suffix(".png").is_dir():

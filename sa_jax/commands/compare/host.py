@@ -1,13 +1,12 @@
-"""The host of a comparison: cells measured in worker processes and kept one by one, then tables and a page."""
+"""Runs a comparison: measures its cells in worker processes, saves each one, then writes the tables and a page."""
 
 import contextlib
 import functools
 import hashlib
-import importlib.metadata
 import itertools
 import json
 import os
-import platform
+import signal
 import subprocess
 import sys
 import time
@@ -25,8 +24,8 @@ import numpy as np
 from sa_jax import baselines, files
 from sa_jax.baselines import Budget, Found, Task
 from sa_jax.commands.compare import significance
-from sa_jax.commands.compare.grid import DENSE, SEARCHES, Cell, CompareConfig, cell_run, digest
-from sa_jax.commands.hardware import machine
+from sa_jax.commands.compare.settings import DENSE, SEARCHES, Cell, CompareConfig, cell_run, digest
+from sa_jax.commands.hardware import processor, versions
 from sa_jax.commands.run import evaluation, runner
 from sa_jax.commands.run.settings import RunConfig
 from sa_jax.files import datasets, workdirs
@@ -77,12 +76,12 @@ PAIRED_FIELDS = (
     "real",
     "num_seeds",
 )
-# One-shot masks without any search, which 'worth it' is measured against.
+# One-shot masks without any search, with which annealing is compared in the sentence on what it gained.
 ONE_SHOT = (*evaluation.ONE_SHOT, "node_entropy", "node_output_norm", "node_input_norm", "obs_mask")
 
 
 class Progress(NamedTuple):
-    """What a comparison tells after each cell: how many of how many are done, and the cell's row."""
+    """Progress after a cell: how many of all cells are done, and the cell's row."""
 
     done: int
     total: int
@@ -101,15 +100,15 @@ def compare(
     """Measures all cells that `workdir` does not hold yet, and writes the tables and the page.
 
     Args:
-      config: what is compared.
-      workdir: made if missing. Gets a file or two per cell in `cells/`, the dense networks in `networks/`, and
-        results.csv, paired.csv, results.md, report.html, and operative.gin, after each cell the first, the others
-        at the end. A cell whose settings have changed is measured anew.
-      jobs: worker processes, each on one thread.
-      command: that repeats it, for the page.
+      config: the settings.
+      workdir: output directory, made if missing. Gets one or two files per cell in `cells/`, the dense networks in
+        `networks/`, results.csv after each cell, and paired.csv, results.md, report.html and operative.gin at the
+        end. A cell whose settings have changed is measured again.
+      jobs: number of worker processes, each on one thread.
+      command: command that repeats the comparison, for the page.
       operative_config: text of `operative.gin`.
       on_progress: called after each cell.
-      on_message: called with what a user should know.
+      on_message: called with messages for the user.
 
     Returns:
       One row per cell, in the order of `config.cells()`, with the names of `FIELDS`.
@@ -128,10 +127,10 @@ def compare(
 def _measure_all(config, workdir, jobs, on_progress, on_message) -> list[dict[str, Any]]:
     cells = list(config.cells())
     rows = {cell: row for cell in cells if (row := saved_row(config, workdir, cell)) is not None}
-    # What was pruned is no longer there where its dense network has to be made again.
+    # Where a dense network has to be made again, the cells that pruned it have to be measured again too.
     rows = {cell: row for cell, row in rows.items() if cell._replace(method=DENSE, density=1.0) in rows}
     if rows:
-        on_message(f"{len(rows)} of {len(cells)} cells are there already")
+        on_message(f"{len(rows)} of {len(cells)} cells have been measured already")
     waiting = [cell for cell in cells if cell not in rows]
     stages = [[cell for cell in waiting if (cell.method == DENSE) == dense] for dense in (True, False)]
     workers: SimpleQueue[Worker] = SimpleQueue()
@@ -169,7 +168,7 @@ def _measure_all(config, workdir, jobs, on_progress, on_message) -> list[dict[st
 
 
 def _check_densities(config: CompareConfig, rows: Mapping[Cell, Mapping[str, Any]]) -> None:
-    """Refuses a density at which a network would keep no branch, as soon as its size is known."""
+    """Refuses a density at which a network would keep no branch, as soon as the network's size is known."""
     for cell, row in rows.items():
         for density in config.densities if cell.method == DENSE else ():
             try:
@@ -181,15 +180,15 @@ def _check_densities(config: CompareConfig, rows: Mapping[Cell, Mapping[str, Any
 def finish(
     config: CompareConfig, workdir: Path, rows: Sequence[dict[str, Any]], command: str, operative_config: str
 ) -> None:
-    """Writes the tables and the page of a comparison whose cells are all there."""
+    """Writes the tables and the page of a comparison whose cells have all been measured."""
     paired = paired_rows(config, workdir)
-    worth = worth_sentences(config, rows)
-    # Cells may have been measured at other times, elsewhere.
+    worth = worth_texts(config, rows)
+    # Cells may have been measured at different times, on different machines.
     made = [json.loads((workdir / "cells" / f"{cell.name}.json").read_text())["made"] for cell in config.cells()]
-    versions = {name: " and ".join(dict.fromkeys(one[name] for one in made)) for name in made[0]}
-    machine = versions.pop("machine")
-    page = comparison.render_comparison(list(rows), paired, worth, command, versions, machine)
-    on = ", ".join(f"{name} {version}" for name, version in versions.items())
+    found = {name: " and ".join(dict.fromkeys(one.get(name, "-") for one in made)) for name in made[0]}
+    machine = found.pop("machine")
+    page = comparison.render_comparison(list(rows), paired, worth, command, found, machine)
+    on = ", ".join(f"{name} {version}" for name, version in found.items())
     seeds = ", ".join(map(str, config.seeds))
     text = comparison.markdown_tables(list(rows), paired) + "\n" + "\n\n".join(worth)
     text += f"\n\nSeeds {seeds}; one core of {machine}; {on}.\n"
@@ -200,24 +199,18 @@ def finish(
     workdirs.write_file(workdir / "report.html", page)
 
 
-def _here() -> dict[str, str]:
-    """The machine and the versions that a cell is measured with."""
-    versions = {name: importlib.metadata.version(name) for name in ("sa_jax", "jax", "jaxlib", "optax", "numpy")}
-    return {"machine": machine()["processor"], "python": platform.python_version()} | versions
-
-
 class Worker:
-    """A process that measures cells, on one thread; started with the first."""
+    """A process that measures cells on one thread; it starts with the first cell."""
 
     def __init__(self):
         self.process: subprocess.Popen | None = None
         self.stopped = False
 
     def measure(self, config: CompareConfig, workdir: Path, cell: Cell) -> dict[str, Any]:
-        """Measures one cell, leaves its files in the workdir, and returns its row.
+        """Measures one cell, writes its files to the workdir, and returns its row.
 
         Raises:
-          InputError: what the worker refused, or that it or the comparison has ended.
+          InputError: the worker refused its input, or the worker or the comparison has ended.
         """
         if self.stopped:
             raise InputError("the comparison was stopped")
@@ -229,42 +222,41 @@ class Worker:
                 stdout=subprocess.PIPE,
                 text=True,
                 env=os.environ | threads,
-                start_new_session=True,  # an interrupt reaches this process, which stops its workers
+                start_new_session=True,  # an interrupt reaches only this process, which then stops its workers
             )
         assert self.process.stdin and self.process.stdout
-        message = {"config": asdict(config), "workdir": str(workdir.absolute()), "cell": cell}
+        request = {"config": asdict(config), "workdir": str(workdir.absolute()), "cell": cell}
         try:
-            self.process.stdin.write(json.dumps(message) + "\n")
+            self.process.stdin.write(json.dumps(request) + "\n")
             self.process.stdin.flush()
             answer = self.process.stdout.readline()
         except OSError:
             answer = ""
         if not answer:
             code = self.process.wait()
-            raise InputError(
-                f"the process that measured {cell.name} ended with {code}; -9: was it short of memory?"
-            )
-        said = json.loads(answer)
-        if "error" in said:
-            raise InputError(said["error"])
-        return said["row"]
+            hint = "; it may have run out of memory" if code == -signal.SIGKILL else ""
+            raise InputError(f"the process that measured {cell.name} ended with exit code {code}{hint}")
+        message = json.loads(answer)
+        if "error" in message:
+            raise InputError(message["error"])
+        return message["row"]
 
     def stop(self) -> None:
-        """Ends the process, whatever it is doing."""
+        """Ends the process, even while it is measuring a cell."""
         self.stopped = True
         if self.process is not None:
             self.process.kill()
             self.process.wait()
             for stream in (self.process.stdin, self.process.stdout):
-                with contextlib.suppress(OSError):  # what could not be written any more
+                with contextlib.suppress(OSError):  # closing writes what is left in the buffer
                     if stream:
                         stream.close()
 
 
 def work() -> None:
-    """What a worker process does: measures a cell for each line of its input."""
+    """Runs a worker process: measures a cell for each line of standard input."""
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever else prints must not be read as an answer
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # nothing else that prints may be read as an answer
     for line in sys.stdin:
         message = json.loads(line)
         settings = message["config"]
@@ -273,14 +265,14 @@ def work() -> None:
         cell = Cell(dataset, weights, tuple(hidden), *rest)
         try:
             answer = {"row": measure(config, Path(message["workdir"]), cell)}
-        except Exception as error:  # whatever it is, the user is told in one line
+        except Exception as error:  # every error reaches the user in one line
             kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
             answer = {"error": f"{cell.name}: {kind}{str(error).partition(chr(10))[0]}"}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 
 
-_datasets: dict[tuple, datasets.Dataset] = {}  # a worker reads each once
+_datasets: dict[tuple, datasets.Dataset] = {}  # a worker reads each data set once
 
 
 def measure(config: CompareConfig, workdir: Path, cell: Cell) -> dict[str, Any]:
@@ -290,7 +282,7 @@ def measure(config: CompareConfig, workdir: Path, cell: Cell) -> dict[str, Any]:
     if source not in _datasets:
         _datasets[source] = datasets.load_dataset(*source)
     dataset = _datasets[source]
-    jax.clear_caches()  # each cell compiles for itself, so that seconds do not depend on the order
+    jax.clear_caches()  # each cell compiles its own programs, so that its seconds do not depend on the order
     start = time.process_time()
     extra: dict[str, Any] = {}
     arrays: dict[str, np.ndarray] = {}
@@ -306,7 +298,7 @@ def measure(config: CompareConfig, workdir: Path, cell: Cell) -> dict[str, Any]:
         uses = {name: run.weights != "random" for name in ("uses_labels", "uses_gradients", "moves_weights")}
     else:
         network = mlp.network_of(files.load(workdir / "networks" / f"{cell.network_name}.npz"))[1]
-        kept = masks.num_kept(cell.density, network.total)
+        num_kept = masks.num_kept(cell.density, network.total)
         total, shapes = network.total, network.shapes
         jax.block_until_ready(network)
         start = time.process_time()
@@ -314,7 +306,7 @@ def measure(config: CompareConfig, workdir: Path, cell: Cell) -> dict[str, Any]:
             if cell.method in config.annealers:
                 found, uses, extra, arrays = _anneal(run, dataset, network, config.budget)
             else:
-                found, uses, extra = _baseline(config, cell, run, dataset, network, kept)
+                found, uses, extra = _baseline(config, cell, run, dataset, network, num_kept)
         except InputError as error:
             uses = baselines.METHODS[cell.method]._asdict() if cell.method in baselines.METHODS else {}
             if cell.method != "smaller_dense":
@@ -343,10 +335,12 @@ def measure(config: CompareConfig, workdir: Path, cell: Cell) -> dict[str, Any]:
         figures, arrays_found = _figures(run, dataset, found)
         row |= figures | {"effective_compression": round(total / max(figures["effective_kept"], 1), 3)}
         arrays = arrays | arrays_found
-    (workdir / "cells" / f"{cell.name}.json").unlink(missing_ok=True)  # never beside another's arrays
+    # Removed first, so that a row never lies beside the arrays of another measurement.
+    (workdir / "cells" / f"{cell.name}.json").unlink(missing_ok=True)
     workdirs.write_file(workdir / "cells" / f"{cell.name}.npz", npz_bytes(arrays))
     pruned = None if cell.method == DENSE else _network_hash(workdir, cell)
-    saved = {"digest": digest(config, cell), "network": pruned, "made": _here(), "row": row}
+    made = {"machine": processor()} | versions()
+    saved = {"digest": digest(config, cell), "network": pruned, "made": made, "row": row}
     workdirs.write_file(workdir / "cells" / f"{cell.name}.json", json.dumps(saved))
     return row
 
@@ -361,20 +355,20 @@ def _anneal(run: RunConfig, dataset: datasets.Dataset, network: Network, budget:
     return Found(jnp.asarray(annealed.mask), found), uses, num_evaluations, trace
 
 
-def _baseline(config, cell, run: RunConfig, dataset: datasets.Dataset, network: Network, kept: int):
+def _baseline(config, cell, run: RunConfig, dataset: datasets.Dataset, network: Network, num_kept: int):
     method = baselines.METHODS[cell.method]
     x, y = map(jnp.asarray, dataset.train)
     budget, energy, extra = config.budget, None, {}
     like = cell_run(config, cell._replace(method=config.searched_like))
     if method.minimises_energy:
-        energy = runner.scaled_cross_entropy(like, network, x, y, kept)
+        energy = runner.scaled_cross_entropy(like, network, x, y, num_kept)
     if cell.method in SEARCHES:
-        num_samples, num_steps = like.sizes(kept, len(y))
+        num_samples, num_steps = like.sizes(num_kept, len(y))
         num_evaluations = config.num_evaluations or num_steps * like.num_chains
         budget, extra = budget._replace(num_evaluations=num_evaluations), {"num_evaluations": num_evaluations}
         x, y = x[:num_samples], y[:num_samples]
     key = jax.random.fold_in(jax.random.key(cell.seed), 3)
-    found = method.find(Task(key, network, x, y, kept, run.activation, energy, budget))
+    found = method.find(Task(key, network, x, y, num_kept, run.activation, energy, budget))
     return jax.block_until_ready(found), method._asdict(), extra
 
 
@@ -402,7 +396,7 @@ def _figures(
 
 
 def saved_row(config: CompareConfig, workdir: Path, cell: Cell) -> dict[str, Any] | None:
-    """The row of a cell that has been measured with the same settings, else None."""
+    """Returns the row of a cell that has been measured with the same settings, else None."""
     path = workdir / "cells" / f"{cell.name}.json"
     try:
         saved = json.loads(path.read_text())
@@ -410,12 +404,12 @@ def saved_row(config: CompareConfig, workdir: Path, cell: Cell) -> dict[str, Any
         pruned = _network_hash(workdir, cell)
         same = saved["network"] == (None if cell.method == DENSE else pruned)
         return saved["row"] if same and saved["digest"] == digest(config, cell) else None
-    except (OSError, ValueError, KeyError, TypeError):  # not there, or damaged
+    except (OSError, ValueError, KeyError, TypeError):  # missing or damaged
         return None
 
 
 def _network_hash(workdir: Path, cell: Cell) -> str:
-    """Of the weights of the dense network that a cell prunes."""
+    """Returns the hash of the weights of the dense network that a cell prunes."""
     path = workdir / "networks" / f"{cell.network_name}.npz"
     return _weights_hash(path, path.stat().st_mtime_ns)
 
@@ -423,7 +417,7 @@ def _network_hash(workdir: Path, cell: Cell) -> str:
 @functools.lru_cache(maxsize=64)
 def _weights_hash(path: Path, modified: int) -> str:
     del modified  # part of the key alone
-    files.load(path)  # refuses what no cell could prune
+    files.load(path)  # refuses weights that no cell could prune
     digest = hashlib.sha256()
     for name, array in sorted(read_npz(path).items()):
         digest.update(name.encode() + np.ascontiguousarray(array).tobytes())
@@ -431,9 +425,9 @@ def _weights_hash(path: Path, modified: int) -> str:
 
 
 def paired_rows(config: CompareConfig, workdir: Path) -> list[dict[str, Any]]:
-    """Tests the reference against each other method, on the same images and seeds.
+    """Returns paired tests of the reference against each other method, on the same test samples and seeds.
 
-    Probabilities are adjusted for all tests of a network together.
+    Probabilities are adjusted for the number of tests of a network.
     """
     reference = config.reference or next((method for method in config.methods if method != DENSE), DENSE)
     paired = []
@@ -459,15 +453,15 @@ def paired_rows(config: CompareConfig, workdir: Path) -> list[dict[str, Any]]:
 
 
 def _correct(workdir: Path, cells: Sequence[Cell]) -> np.ndarray | None:
-    """Which test samples each seed's network got right, bool `[seeds, samples]`; None where there is none."""
+    """Returns which test samples each seed's network got right, bool `[seeds, samples]`; None if not measured."""
     saved = [read_npz(workdir / "cells" / f"{cell.name}.npz") for cell in cells]
     if not all("correct" in arrays for arrays in saved):
         return None
     return np.stack([np.unpackbits(a["correct"], count=int(a["num_tested"])).astype(bool) for a in saved])
 
 
-def worth_sentences(config: CompareConfig, rows: Sequence[dict[str, Any]]) -> list[str]:
-    """One sentence for each network: what annealing gained over the best one-shot mask, and at what cost."""
+def worth_texts(config: CompareConfig, rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Returns for each network what annealing gained over the best one-shot mask, and at what cost, in words."""
     reference = config.reference
     if reference is None:
         return []
@@ -482,7 +476,7 @@ def worth_sentences(config: CompareConfig, rows: Sequence[dict[str, Any]]) -> li
         gains = []
         one_shot = [method for method in config.methods if method in ONE_SHOT]
         for density in sorted(config.densities, reverse=True) if one_shot else ():
-            # Chosen on validation samples, told by test samples.
+            # Chosen by validation accuracy, reported by test accuracy.
             best = max(one_shot, key=lambda method: mean(method, density, "validation_accuracy"))
             gain = mean(reference, density) - mean(best, density)
             gains.append(f"{100 * gain:+.1f} at {100 * density:g} % kept ({comparison.display_name(best)})")
@@ -491,26 +485,26 @@ def worth_sentences(config: CompareConfig, rows: Sequence[dict[str, Any]]) -> li
         rival = max(others, key=lambda method: mean(method, name="validation_accuracy"), default=None)
         seconds = [mean(reference, density, "cpu_seconds") for density in config.densities]
         least = mean(DENSE, 1.0, "validation_accuracy") - config.tolerance
-        close = []  # from the densest on, up to the first that loses too much
+        close = []  # from the highest density down to the first that loses too much
         for density in sorted(config.densities, reverse=True):
             if mean(reference, density, "validation_accuracy") < least:
                 break
             close.append(density)
         kind = comparison.weights_name(weights)
-        against = f"Test accuracy, points over the best one-shot mask: {', '.join(gains)}; " if gains else ""
+        gained = [f"over the best one-shot mask: {', '.join(gains)}"] if gains else []
         if rival is not None:
-            less = ", ".join(
+            leads = ", ".join(
                 f"{100 * (mean(reference, density) - mean(rival, density)):+.1f} at {100 * density:g} % kept"
                 for density in sorted(config.densities, reverse=True)
             )
-            against += (
-                f"over the best other search, {comparison.display_name(rival)}: {less} "
-                f"({mean(rival, name='cpu_seconds'):.0f} s); "
-            )
-        where = f"kept down to {100 * min(close):g} % of the branches" if close else "not kept at any density here"
+            spent = f"{mean(rival, name='cpu_seconds'):.0f} s"
+            gained.append(f"over the best other search, {comparison.display_name(rival)} ({spent}): {leads}")
+        gain = f"It gained, in points of test accuracy, {'; '.join(gained)}. " if gained else ""
+        within = f"within {100 * config.tolerance:g} points on validation samples"
+        where = f"down to {100 * min(close):g} % of the branches" if close else "at no density measured here"
         taken = " to ".join(dict.fromkeys(f"{value:.0f}" for value in (min(seconds), max(seconds))))
         sentences.append(
-            f"Was annealing worth it on {network}, {dataset}, {kind}? {against}{taken} s of CPU "
-            f"time; within {100 * config.tolerance:g} points on validation samples the dense accuracy is {where}."
+            f"Was annealing worth it on {network}, {dataset}, {kind}? {gain}It took {taken} s of CPU time. "
+            f"It keeps the dense accuracy, {within}, {where}."
         )
     return sentences

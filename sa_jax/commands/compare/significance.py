@@ -1,4 +1,4 @@
-"""Which differences between two methods are real: paired tests on the same test samples and seeds."""
+"""Paired significance tests of two methods on the same test samples and seeds."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -6,17 +6,17 @@ from typing import NamedTuple
 import numpy as np
 import scipy.stats
 
-# A difference counts as real below this probability, adjusted for the number of comparisons.
+# A difference counts as real where its probability, adjusted for the number of tests, is below this level.
 LEVEL = 0.05
 
 
 class PairedTest(NamedTuple):
-    """A paired comparison.
+    """The result of a paired test.
 
     Attributes:
-      difference: mean accuracy of the first less that of the second.
-      standard_error: of the difference, over samples and seeds.
-      p_value: two-sided, of no difference.
+      difference: mean accuracy of the first method less that of the second.
+      standard_error: standard error of the difference, over samples and seeds.
+      p_value: two-sided probability of such a difference if there is none.
     """
 
     difference: float
@@ -27,14 +27,15 @@ class PairedTest(NamedTuple):
 def paired_test(first: np.ndarray, second: np.ndarray) -> PairedTest:
     """Compares two methods on the same test samples with the same seeds.
 
-    The standard error is clustered both ways, by seed and by sample (Cameron, Gelbach & Miller 2011): a seed's
-    network errs on many samples, and a hard sample fails with many seeds. The degrees of freedom are those of the
-    seeds, the fewer: with three of them only what is far beyond chance is found, and what is not may still be
-    real. With one seed it is of the samples alone, and says nothing of other seeds.
+    The standard error is clustered both ways, by seed and by sample (Cameron, Gelbach & Miller 2011), because a
+    seed's network errs on many samples, and a hard sample fails with many seeds. The degrees of freedom are the
+    number of seeds less one, or of samples if there are fewer. With three seeds the test finds only large
+    differences; a difference that it does not find may still be real. With one seed the error is clustered by
+    sample alone, and the result does not hold for other seeds.
 
     Args:
       first: which samples the first method got right, bool `[seeds, samples]`.
-      second: the same of the second.
+      second: which samples the second method got right, bool `[seeds, samples]`.
 
     >>> first = np.array([[True] * 60 + [False] * 40])
     >>> second = np.array([[True] * 45 + [False] * 55])
@@ -49,7 +50,7 @@ def paired_test(first: np.ndarray, second: np.ndarray) -> PairedTest:
     variance, freedom = by_sample, samples - 1.0
     if seeds > 1:
         by_seed = ((scores.mean(1) - difference) ** 2).sum() / (seeds * (seeds - 1))
-        # Counted in both of the others.
+        # Counted in both of the other variances, so subtracted once.
         by_each = ((scores - difference) ** 2).sum() / (seeds * samples) ** 2
         variance = max(by_seed + by_sample - by_each, by_seed, by_sample)
         freedom = min(seeds, samples) - 1.0
@@ -61,7 +62,7 @@ def paired_test(first: np.ndarray, second: np.ndarray) -> PairedTest:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjusts probabilities for how many there are (Holm 1979), in the order given.
+    """Adjusts probabilities for the number of tests (Holm 1979), in the order given.
 
     >>> holm([0.01, 0.04, 0.03])
     [0.03, 0.06, 0.06]

@@ -1,4 +1,4 @@
-"""The linear layers of a whole pretrained model, pruned one by one: the host of `sa-jax layers`."""
+"""Prunes the linear layers of a whole pretrained model in files, one by one: the host of `sa-jax layers`."""
 
 import difflib
 import hashlib
@@ -6,7 +6,6 @@ import importlib
 import importlib.metadata
 import json
 import time
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,24 +18,26 @@ import safetensors.numpy
 import scipy.linalg
 
 from sa_jax.baselines import linear
-from sa_jax.commands.layers.settings import LayersConfig
+from sa_jax.commands.layers.settings import LayersConfig, parse
 from sa_jax.files import datasets, workdirs
 from sa_jax.files.npz import npz_bytes, read_npz
 from sa_jax.files.weights import read_arrays
 from sa_jax.networks import patterns
-from sa_jax.pruning import allocation, moments
-from sa_jax.pruning import linear as reconstruction
-from sa_jax.pruning.moments import Moments
+from sa_jax.networks.patterns import Pattern, Unit
+from sa_jax.pruning.allocation import allocate
+from sa_jax.pruning.layers import layer_key
+from sa_jax.pruning.linear import check_layer, damped, layer_error, prune_linear_sharded, refit
+from sa_jax.pruning.moments import Moments, collect_recorded, dense_correction
 from sa_jax.reports import page
 from sa_jax.reports.layers import FIELDS, render_layers
 from sa_jax.types import InputError
 
-# Of one draw and one input, on one core of an Intel Xeon.
+# Time of one draw, divided by the number of inputs, on one core of an Intel Xeon.
 SECONDS_PER_ELEMENT = 3.7e-9
 
 
 class Progress(NamedTuple):
-    """What is told after each layer: how many of how many are done, and its row."""
+    """What is reported after each layer: the number of finished layers, the number of all layers, and the row."""
 
     done: int
     total: int
@@ -50,15 +51,15 @@ def prune_layers(
     on_progress: Callable[[Progress], None] = lambda progress: None,
     on_message: Callable[[str], None] = lambda message: None,
 ) -> list[dict[str, Any]]:
-    """Prunes the layers that `workdir` does not hold yet, and writes the pruned model, its masks and a report.
+    """Prunes the layers that `workdir` does not hold yet; writes the pruned model, its masks and a report.
 
     Args:
-      config: what is pruned.
-      workdir: made if missing. Gets a file per layer in `layers/`, and, when all are done, pruned.safetensors,
-        masks.safetensors, layers.csv, report.html and operative.gin.
+      config: the settings.
+      workdir: created if it does not exist. Gets a file per layer in `layers/`, and, when all layers are finished,
+        pruned.safetensors, masks.safetensors, layers.csv, report.html and operative.gin.
       operative_config: text of `operative.gin`.
       on_progress: called after each layer.
-      on_message: called with what a user should know.
+      on_message: called with messages for the user.
 
     Returns:
       One row per layer, with the names of `FIELDS`.
@@ -69,46 +70,33 @@ def prune_layers(
     weights_path = datasets.data_file(config.weights)
     arrays = read_arrays(weights_path)
     keys = _weight_keys(arrays, weights_path)
-    record = _inputs_of(config)
-    dense = moments = record(arrays, None)
+    moments_of = _moments_of(config)
+    dense = moments = moments_of(arrays, None)
     names = _chosen(config, keys, moments)
     weights = {name: _outputs_first(keys[name], arrays[keys[name]]) for name in names}
     wanted = _patterns(config, weights, moments)
     on_message(_forecast(config, weights))
     workdirs.make(workdir / "layers")
     with workdirs.only_one(workdir):
-        found, masks, rows = dict(arrays), {}, []
+        pruned, masks, rows = dict(arrays), {}, []
         settings = _digest(config)
-        stages = _stages(names, moments) if config.sequential else [names]
-        for stage in stages:
-            paths = {name: workdir / "layers" / f"{_file_name(name)}.npz" for name in stage}
-            saved = {name: _saved(paths[name], f"{settings} {name} {wanted[name]}") for name in stage}
-            if config.sequential and stage is not stages[0] and not all(saved.values()):
-                moments = record(found, stage, arrays)
+        for stage in _stages(names, moments) if config.sequential else [names]:
+            digests = {name: f"{settings} {name} {wanted[name]}" for name in stage}
+            saved = {name: _saved(_path(workdir, name), digests[name]) for name in stage}
+            if config.sequential and rows and not all(saved.values()):
+                moments = moments_of(pruned, stage, arrays)
             for name in stage:
                 result = saved[name]
                 if result is None:
-                    # By its name, so that which others are pruned changes nothing.
-                    key = jax.random.fold_in(jax.random.key(config.seed), zlib.crc32(name.encode()))
-                    seen = moments[name], jnp.asarray(dense[name].gram, jnp.float32)
-                    row, mask, moved = _prune(config, key, name, weights[name], *seen, wanted[name])
-                    if row["deficient"]:
-                        on_message(
-                            f"{name}: {row['deficient']} of {row['inputs']} inputs are mixtures of others "
-                            "as far as these samples tell; more samples would tell more"
-                        )
-                    result = {"mask": np.packbits(mask), "row": _text(json.dumps(row))}
-                    result |= {} if moved is None else {"weight": moved}
-                    digest = {"digest": _text(f"{settings} {name} {wanted[name]}")}
-                    workdirs.write_file(paths[name], npz_bytes(result | digest))
-                shape = weights[name].shape
+                    result = _prune(config, name, weights[name], moments[name], dense[name].gram, wanted[name])
+                    workdirs.write_file(_path(workdir, name), npz_bytes(result | {"digest": _text(digests[name])}))
+                    _tell_of_dependent_inputs(json.loads(bytes(result["row"])), on_message)
+                key, shape = keys[name], weights[name].shape
                 mask = np.unpackbits(result["mask"], count=weights[name].size).astype(bool).reshape(shape)
-                found[keys[name]], masks[keys[name]] = _pruned(
-                    keys[name], arrays[keys[name]], mask, result.get("weight")
-                )
+                pruned[key], masks[key] = _pruned(key, arrays[key], mask, result.get("weight"))
                 rows.append(json.loads(bytes(result["row"])))
                 on_progress(Progress(len(rows), len(names), rows[-1]))
-        workdirs.write_file(workdir / "pruned.safetensors", safetensors.numpy.save(_contiguous(found)))
+        workdirs.write_file(workdir / "pruned.safetensors", safetensors.numpy.save(_contiguous(pruned)))
         workdirs.write_file(workdir / "masks.safetensors", safetensors.numpy.save(_contiguous(masks)))
         workdirs.write_file(workdir / "layers.csv", page.table_csv(rows, FIELDS))
         workdirs.write_file(workdir / "operative.gin", operative_config)
@@ -117,52 +105,58 @@ def prune_layers(
 
 
 def _prune(
-    config, key, name, weight, moments, dense_gram, pattern
-) -> tuple[dict[str, Any], np.ndarray, np.ndarray | None]:
-    """Prunes one layer: its row, its mask, and its weights where they were moved."""
+    config: LayersConfig, name: str, array: np.ndarray, moments: Moments, dense_gram: jax.Array, pattern: Pattern
+) -> dict[str, np.ndarray]:
+    """Prunes one layer: its mask in bits, its row as text, and its weights where they were refitted."""
     start = time.perf_counter()
     try:
-        reconstruction.check_layer(weight, moments.gram)
+        check_layer(array, moments.gram)
     except InputError as error:
         raise InputError(f"{name}: {error}") from None
-    gram = jnp.asarray(moments.gram, jnp.float32)
-    deficient = _deficient(np.asarray(gram))
-    damped, dense_correction = (
-        reconstruction.damped(gram, config.damping),
-        moments.dense_correction(moments, weight),
-    )
-    mask = reconstruction.prune_linear_sharded(key, weight, damped, pattern, config.sweeps, dense_correction)
-    damping = max(config.damping, 1e-6)
-    moved = reconstruction.refit(weight, gram, mask, damping, dense_correction) if config.refit else None
+    weight, gram, dense_gram = (jnp.asarray(one, jnp.float32) for one in (array, moments.gram, dense_gram))
+    dependent = _num_dependent(np.asarray(gram))
+    correction = dense_correction(moments, weight)
+    key = layer_key(jax.random.key(config.seed), name)
+    mask = prune_linear_sharded(key, weight, damped(gram, config.damping), pattern, config.sweeps, correction)
+    refitted = refit(weight, gram, mask, max(config.damping, 1e-6), correction) if config.refit else None
 
-    def lost(pruned):
-        return float(reconstruction.layer_error(weight, gram, pruned, dense_correction, dense_gram))
+    def error_of(pruned):
+        return float(layer_error(weight, gram, pruned, correction, dense_gram))
 
-    def lost_by(mask):
-        return lost(jnp.where(mask, weight, 0.0))
+    def error_of_mask(mask):
+        return error_of(jnp.where(mask, weight, 0.0))
 
-    annealed_error = lost_by(mask)
+    annealed_error = error_of_mask(mask)
     seconds = time.perf_counter() - start
     row = {
         "layer": name,
         "outputs": weight.shape[0],
         "inputs": weight.shape[1],
-        "pattern": pattern,
+        "pattern": str(pattern),
         "kept": int(mask.sum()),
         "total": weight.size,
         "samples": None if np.isnan(moments.count) else int(moments.count),
-        "magnitude_error": lost_by(linear.magnitude(weight, pattern)),
-        "wanda_error": lost_by(linear.wanda(weight, gram, pattern)),
+        "magnitude_error": error_of_mask(linear.magnitude(weight, pattern)),
+        "wanda_error": error_of_mask(linear.wanda(weight, gram, pattern)),
         "annealed_error": annealed_error,
-        "refit_error": None if moved is None else lost(moved),
+        "refit_error": None if refitted is None else error_of(refitted),
         "seconds": round(seconds, 3),
-        "deficient": deficient,
+        "deficient": dependent,
     }
-    return row, np.asarray(mask), None if moved is None else np.asarray(moved)
+    result = {"mask": np.packbits(np.asarray(mask)), "row": _text(json.dumps(row))}
+    return result if refitted is None else result | {"weight": np.asarray(refitted)}
 
 
-def _inputs_of(config: LayersConfig) -> Callable[..., dict[str, Moments]]:
-    """How the moments of layers' inputs are found: `(arrays, layers or None for all, dense arrays or None)`."""
+def _tell_of_dependent_inputs(row: Mapping[str, Any], on_message: Callable[[str], None]) -> None:
+    if row["deficient"]:
+        on_message(
+            f"{row['layer']}: in these samples {row['deficient']} of {row['inputs']} inputs are linear "
+            "combinations of others; use more samples"
+        )
+
+
+def _moments_of(config: LayersConfig) -> Callable[..., dict[str, Moments]]:
+    """A function `(arrays, layers or None for all, dense arrays or None)` that collects the layers' moments."""
     if config.grams is not None:
         path = datasets.data_file(config.grams)
         grams = read_arrays(path)
@@ -177,24 +171,26 @@ def _inputs_of(config: LayersConfig) -> Callable[..., dict[str, Moments]]:
     arguments = read_arrays(path)
     lengths = {len(array) if array.ndim else 0 for array in arguments.values()}
     if len(lengths) != 1 or 0 in lengths:
-        raise InputError(f"{path}: its arrays must all hold equally many samples, [samples, ...]")
+        raise InputError(f"{path}: its arrays must all have the same number of samples, [samples, ...]")
     (length,) = lengths
 
     def batches() -> Iterator[dict[str, np.ndarray]]:
         for first in range(0, length, config.batch_size):
             yield {name: array[first : first + config.batch_size] for name, array in arguments.items()}
 
-    def record(arrays, layers, dense=None):
-        params, beside = (None if some is None else jax.tree.map(jnp.asarray, some) for some in (arrays, dense))
+    def collect(arrays, layers, dense=None):
+        params, dense_params = (
+            None if some is None else jax.tree.map(jnp.asarray, some) for some in (arrays, dense)
+        )
         try:
-            return moments.collect_recorded(forward, params, batches(), layers, beside)
+            return collect_recorded(forward, params, batches(), layers, dense_params)
         except (KeyError, TypeError, ValueError) as error:
             if isinstance(error, InputError):
                 raise
-            said = str(error).partition("\n")[0]
-            raise InputError(f"{config.forward} failed on {path}: {type(error).__name__}: {said}") from error
+            first_line = str(error).partition("\n")[0]
+            raise InputError(f"{config.forward} failed on {path}: {type(error).__name__}: {first_line}") from error
 
-    return record
+    return collect
 
 
 def _function(place: str) -> Callable[..., Any]:
@@ -203,10 +199,10 @@ def _function(place: str) -> Callable[..., Any]:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise InputError(
-            f"forward = {place!r}: {error}; it must be 'module:function' of a module that Python finds"
+            f"forward = {place!r}: {error}; it must be 'module:function', of a module that Python can import"
         ) from None
     if not callable(found):
-        raise InputError(f"forward = {place!r} is no function")
+        raise InputError(f"forward = {place!r} is not a function")
     return found
 
 
@@ -225,10 +221,12 @@ def _weight_keys(arrays: Mapping[str, np.ndarray], path: Path) -> dict[str, str]
 
 
 def _chosen(config: LayersConfig, keys: Mapping[str, str], moments: Mapping[str, Moments]) -> list[str]:
-    """The layers to be pruned, in the order their inputs were shown."""
+    """The layers to be pruned, in the order in which their inputs were recorded."""
     if config.layers is None:
         if not (names := [name for name in moments if name in keys]):
-            raise InputError(f"no layer's inputs are known: weights of {_some(keys)}, inputs of {_some(moments)}")
+            raise InputError(
+                f"no layer occurs in both files: weights has {_some(keys)}, inputs has {_some(moments)}"
+            )
         return names
     for known, what in ((keys, "weight"), (moments, "inputs")):
         for name in config.layers:
@@ -245,9 +243,9 @@ def _some(names: Mapping[str, Any]) -> str:
 
 def _patterns(
     config: LayersConfig, weights: Mapping[str, np.ndarray], moments: Mapping[str, Moments]
-) -> dict[str, float | str]:
-    """The pattern of each layer, checked before the first is pruned."""
-    wanted: dict[str, float | str] = dict.fromkeys(weights, config.pattern)
+) -> dict[str, Pattern]:
+    """The pattern of each layer, checked before the first layer is pruned."""
+    pattern = parse(config.pattern)
     for name, weight in weights.items():
         if moments[name].gram.shape != (weight.shape[1],) * 2:
             shape = list(moments[name].gram.shape)
@@ -255,21 +253,19 @@ def _patterns(
                 f"{name}: the Gram matrix must be {[weight.shape[1]] * 2} for its weight, not {shape}"
             )
         try:
-            patterns.parse(config.pattern).units((weight.shape[0], weight.shape[1]))
+            patterns.rule_of(pattern).blocks((weight.shape[0], weight.shape[1]))
         except InputError as error:
             raise InputError(f"{name}: {error}") from None
-    if config.allocation == "by_error":
-        grams = {name: jnp.asarray(moments[name].gram) for name in weights}
-        density = patterns.parse(config.pattern).density
-        assert density is not None
-        wanted |= allocation.allocate(
-            {name: jnp.asarray(weight) for name, weight in weights.items()}, grams, density
-        )
-    return wanted
+    if config.allocation == "uniform":
+        return dict.fromkeys(weights, pattern)
+    assert isinstance(pattern, Unit)
+    grams = {name: jnp.asarray(moments[name].gram) for name in weights}
+    arrays = {name: jnp.asarray(weight) for name, weight in weights.items()}
+    return {name: Unit(density) for name, density in allocate(arrays, grams, pattern.density).items()}
 
 
 def _stages(names: Sequence[str], moments: Mapping[str, Moments]) -> list[list[str]]:
-    """Layers that see the very same inputs are pruned side by side."""
+    """The layers in groups with the very same inputs; the layers of a group are pruned on the same moments."""
     stages: list[list[str]] = []
     for name in names:
         if stages and moments[stages[-1][0]].gram is moments[name].gram:
@@ -280,20 +276,25 @@ def _stages(names: Sequence[str], moments: Mapping[str, Moments]) -> list[list[s
 
 
 def _forecast(config: LayersConfig, weights: Mapping[str, np.ndarray]) -> str:
-    """What the run will take, before it starts."""
-    columns = {name: patterns.parse(config.pattern).units(weight.shape) for name, weight in weights.items()}
-    seconds = sum(rows * config.sweeps * size * size for rows, size in columns.values()) * SECONDS_PER_ELEMENT
+    """The time and memory that the run will need."""
+    rule = patterns.rule_of(parse(config.pattern))
+    blocks = [rule.blocks((weight.shape[0], weight.shape[1])) for weight in weights.values()]
+    draws = sum(rows * config.sweeps * columns * columns for rows, columns in blocks)
+    minutes = max(draws * SECONDS_PER_ELEMENT / 60, 0.1)
     largest = max(weight.shape[1] for weight in weights.values())
     grams = 4 * sum(weight.shape[1] ** 2 for weight in weights.values())
     return (
         f"{len(weights)} layers, {sum(weight.size for weight in weights.values()):,} weights; about "
-        f"{max(seconds / 60, 0.1):,.1f} minutes of one core; Gram matrices up to {grams / 2**20:,.0f} MiB, "
+        f"{minutes:,.1f} minutes on one core; Gram matrices up to {grams / 2**20:,.0f} MiB, "
         f"the largest {4 * largest**2 / 2**20:,.1f} MiB"
     )
 
 
-def _deficient(gram: np.ndarray) -> int:
-    """How many inputs are mixtures of others, up to the rounding of float32, by a pivoted Cholesky factor."""
+def _num_dependent(gram: np.ndarray) -> int:
+    """The number of inputs that are linear combinations of others, up to the rounding of float32.
+
+    By a pivoted Cholesky factor.
+    """
     least = float(np.diag(gram).max(initial=0)) * len(gram) * float(np.finfo(np.float32).eps)
     gram = gram.astype(np.float64)
     (factor,) = scipy.linalg.get_lapack_funcs(("pstrf",), (gram,))
@@ -306,31 +307,32 @@ def _outputs_first(key: str, array: np.ndarray) -> np.ndarray:
 
 
 def _pruned(
-    key: str, array: np.ndarray, mask: np.ndarray, moved: np.ndarray | None
+    key: str, array: np.ndarray, mask: np.ndarray, refitted: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """A layer's array with zeros, in its own type and layout, and its mask in that layout."""
     if key.endswith("kernel"):
-        mask, moved = mask.T, None if moved is None else moved.T
-    kept = array if moved is None else moved.astype(array.dtype)
-    return np.where(mask, kept, np.zeros((), array.dtype)), mask
+        mask, refitted = mask.T, None if refitted is None else refitted.T
+    values = array if refitted is None else refitted.astype(array.dtype)
+    return np.where(mask, values, np.zeros((), array.dtype)), mask
 
 
 def _contiguous(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
 
 
-def _file_name(layer: str) -> str:
-    """A layer's name as that of a file, which no other layer's becomes."""
+def _path(workdir: Path, layer: str) -> Path:
+    """The file of a layer's result; different layers have different files."""
     plain = "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in layer)
-    return plain if plain == layer else f"{plain}-{hashlib.sha256(layer.encode()).hexdigest()[:8]}"
+    name = plain if plain == layer else f"{plain}-{hashlib.sha256(layer.encode()).hexdigest()[:8]}"
+    return workdir / "layers" / f"{name}.npz"
 
 
 def _digest(config: LayersConfig) -> str:
-    """Of all that a layer's result depends on."""
-    told = asdict(config) | {"layers": None, "jax": importlib.metadata.version("jax")}
+    """A digest of everything that a layer's result depends on, but its name and its pattern."""
+    inputs = asdict(config) | {"layers": None, "jax": importlib.metadata.version("jax")}
     if config.sequential:
-        told["layers"] = None if config.layers is None else list(config.layers)
-    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
+        inputs["layers"] = None if config.layers is None else list(config.layers)
+    digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode())
     for name in (config.weights, config.grams, config.inputs):
         if name is not None:
             with datasets.data_file(name).open("rb") as file:
@@ -339,7 +341,7 @@ def _digest(config: LayersConfig) -> str:
 
 
 def _saved(path: Path, digest: str) -> dict[str, np.ndarray] | None:
-    """A layer's earlier result, where it is there, whole, and of the same settings."""
+    """A layer's earlier result; None where it is missing, damaged, or of other settings."""
     if not path.is_file():
         return None
     try:

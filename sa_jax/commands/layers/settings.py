@@ -1,12 +1,16 @@
-"""Settings of `sa-jax layers`, validated on construction."""
+"""Settings of `sa-jax layers`, validated on construction, and its patterns, read from text."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sa_jax.networks import patterns
-from sa_jax.types import InputError, is_number
+from sa_jax.checks import choice, number, whole
+from sa_jax.networks.patterns import NM, Block, Columns, Layer, Pattern, Rows, Unit
+from sa_jax.types import InputError
 
 ALLOCATIONS = ("uniform", "by_error")
+EXAMPLES = "'unit:0.5', 'layer:0.5', '2:4', '4x4:0.5', 'columns:0.5' or 'rows:0.5'"
+MAX_NUMBER = 2**32 - 1  # of the seed and the batch size
 
 
 @dataclass(frozen=True)
@@ -15,21 +19,24 @@ class LayersConfig:
 
     Attributes:
       weights: a .safetensors, .npz or PyTorch file with arrays LAYER.weight, `[outputs, inputs]` as in PyTorch, or
-        LAYER/kernel, `[inputs, outputs]` as in Flax; other arrays stay as they are.
-      grams: a .safetensors or .npz with the Gram matrix of each layer's inputs, float `[inputs, inputs]`, by
-        layer; None where `forward` and `inputs` are given.
-      forward: 'module:function', which shows each layer's inputs, see `inputs.collect`.
-      inputs: a .safetensors or .npz with the other arguments of `forward` by name, each `[samples, ...]`.
-      batch_size: samples of a call of `forward`.
-      layers: names; None for all whose inputs are known.
-      pattern: what may stay of each, see `patterns.parse`.
-      allocation: 'uniform', or 'by_error' for densities by layer, see `allocation.allocate`.
-      sequential: whether each layer sees its pruned predecessors, and is to give what it gave in the dense
-        network, which takes `forward`; else it sees the dense network.
-      sweeps: see `reconstruction.prune_linear`.
-      damping: added to the diagonal of each Gram matrix, as a share of its mean.
-      refit: whether the weights that stay are moved, see `reconstruction.refit`.
-      seed: of everything random.
+        LAYER/kernel, `[inputs, outputs]` as in Flax. Other arrays stay as they are.
+      grams: a .safetensors or .npz file with the Gram matrix of each layer's inputs, float `[inputs, inputs]`,
+        under the layer's name; None where `forward` and `inputs` are given.
+      forward: 'module:function', a function that records each layer's inputs, see
+        `sa_jax.pruning.collect_recorded`.
+      inputs: a .safetensors or .npz file with the other arguments of `forward` by name, each `[samples, ...]`.
+      batch_size: number of samples in each call of `forward`.
+      layers: names of the layers to prune; None for all whose inputs are known.
+      pattern: what each layer keeps, see `parse`.
+      allocation: 'uniform'; or 'by_error', which chooses each layer's density, see `allocation.allocate`, and
+        needs a pattern such as 'unit:0.5'.
+      sequential: whether each layer is pruned on the inputs that come from the pruned layers before it, so that
+        its outputs come near those of the dense network; needs `forward`. Otherwise all layers are pruned on the
+        inputs of the dense network.
+      sweeps: number of draws for each row, divided by the number of its inputs, see `pruning.prune_linear`.
+      damping: share of the mean diagonal of each Gram matrix that is added to its diagonal.
+      refit: whether the kept weights are refitted, see `pruning.refit`.
+      seed: seed of everything random.
     """
 
     weights: str = ""
@@ -38,7 +45,7 @@ class LayersConfig:
     inputs: str | None = None
     batch_size: int = 64
     layers: Sequence[str] | None = None
-    pattern: float | str = 0.5
+    pattern: float | str = "unit:0.5"
     allocation: str = "uniform"
     sequential: bool = False
     sweeps: float = 2.0
@@ -51,25 +58,60 @@ class LayersConfig:
             raise InputError(f"weights must name a file, not {self.weights!r}")
         if self.forward is None and self.inputs is None:
             if self.grams is None:
-                raise InputError("what the layers see is missing: set grams, or forward and inputs")
+                raise InputError(
+                    "no layer inputs given: set layers.grams, or both layers.forward and layers.inputs"
+                )
             if self.sequential:
-                raise InputError("sequential needs forward and inputs: grams are of the dense network")
+                raise InputError("sequential needs forward and inputs: grams are those of the dense network")
         elif self.grams is not None or self.forward is None or self.inputs is None:
-            raise InputError("set either grams, or both forward and inputs")
-        for name in ("batch_size", "seed"):
-            value, least = getattr(self, name), 1 if name == "batch_size" else 0
-            if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**32:
-                raise InputError(f"{name} must be a whole number of at least {least}, not {value!r}")
-        for name in ("sweeps", "damping"):
-            value = getattr(self, name)
-            if not is_number(value) or value < 0 or (name == "sweeps" and value == 0):
-                wanted = "above 0" if name == "sweeps" else "of at least 0"
-                raise InputError(f"{name} must be a number {wanted}, not {value!r}")
+            raise InputError("set either layers.grams, or both layers.forward and layers.inputs")
+        whole("batch_size", self.batch_size, 1, MAX_NUMBER)
+        whole("seed", self.seed, 0, MAX_NUMBER)
+        number("sweeps", self.sweeps, above=0)
+        number("damping", self.damping, least=0)
         for name in ("sequential", "refit"):
             if not isinstance(getattr(self, name), bool):
                 raise InputError(f"{name} must be True or False, not {getattr(self, name)!r}")
-        if self.allocation not in ALLOCATIONS:
-            raise InputError(f"allocation must be one of {', '.join(ALLOCATIONS)}, not {self.allocation!r}")
-        pattern = patterns.parse(self.pattern)
-        if self.allocation == "by_error" and pattern != patterns.Pattern(density=pattern.density):
-            raise InputError(f"allocation = 'by_error' chooses densities such as 0.5, not {self.pattern!r}")
+        choice("allocation", self.allocation, ALLOCATIONS)
+        if not isinstance(parse(self.pattern), Unit) and self.allocation == "by_error":
+            raise InputError(f"allocation 'by_error' needs a pattern such as 'unit:0.5', not {self.pattern!r}")
+
+
+def parse(text: float | str) -> Pattern:
+    """Reads a pattern from a text or a number.
+
+    Args:
+      text: 0.5 or 'layer:0.5', the share of the layer's weights that is kept; 'unit:0.5', the share of each unit's
+        inputs; '2:4', two of each four neighbouring inputs; '4x4:0.5', blocks of 4 outputs by 4 inputs, the share
+        of each row of blocks; 'columns:0.5' or 'rows:0.5', the share of whole inputs or whole outputs.
+
+    Raises:
+      InputError: another text, or a number that is out of range.
+
+    >>> parse("2:4"), parse(0.5), parse("unit:0.5")
+    (NM(kept=2, group=4), Layer(density=0.5), Unit(density=0.5))
+    >>> str(parse("8x2:0.25"))
+    '8x2:0.25'
+    """
+    if isinstance(text, bool) or not isinstance(text, str | int | float):
+        raise InputError(f"pattern must be a number or a text such as {EXAMPLES}, not {text!r}")
+    head, _, tail = str(text).rpartition(":")
+    try:
+        if head.isdecimal() and tail.isdecimal():
+            return NM(int(head), int(tail))
+        by_name = {"": Layer, "unit": Unit, "layer": Layer, "columns": Columns, "rows": Rows}
+        density = _float(tail)
+        if density is not None and head in by_name:
+            return by_name[head](density)
+        if density is not None and (block := re.fullmatch("([0-9]+)x([0-9]+)", head)):
+            return Block((int(block[1]), int(block[2])), density)
+    except InputError as error:
+        raise InputError(f"pattern {text!r}: {error}") from None
+    raise InputError(f"pattern must be a number or a text such as {EXAMPLES}, not {text!r}")
+
+
+def _float(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None

@@ -1,4 +1,4 @@
-"""Independent chains of a run: jitted chunks of steps, sharded over devices, watched and saved on the way."""
+"""Runs independent chains: jitted chunks of steps, sharded over devices, traced and saved between chunks."""
 
 import contextlib
 import math
@@ -24,39 +24,41 @@ from sa_jax.networks.mlp import Network
 from sa_jax.pruning.problem import Problem
 from sa_jax.types import AnnealState, InputError
 
-# A run is cut into about this many chunks, each an entry of the trace, of at least so many steps.
+# A run is cut into about CHUNKS chunks of at least MIN_CHUNK_STEPS steps; each is an entry of the trace.
 CHUNKS = 200
-LEAST_CHUNK_STEPS = 1_000
-# How often the energy is compared with its full evaluation, and how far it may be off, of 1 or of itself.
-DRIFTS_MEASURED, MOST_DRIFT = 5, 1e-3
-# How often the masks are noted, besides the first, for the pictures of a run; a bit for each branch and chain.
+MIN_CHUNK_STEPS = 1_000
+# How often a run compares the energy with its full evaluation, and the largest difference allowed: absolute, or as
+# a share of the energy, whichever is larger.
+DRIFTS_MEASURED, MAX_DRIFT = 5, 1e-3
+# How many masks of each chain are recorded for the pictures of a run, besides the initial one; one bit per branch.
 SNAPSHOTS = 8
 TRACED: tuple[str, ...] = ("step", "temperature", "energy", "best_energy", "acceptance")
 
 
 class Annealed(NamedTuple):
-    """What annealing all chains gave.
+    """The result of annealing all chains.
 
     Attributes:
       masks: the best mask of each chain, flat, bool `[chains, total]`.
-      weights: the weights beside the best of them where they moved, float32 `[total]`, else None.
-      problem: what was annealed.
-      start_energy: of the initial mask.
-      best_energy: of each chain, float32 `[chains]`.
-      num_accepted: of each chain, int32 `[chains]`.
+      weights: the weights that belong to the best of these masks, float32 `[total]`; None where no weight moved.
+      problem: the problem that was annealed.
+      start_energy: energy of the initial mask.
+      best_energy: lowest energy of each chain, float32 `[chains]`.
+      num_accepted: accepted proposals of each chain, int32 `[chains]`.
       num_not_finite: proposals of each chain whose energy was NaN or infinite, int32 `[chains]`.
-      max_drift: greatest difference met between a chain's energy and its full evaluation; NaN where none was made.
-      num_samples: in the energy.
+      max_drift: largest difference found between a chain's energy and its full evaluation; NaN if not measured.
+      num_samples: number of samples in the energy.
       num_steps: proposals of each chain.
-      trace: arrays by name; `step` and `temperature` `[entries]`, `energy`, `best_energy` and `acceptance`
-        (since the entry before) `[chains, entries]`.
-      snapshots: masks on the way by name: `step`, int64 `[snapshots]`, and `masks`, uint8
+      trace: arrays by name; `step` and `temperature` `[entries]`, `energy`, `best_energy` and `acceptance` (since
+        the previous entry) `[chains, entries]`.
+      snapshots: masks recorded during the run, by name: `step`, int64 `[snapshots]`, and `masks`, uint8
         `[snapshots, chains, total / 8]`, eight branches to a byte.
-      memory_bytes: what the programs need, over all devices of a CPU or on one of an accelerator; 0 if unknown.
-      chain_batch: chains vmapped together.
-      compile_seconds: wall time.
-      anneal_seconds: wall time.
-      cpu_seconds: CPU time over compiling and annealing, all threads.
+      memory_bytes: memory that the programs need, over all devices of a CPU or on one of an accelerator; 0 if
+        unknown.
+      chain_batch: number of chains vmapped together.
+      compile_seconds: wall time of compiling.
+      anneal_seconds: wall time of annealing.
+      cpu_seconds: CPU time of compiling and annealing, all threads.
     """
 
     masks: np.ndarray
@@ -79,7 +81,7 @@ class Annealed(NamedTuple):
 
     @property
     def mask(self) -> np.ndarray:
-        """The best of all chains, bool `[total]`."""
+        """The best mask of all chains, bool `[total]`."""
         return self.masks[int(self.best_energy.argmin())]
 
 
@@ -87,10 +89,10 @@ class Saving(NamedTuple):
     """Where and when a run is saved.
 
     Attributes:
-      folder: of the checkpoints.
-      every: seconds between them; 0 for none.
-      stop: whether the run is to be saved and end.
-      probes: whether these chains are one of several probes of a search, each saved after its last step too.
+      folder: folder of the checkpoints.
+      every: seconds between two checkpoints; 0 for none.
+      stop: returns whether the run shall be saved and end.
+      probes: whether these chains are one probe of a search; each probe is saved after its last step too.
     """
 
     folder: Path
@@ -100,7 +102,7 @@ class Saving(NamedTuple):
 
 
 class Stopped(Exception):
-    """A run was saved, on request, before its last step."""
+    """A run was saved and ended before its last step, on request."""
 
     def __init__(self, step: int, num_steps: int, annealed: Annealed):
         super().__init__(f"stopped after {step:,} of {num_steps:,} steps")
@@ -108,9 +110,9 @@ class Stopped(Exception):
 
 
 class Progress(NamedTuple):
-    """What a run tells after each chunk; energies and acceptance are those of the leading chain.
+    """Progress after a chunk; energies and acceptance are those of the chain with the lowest energy so far.
 
-    A search for the density says which probe this is, from 1, and of which density.
+    In a search for the density, `probe` counts the annealing runs from 1, and `density` is that of this run.
     """
 
     step: int
@@ -125,20 +127,20 @@ class Progress(NamedTuple):
 
 
 class CompiledRun(NamedTuple):
-    """Chains before their first step, and the programs that move them.
+    """Chains before their first step, and the compiled programs that advance them.
 
     Attributes:
-      problem: what is annealed, on the devices.
-      states: an `AnnealState`, leading axis `[chains]`; more chains than are wanted where they fill the devices.
-      keys: one of each chain, `[chains]`.
-      over_chains: how arrays of all chains are spread.
-      compiled: `(problem, keys, states, first step) -> states`, by the number of steps.
-      chunk: steps of all of them but the last.
+      problem: the problem, on the devices.
+      states: an `AnnealState`, leading axis `[chains]`; more chains than configured where they fill the devices.
+      keys: the key of each chain, `[chains]`.
+      over_chains: sharding of arrays with a leading axis `[chains]`.
+      compiled: programs `(problem, keys, states, first step) -> states`, by their number of steps.
+      chunk: number of steps of all chunks but the last.
       refresh_steps: see `Landscape`.
-      num_samples: in the energy.
-      num_steps: of each chain.
-      chain_batch: chains vmapped together.
-      start_energy: of the initial mask.
+      num_samples: number of samples in the energy.
+      num_steps: steps of each chain.
+      chain_batch: number of chains vmapped together.
+      start_energy: energy of the initial mask.
       memory_bytes: see `Annealed`.
     """
 
@@ -161,26 +163,26 @@ def compile_run(
     network: Network,
     x: np.ndarray,
     y: np.ndarray,
-    kept: int,
+    num_kept: int,
     on_message: Callable[[str], None],
     mask: jax.Array | None,
 ) -> CompiledRun:
-    """Compiles what moves the chains of `anneal_chains`, and puts them at their start.
+    """Compiles the programs of `anneal_chains`, and evaluates the initial mask.
 
     Args:
       config: the settings.
       network: the fixed weights.
       x: inputs, float `[samples, features]`.
       y: labels, int `[samples]`.
-      kept: number of branches that stay.
-      on_message: told the memory that is needed.
-      mask: the initial one, flat, bool `[total]`; None for that of the options.
+      num_kept: number of branches that stay.
+      on_message: called with the memory that the run needs.
+      mask: initial mask, flat, bool `[total]`; None for the one that the options give.
 
     Raises:
-      InputError: the run does not fit into memory, or has no finite energy to begin with.
+      InputError: the run does not fit into memory, or its initial energy is not finite.
     """
-    num_samples, num_steps = config.sizes(kept, len(y))
-    # Every process needs a part, if only of chains that fill the devices.
+    num_samples, num_steps = config.sizes(num_kept, len(y))
+    # Every process needs at least one chain, if only an extra one that fills its devices.
     devices = jax.devices() if jax.process_count() > 1 else jax.devices()[: config.num_chains]
     mesh = jax.make_mesh((len(devices),), ("chains",), axis_types=(AxisType.Auto,), devices=devices)
     everywhere, over_chains = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("chains",)))
@@ -190,10 +192,10 @@ def compile_run(
     fold_in = jax.vmap(partial(jax.random.fold_in, chains_key))
     keys = jax.jit(lambda: fold_in(jnp.arange(chains)), out_shardings=over_chains)()
 
-    # All is compiled from shapes, so that a run which does not fit is refused before it takes that memory.
+    # Programs are compiled from shapes alone, so that a run which does not fit is refused before it uses memory.
     samples = x.astype(np.float32), y.astype(np.int32)
     prepare = jax.jit(pruning.prepare, static_argnums=(4, 5)).lower(
-        setup_key, network, *samples, kept, config.options, mask
+        setup_key, network, *samples, num_kept, config.options, mask
     )
     problem = _shapes(prepare.out_info, everywhere)
     start = jax.jit(_start, static_argnums=(1, 2), out_shardings=over_chains)
@@ -207,8 +209,8 @@ def compile_run(
         steps: _compile_chunk(problem, keys, states, config.options, num_steps, steps, mesh, batch_size)
         for steps in {min(chunk, num_steps), num_steps % chunk} - {0}
     }
-    on_cpu = devices[0].platform == "cpu"
-    copies = len(mesh.local_devices) if on_cpu else 1  # host devices share one memory, and each holds its own copy
+    # The devices of a CPU share one memory, in which each holds its own copy.
+    copies = len(mesh.local_devices) if devices[0].platform == "cpu" else 1
     chunks = (start, *compiled.values())
     memory = max(program_bytes(prepare), *(copies * program_bytes(program) for program in chunks))
     free = free_memory(jax.local_devices()[0])
@@ -217,30 +219,30 @@ def compile_run(
         on_message(f"needs {needed} of memory" + ("" if free is None else f"; {left} are free"))
     if free is not None and memory > free:
         raise InputError(
-            f"the run needs {needed} of memory and {left} are free: lower NUM_SAMPLES, NUM_CHAINS or HIDDEN"
+            f"the run needs {needed} of memory, but only {left} are free: lower NUM_SAMPLES, NUM_CHAINS or HIDDEN"
         )
 
     problem = prepare(setup_key, network, *samples, mask)
     for name in ("logit_scale", "temperature_start", "temperature_end"):
         if not np.isfinite(getattr(problem, name)):
-            raise InputError(f"the weights and inputs give no finite {name}: are the weights far too large?")
+            raise InputError(f"{name} is not finite for these weights and inputs: are the weights far too large?")
     problem = jax.device_put(jax.tree.map(np.asarray, problem), everywhere)
     states = start(problem)
     start_energy = float(_on_host(states.best_energy)[0])
     if not np.isfinite(start_energy):
-        raise InputError("the initial mask has no finite energy: are the weights far too large?")
+        raise InputError("the energy of the initial mask is not finite: are the weights far too large?")
     sizes = num_samples, num_steps, batch_size, start_energy, memory
     return CompiledRun(problem, states, keys, over_chains, compiled, chunk, refresh_steps, *sizes)
 
 
 class History(NamedTuple):
-    """What was met on the way, up to a step.
+    """Everything recorded up to a step.
 
     Attributes:
-      entries: after each chunk the step, the temperature, and `[chains]` energies, lowest energies, acceptances.
-      noted: now and then the step, and the masks of all chains, bits `[chains, total / 8]`.
-      drifts: differences met between energies and their full evaluations.
-      seconds: 'anneal' and 'cpu', of the run before it was stopped.
+      entries: for each chunk its last step, temperature, and `[chains]` energies, lowest energies, acceptances.
+      noted: for each snapshot, its step and the masks of all chains, bits `[chains, total / 8]`.
+      drifts: differences found between energies and their full evaluations.
+      seconds: 'anneal' and 'cpu' seconds that the run took before it was stopped.
     """
 
     entries: list[tuple[Any, ...]]
@@ -256,7 +258,7 @@ class History(NamedTuple):
 
     @property
     def snapshots(self) -> dict[str, np.ndarray]:
-        """What was noted as arrays, `step` `[snapshots]` and `masks` `[snapshots, chains, total / 8]`."""
+        """The snapshots as arrays, `step` `[snapshots]` and `masks` `[snapshots, chains, total / 8]`."""
         steps, bits = zip(*self.noted, strict=True)
         return {"step": np.array(steps), "masks": np.array(bits)}
 
@@ -266,7 +268,7 @@ def anneal_chains(
     network: Network,
     x: np.ndarray,
     y: np.ndarray,
-    kept: int,
+    num_kept: int,
     on_progress: Callable[[Progress], None],
     on_message: Callable[[str], None] = lambda message: None,
     mask: jax.Array | None = None,
@@ -274,26 +276,26 @@ def anneal_chains(
 ) -> Annealed:
     """Anneals `config.num_chains` chains, spread over the devices of all processes, in chunks.
 
-    Chain `i` draws from `fold_in(key, i)` alone: how many chains there are, and the cutting into chunks,
-    change no bit of it.
+    Chain `i` draws from `fold_in(key, i)` alone, so that neither the number of chains nor the length of the chunks
+    changes a bit of it.
 
     Args:
       config: the settings.
       network: the fixed weights.
       x: inputs, float `[samples, features]`.
       y: labels, int `[samples]`.
-      kept: number of branches that stay.
+      num_kept: number of branches that stay.
       on_progress: called after each chunk.
-      on_message: told the memory that is needed, and what becomes of checkpoints.
-      mask: the initial one, flat, bool `[total]`; None for that of the options.
-      saving: where checkpoints are made, and gone on from; None for none.
+      on_message: called with the memory that the run needs, and with news of checkpoints.
+      mask: initial mask, flat, bool `[total]`; None for the one that the options give.
+      saving: where and when checkpoints are made, from which the chains resume; None for none.
 
     Raises:
       InputError: as for `compile_run`; or an energy that drifted from its full evaluation.
-      Stopped: as `saving.stop` said; the chains are saved.
+      Stopped: `saving.stop` asked for it; the chains are saved.
     """
     cpu_start, wall_start = time.process_time(), time.perf_counter()
-    compiled_run = compile_run(config, network, x, y, kept, on_message, mask)
+    compiled_run = compile_run(config, network, x, y, num_kept, on_message, mask)
     problem, states, num_steps = compiled_run.problem, compiled_run.states, compiled_run.num_steps
     schedule = jax.jit(lambda p, step: pruning.make_schedule(p, config.options, num_steps)(step))
     schedule(problem, 0)
@@ -338,10 +340,10 @@ def anneal_chains(
         history, previous = History([], [], [], {"anneal": 0.0, "cpu": 0.0}), np.zeros(config.num_chains, np.int64)
         checkpoints, first, last_saved = None, 0, time.monotonic()
         if saving is not None:
-            checkpoints = stack.enter_context(Checkpoints(saving.folder / str(kept), on_message))
+            checkpoints = stack.enter_context(Checkpoints(saving.folder / str(num_kept), on_message))
             if saved := checkpoints.newest():
-                on_message(f"going on from step {saved.step:,} of {num_steps:,}")
-                states, history = _gone_on(compiled_run, saved)
+                on_message(f"resuming from step {saved.step:,} of {num_steps:,}")
+                states, history = _resumed(compiled_run, saved)
                 first, previous = saved.step, saved.chains["num_accepted"]
         if first == 0:
             history.noted.append((0, mask_bits(states)))
@@ -362,7 +364,8 @@ def anneal_chains(
             on_progress(Progress(done, num_steps, temperature, now, lowest, share, rate))
             if done * SNAPSHOTS // num_steps > first_step * SNAPSHOTS // num_steps:
                 history.noted.append((done, mask_bits(states)))
-            # Where a refresh follows the chains need not be saved whole, and their drift is at its greatest.
+            # Just before a refresh a checkpoint is smallest, because the refresh computes the rest again; and the
+            # drift of the energy is largest.
             at_refresh = done % compiled_run.refresh_steps == 0 or done == num_steps
             if at_refresh and done * DRIFTS_MEASURED // num_steps > first_step * DRIFTS_MEASURED // num_steps:
                 whole = of_chains(full_energies(problem, states.walk.position))
@@ -382,13 +385,13 @@ def anneal_chains(
     return annealed_so_far()
 
 
-def _gone_on(compiled_run: CompiledRun, saved: Saved) -> tuple[AnnealState, History]:
-    """The chains of a checkpoint, and what they had met."""
+def _resumed(compiled_run: CompiledRun, saved: Saved) -> tuple[AnnealState, History]:
+    """Returns the chains of a checkpoint and their history."""
     restore = jax.jit(checkpoint.restored, out_shardings=compiled_run.over_chains, donate_argnums=0)
     wanted = len(saved.chains["num_accepted"])
-    # Chains beyond those that count fill the devices.
-    everyone = np.minimum(np.arange(len(compiled_run.keys)), wanted - 1)
-    states = restore(compiled_run.states, {name: array[everyone] for name, array in saved.chains.items()})
+    # Extra chains that fill the devices are copies of the last one.
+    sources = np.minimum(np.arange(len(compiled_run.keys)), wanted - 1)
+    states = restore(compiled_run.states, {name: array[sources] for name, array in saved.chains.items()})
     entries = list(zip(*(saved.trace[name] for name in TRACED), strict=True))
     noted = list(zip(*(saved.trace[f"snapshots.{name}"] for name in ("step", "masks")), strict=True))
     drifts = [saved.figures[name] for name in ("drift",) if name in saved.figures]
@@ -397,27 +400,27 @@ def _gone_on(compiled_run: CompiledRun, saved: Saved) -> tuple[AnnealState, Hist
 
 def _checked_drift(step: int, energies: np.ndarray, whole: np.ndarray) -> float:
     drift = float(np.abs(whole - energies).max())
-    if drift > MOST_DRIFT * max(1.0, float(np.abs(whole).max())):
+    if drift > MAX_DRIFT * max(1.0, float(np.abs(whole).max())):
         raise InputError(
-            f"after {step:,} steps the energy is {drift:.2g} off its full evaluation: not to be trusted; lower "
-            "run.logit_scale or the weights, and please report this network"
+            f"after {step:,} steps the energy differs by {drift:.2g} from its full evaluation, which is too much: "
+            "lower run.logit_scale or scale the weights down, and please report this network"
         )
     return drift
 
 
 def chunk_steps(num_steps: int, refresh_steps: int) -> int:
-    """How many steps to run at once: whole blocks.
+    """Returns the number of steps of a chunk, a multiple of `BLOCK_STEPS`.
 
-    If possible a divisor of `num_steps`, and a divisor or multiple of `refresh_steps`, where chains can be saved;
-    the latter is more important.
+    It divides `num_steps` if possible, and divides `refresh_steps` or is a multiple of it, because chains can be
+    saved only there; the second condition is the more important one.
 
     >>> chunk_steps(300_000, 1_000), chunk_steps(1_000_000, 10_000), chunk_steps(250, 10_000)
     (2000, 5000, 300)
     """
     blocks, refresh = -(-num_steps // BLOCK_STEPS), refresh_steps // BLOCK_STEPS
-    least = max(LEAST_CHUNK_STEPS // BLOCK_STEPS, blocks // CHUNKS)
+    least = max(MIN_CHUNK_STEPS // BLOCK_STEPS, blocks // CHUNKS)
     candidates = [*range(least, min(2 * least, blocks) + 1)]
-    # Always one where chains can be saved at every refresh, if with more entries in the trace.
+    # Always include one that allows saving at every refresh, even if it makes more entries in the trace.
     candidates.append(max(size for size in range(1, 2 * least + 1) if refresh % size == 0))
 
     def fits(candidate):
@@ -429,7 +432,7 @@ def chunk_steps(num_steps: int, refresh_steps: int) -> int:
 
 
 def default_chain_batch(platform: str, chains: int) -> int:
-    """How many of a device's chains to vmap together: one on a CPU, where more cost more, else all.
+    """Returns how many of a device's chains to vmap together: one on a CPU, where one is fastest, else all.
 
     >>> default_chain_batch("cpu", 64), default_chain_batch("gpu", 64)
     (1, 64)
@@ -448,7 +451,7 @@ def _start(problem: Problem, options: pruning.Options, chains: int) -> AnnealSta
 
 
 def _on_host(array: jax.Array) -> np.ndarray:
-    """The whole of an array that may be spread over the devices of several processes, in each of them."""
+    """Returns, in each process, a whole array that may be spread over the devices of several processes."""
     if jax.process_count() > 1 and not array.is_fully_replicated:
         from jax.experimental import multihost_utils
 
@@ -457,13 +460,13 @@ def _on_host(array: jax.Array) -> np.ndarray:
 
 
 def _agreed(stopped: bool, due: bool) -> tuple[bool, bool]:
-    """What all processes do: stop where one was asked to, save when the first thinks it is time."""
+    """Returns what all processes do: stop if any was asked to, save if it is time for the first one."""
     if jax.process_count() == 1:
         return stopped, due
     from jax.experimental import multihost_utils
 
-    wishes = multihost_utils.process_allgather(np.array([stopped, due]))
-    return bool(wishes[:, 0].any()), bool(wishes[0, 1])
+    votes = multihost_utils.process_allgather(np.array([stopped, due]))
+    return bool(votes[:, 0].any()), bool(votes[0, 1])
 
 
 def _full_energies(options: pruning.Options, problem: Problem, positions: Any) -> jax.Array:
@@ -480,7 +483,7 @@ def _compile_chunk(problem, keys, states, options, num_steps, steps, mesh, batch
             key, state = chain
             return run_steps(key, landscape, state, schedule, first_step, steps, problem.data)[0]
 
-        # A batch of one would still be vmapped, and every branch of the program evaluated.
+        # A batch of one would still be vmapped, which evaluates both sides of every condition in the program.
         return jax.lax.map(one_chain, (keys, states), batch_size=None if batch_size == 1 else batch_size)
 
     over_chains, everywhere = PartitionSpec("chains"), PartitionSpec()

@@ -1,8 +1,8 @@
-"""Save and restore a run's chains with Orbax: what cannot be computed again, and no more.
+"""Saves and restores a run's chains with Orbax, without what can be computed again.
 
-A state is saved where a landscape is about to be refreshed, so that all which a refresh makes anew can be left
-out: a few bytes for each kept branch, whatever the number of samples. A chain that goes on from there is bit for
-bit the chain that was never stopped.
+A state is saved just before its landscape is refreshed, so that everything a refresh computes again is left out. A
+checkpoint then takes a few bytes per kept branch, whatever the number of samples. A resumed chain is bit for bit
+the same as an uninterrupted one.
 """
 
 import functools
@@ -30,10 +30,10 @@ class Saved(NamedTuple):
     """A run between two steps.
 
     Attributes:
-      step: proposals that each chain has made.
-      chains: what `persistent_arrays` gave, NumPy arrays by name.
-      trace: what was recorded until then, NumPy arrays by name.
-      figures: numbers that go on from there, such as the seconds it took, by name.
+      step: number of proposals that each chain has made.
+      chains: the arrays of `persistent_arrays`, NumPy arrays by name.
+      trace: the trace up to this step, NumPy arrays by name.
+      figures: other numbers up to this step, such as the seconds taken, by name.
     """
 
     step: int
@@ -86,16 +86,16 @@ def _named(tree: Any) -> list[tuple[list[str], Any]]:
     return [(_names(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
 
 
-def check_settings(folder: Path, settings: Mapping[str, Any], anew: bool) -> None:
-    """Looks whose checkpoints a folder holds, and says so to those that come later.
+def check_settings(folder: Path, settings: Mapping[str, Any], overwrite: bool) -> None:
+    """Checks that a folder's checkpoints were made with the same settings, and stores the settings in it.
 
     Args:
-      folder: of the checkpoints of a whole run.
+      folder: folder of the checkpoints of a whole run.
       settings: all that a result depends on, JSON values by name.
-      anew: whether those of other settings are removed.
+      overwrite: whether checkpoints made with other settings are removed.
 
     Raises:
-      InputError: they are of other settings.
+      InputError: the checkpoints were made with other settings.
     """
     path, now = folder / "settings.json", json.loads(json.dumps(settings))
     try:
@@ -104,10 +104,10 @@ def check_settings(folder: Path, settings: Mapping[str, Any], anew: bool) -> Non
         before = {}
     for name in [*now, *before]:
         if before.get(name) != now.get(name):
-            if not anew:
+            if not overwrite:
                 raise InputError(
                     f"{folder.parent} holds an unfinished run with {name} = {before.get(name)!r}, not "
-                    f"{now.get(name)!r}: name another workdir, or add --overwrite to begin anew"
+                    f"{now.get(name)!r}: choose another workdir, or add --overwrite to start again"
                 )
             if jax.process_index() == 0:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -118,11 +118,11 @@ def check_settings(folder: Path, settings: Mapping[str, Any], anew: bool) -> Non
 
 
 class Checkpoints:
-    """The checkpoints of one run's chains in a folder of their own, newest last; use as a context.
+    """The checkpoints of one run's chains, in a folder of their own; a context manager.
 
     Args:
-      folder: made if missing.
-      tell: called with what a user should know.
+      folder: folder of the checkpoints, made if missing.
+      tell: called with messages for the user.
     """
 
     def __init__(self, folder: Path, tell: Callable[[str], None]):
@@ -147,11 +147,11 @@ class Checkpoints:
             return
         try:
             self._manager.close()
-        except Exception as error:  # of the disk: what was written before stays
+        except Exception as error:  # such as a full disk; earlier checkpoints stay
             self._tell(f"the last checkpoint could not be written: {_first_line(error)}")
 
     def newest(self) -> Saved | None:
-        """The newest whole checkpoint; damaged ones are told of and put aside. None where there is none."""
+        """Returns the newest valid checkpoint, or None; damaged ones are reported and moved aside."""
         if not self._folder.is_dir():
             return None
         ocp = self._orbax
@@ -164,7 +164,7 @@ class Checkpoints:
                 if about["digest"] != _digest(saved):
                     raise ValueError("its content has changed")
             except Exception as error:
-                self._tell(f"the checkpoint at step {step:,} is damaged ({_first_line(error)}) and left out")
+                self._tell(f"the checkpoint at step {step:,} is damaged ({_first_line(error)}) and is skipped")
                 if jax.process_index() == 0:
                     aside = self._folder.parent / f"damaged-{self._folder.name}-{step}"
                     shutil.rmtree(aside, ignore_errors=True)
@@ -179,20 +179,20 @@ class Checkpoints:
         return None
 
     def save(self, saved: Saved) -> bool:
-        """Begins to write a checkpoint, which goes on while the chains do; returns whether it could begin."""
+        """Starts writing a checkpoint, in parallel to the chains; returns whether it could start."""
         ocp = self._orbax
         about = {"figures": saved.figures, "digest": _digest(saved)}
         state = {"chains": saved.chains, "trace": saved.trace}
         parts = ocp.args.Composite(state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about))
         try:
             self._manager.save(saved.step, args=parts)
-        except Exception as error:  # a full disk, an unwritable folder, now or while the one before was written
-            self._tell(f"no checkpoint at step {saved.step:,}: {_first_line(error)}; the run goes on")
+        except Exception as error:  # such as a full disk, also from the previous checkpoint
+            self._tell(f"no checkpoint at step {saved.step:,}: {_first_line(error)}; the run continues")
             return False
         return True
 
     def wait(self) -> bool:
-        """Returns once all is written that `save` began to write, and whether it could be."""
+        """Waits until the checkpoint that `save` started is written; returns whether it was."""
         try:
             self._manager.wait_until_finished()
         except Exception as error:

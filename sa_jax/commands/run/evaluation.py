@@ -1,7 +1,5 @@
-"""What annealing gave, and what it is worth: accuracies of the mask and of what it is compared with."""
+"""Evaluates a finished run against baselines."""
 
-import importlib.metadata
-import platform
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -11,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sa_jax import baselines
+from sa_jax.commands.hardware import versions
 from sa_jax.commands.run.chains import Annealed
 from sa_jax.commands.run.settings import RunConfig
 from sa_jax.files import datasets
@@ -19,9 +18,9 @@ from sa_jax.networks.mlp import Network
 
 # Random masks whose accuracy is averaged for comparison.
 RANDOM_MASKS = 10
-# Training samples that one-shot scores are taken from.
+# Training samples from which one-shot scores are computed.
 ONE_SHOT_SAMPLES = 1_000
-# The one-shot masks that annealing is compared with, and what they are called in a sentence.
+# The one-shot masks with which annealing is compared, and their names in sentences.
 ONE_SHOT = {
     "magnitude_global": "global magnitude",
     "magnitude_layerwise": "magnitude by layer",
@@ -32,20 +31,20 @@ ONE_SHOT = {
     "obd": "OBD",
 }
 SECONDS = ("compile_seconds", "anneal_seconds", "cpu_seconds")
-# As many samples right as wanted are enough, whatever the last digit of their share.
+# An accuracy equal to the target passes, whatever the last digit of the two floats.
 ROUNDING = 1e-9
 
 
 class Probe(NamedTuple):
-    """An annealing run at one density of a search.
+    """An annealing run at one density of a search; the names of its fields are those in result.json.
 
     Attributes:
       density: kept / total.
-      kept: branches.
-      validation_accuracy: of its best mask.
-      compile_seconds: wall time.
-      anneal_seconds: wall time.
-      cpu_seconds: as in `Annealed`.
+      kept: number of branches kept.
+      validation_accuracy: accuracy of its best mask.
+      compile_seconds: wall time of compiling.
+      anneal_seconds: wall time of annealing.
+      cpu_seconds: CPU time of both, all threads.
     """
 
     density: float
@@ -57,30 +56,30 @@ class Probe(NamedTuple):
 
 
 class Search(NamedTuple):
-    """A search for the sparsest density that reaches an accuracy.
+    """A search for the lowest density that reaches an accuracy.
 
     Attributes:
-      target_accuracy: on the validation split.
-      probes: in the order they were made.
+      target_accuracy: wanted accuracy on the validation split.
+      probes: the annealing runs, in their order.
     """
 
     target_accuracy: float
     probes: tuple[Probe, ...] = ()
 
     def passes(self, validation_accuracy: float) -> bool:
-        """Whether an accuracy reaches the target."""
+        """Returns whether an accuracy reaches the target."""
         return validation_accuracy >= self.target_accuracy - ROUNDING
 
 
 def network_with(network: Network, weights: np.ndarray | None) -> Network:
-    """The network with the weights that go with a mask, float32 `[total]`; the same if they are None."""
+    """Returns the network with other weights, float32 `[total]`; unchanged where they are None."""
     if weights is None:
         return network
     return network._replace(kernels=tuple(masks.unflatten(jnp.asarray(weights), network.shapes)))
 
 
 def accuracy(network: Network, mask: jax.Array, split: datasets.Split, activation: str) -> float:
-    """The share of a split's samples that a masked network labels right; `mask` is flat, bool `[total]`."""
+    """Returns the accuracy of a masked network on a split; `mask` is flat, bool `[total]`."""
     return float(np.mean(np.asarray(_predict(network, mask, split.inputs, activation)) == split.labels))
 
 
@@ -90,23 +89,23 @@ def _predict(network, mask, x, activation):
 
 
 def one_shot_masks(
-    network: Network, x: jax.Array, y: jax.Array, kept: int, activation: str = "relu"
+    network: Network, x: jax.Array, y: jax.Array, num_kept: int, activation: str = "relu"
 ) -> dict[str, jax.Array]:
-    """Masks from one score of each branch, by the names of `ONE_SHOT`; no weight changes.
+    """Returns the one-shot masks of `ONE_SHOT`, by name; no weight changes.
 
     Args:
       network: the fixed weights.
       x: inputs, float `[samples, features]`.
       y: labels, int `[samples]`.
-      kept: number of branches that stay.
+      num_kept: number of branches that stay.
       activation: 'relu', 'tanh' or 'gelu'.
     """
     budget = baselines.DEFAULT_BUDGET._replace(num_samples=len(x))
-    task = baselines.Task(jax.random.key(0), network, x, y, kept, activation, budget=budget)
+    task = baselines.Task(jax.random.key(0), network, x, y, num_kept, activation, budget=budget)
     return {name: baselines.METHODS[name].find(task).mask for name in ONE_SHOT}
 
 
-def worth_sentence(
+def worth_text(
     gain: float,
     best_name: str,
     cpu_seconds: float,
@@ -116,45 +115,48 @@ def worth_sentence(
     sparsest: float | None = None,
     moves_weights: bool = False,
 ) -> str:
-    """Says in one sentence whether annealing was worth it.
+    """Returns a few sentences on whether annealing was worth it.
 
     Args:
-      gain: its test accuracy less that of the best one-shot mask with as many branches.
-      best_name: of that mask's method.
-      cpu_seconds: that annealing took.
-      density: kept / total, of both.
-      keeps_dense: whether the dense network's accuracy is kept, less the tolerance.
-      tolerance: likewise, as a share of the samples.
-      sparsest: where several densities were tried, the sparsest that keeps it on the validation split.
+      gain: test accuracy of the annealed mask less that of the best one-shot mask with as many branches.
+      best_name: name of the method of that one-shot mask.
+      cpu_seconds: CPU time that annealing took.
+      density: kept / total, of both masks.
+      keeps_dense: whether the mask keeps the dense network's accuracy on the test split, within the tolerance.
+      tolerance: loss of accuracy that still counts as none, as a share of the samples.
+      sparsest: where several densities were tried, the lowest that keeps the dense network's accuracy on the
+        validation split; None where there is none.
       moves_weights: whether annealing moved weights.
 
     >>> import textwrap
-    >>> print(textwrap.fill(worth_sentence(0.041, "OBD", 12.3, 0.1, True, 0.005)))
+    >>> print(textwrap.fill(worth_text(0.041, "OBD", 12.3, 0.1, True, 0.005)))
     At 10 % of the branches annealing gained 4.10 points of test accuracy
-    over the best one-shot mask (OBD), for 12 s of CPU time; the dense
-    accuracy is kept within 0.5 points at this density.
-    >>> print(textwrap.fill(worth_sentence(-0.002, "SNIP", 3.21, 0.5, False, 0.01)))
-    Annealing was not worth it at 50 % of the branches: it lost 0.20
-    points of test accuracy to the best one-shot mask (SNIP), for 3.2 s of
-    CPU time; the dense accuracy is not kept within 1 point at this
-    density.
+    over the best one-shot mask (OBD). Annealing took 12 s of CPU time. It
+    keeps the accuracy of the dense network within 0.5 points.
+    >>> print(textwrap.fill(worth_text(-0.002, "SNIP", 3.21, 0.5, False, 0.01)))
+    At 50 % of the branches annealing was not worth it: it lost 0.20
+    points of test accuracy to the best one-shot mask (SNIP). Annealing
+    took 3.2 s of CPU time. It does not keep the accuracy of the dense
+    network within 1 point.
     """
     points, share = round(100 * gain, 2), f"{100 * density:.3g} % of the branches"
     if points > 0:
         verdict = f"At {share} annealing gained {points:.2f} points of test accuracy over"
     elif points < 0:
-        verdict = f"Annealing was not worth it at {share}: it lost {-points:.2f} points of test accuracy to"
+        verdict = f"At {share} annealing was not worth it: it lost {-points:.2f} points of test accuracy to"
     else:
-        verdict = f"Annealing was not worth it at {share}: it gained no test accuracy over"
-    weights = ", with the weights as they were, which annealing moved" if moves_weights else ""
+        verdict = f"At {share} annealing was not worth it: it gained no test accuracy over"
+    weights = ", which keeps the original weights, while annealing moved them" if moves_weights else ""
     seconds = f"{cpu_seconds:,.0f}" if cpu_seconds >= 10 else f"{cpu_seconds:.1f}"
-    within = f"within {100 * tolerance:g} point{'' if tolerance == 0.01 else 's'}"
+    points_lost = f"{100 * tolerance:g} point{'' if tolerance == 0.01 else 's'}"
+    within = f"the accuracy of the dense network within {points_lost}"
     if sparsest is not None:
         where = "this density" if sparsest == density else f"{100 * sparsest:.3g} % of the branches"
-        dense = f"on validation samples the dense accuracy is kept {within} down to {where}"
+        dense = f"On validation samples it keeps {within} down to {where}"
     else:
-        dense = f"the dense accuracy is {'' if keeps_dense else 'not '}kept {within} at this density"
-    return f"{verdict} the best one-shot mask ({best_name}{weights}), for {seconds} s of CPU time; {dense}."
+        dense = f"It keeps {within}" if keeps_dense else f"It does not keep {within}"
+    taken = f"Annealing took {seconds} s of CPU time"
+    return f"{verdict} the best one-shot mask ({best_name}{weights}). {taken}. {dense}."
 
 
 def evaluate(
@@ -165,21 +167,22 @@ def evaluate(
     annealed: Annealed,
     search: Search | None = None,
 ) -> dict[str, Any]:
-    """Measures the best mask and its baselines, and collects what `result.json` holds.
+    """Measures the best mask and its baselines, and returns the content of `result.json`.
 
     Args:
       config: the settings.
       dataset: the splits; the best one-shot mask is chosen on the validation split.
       network: the dense network.
-      found: has the weights that go with the mask: those of `network` unless they moved.
-      annealed: what annealing gave.
-      search: the search for the density, if there was one.
+      found: the network with the weights that belong to the mask; `network` itself unless weights moved.
+      annealed: the result of annealing.
+      search: the search for the density; None if the density was given.
     """
     mask, dense = jnp.asarray(annealed.mask), jnp.ones(network.total, bool)
     kept_per_layer = [int(m.sum()) for m in masks.unflatten(mask, network.shapes)]
-    kept = sum(kept_per_layer)
+    num_kept = sum(kept_per_layer)
     random_key = jax.random.fold_in(jax.random.key(config.seed), 2)
-    random_masks = [masks.random(key, network.total, kept) for key in jax.random.split(random_key, RANDOM_MASKS)]
+    random_keys = jax.random.split(random_key, RANDOM_MASKS)
+    random_masks = [masks.random(key, network.total, num_kept) for key in random_keys]
 
     def on_test(mask: jax.Array, network: Network = network) -> float:
         return accuracy(network, mask, dataset.test, config.activation)
@@ -188,18 +191,21 @@ def evaluate(
         return accuracy(network, mask, dataset.validation, config.activation)
 
     x, y = (jnp.asarray(array[:ONE_SHOT_SAMPLES]) for array in dataset.train)
-    one_shot = one_shot_masks(network, x, y, kept, config.activation)
+    one_shot = one_shot_masks(network, x, y, num_kept, config.activation)
     best_one_shot = max(one_shot, key=lambda name: on_validation(one_shot[name]))
     one_shot_accuracy = {name: on_test(mask) for name, mask in one_shot.items()}
     acceptance = float(annealed.num_accepted.mean() / annealed.num_steps)
     warnings = []
-    if kept < network.total:
+    if num_kept < network.total:
         warnings += search_warnings(acceptance, annealed.best_energy.min() < annealed.start_energy)
     if config.weights not in ("random", "pretrain") and list(config.hidden) != network.sizes[1:-1]:
-        warnings.append(f"HIDDEN = {list(config.hidden)} was not used: the weights file has {network.sizes[1:-1]}")
+        warnings.append(
+            f"HIDDEN = {list(config.hidden)} was not used: the hidden layers of the weights file have the widths "
+            f"{network.sizes[1:-1]}"
+        )
     if search is not None and not any(search.passes(probe.validation_accuracy) for probe in search.probes):
-        wanted = f"the wanted validation accuracy, {100 * search.target_accuracy:.2f} %"
-        warnings.append(f"no density tried reached {wanted}: this is the nearest")
+        target = f"the target validation accuracy of {100 * search.target_accuracy:.2f} %"
+        warnings.append(f"no density tried reached {target}: this result came closest")
     problem = annealed.problem
     runs = [annealed] if search is None else search.probes
     result = {
@@ -210,8 +216,8 @@ def evaluate(
         "sizes": network.sizes,
         "activation": config.activation,
         "weights": config.weights,
-        "density": kept / network.total if config.density is None else config.density,
-        "kept": kept,
+        "density": num_kept / network.total if config.density is None else config.density,
+        "kept": num_kept,
         "total": network.total,
         "effective_kept": int(masks.effective(mask, network.shapes).sum()),
         "kept_per_layer": kept_per_layer,
@@ -259,10 +265,7 @@ def evaluate(
         "temperature_end": float(problem.temperature_end),
         "warnings": warnings,
         "devices": [str(device) for device in jax.local_devices()],
-        "versions": {
-            "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in ("sa_jax", "jax", "jaxlib", "flax", "numpy")},
-        },
+        "versions": versions(),
     }
     return result | {"worth": _worth(result)}
 
@@ -278,7 +281,7 @@ def _worth(result: Mapping[str, Any]) -> str:
     keeps_dense = result["test_accuracy"] >= result["dense_test_accuracy"] - result["tolerance"] - ROUNDING
     least = result["dense_validation_accuracy"] - result["tolerance"] - ROUNDING
     keeping = [probe["density"] for probe in result["probes"] if probe["validation_accuracy"] >= least]
-    return worth_sentence(
+    return worth_text(
         gain,
         ONE_SHOT[result["best_one_shot"]],
         result["cpu_seconds"],
@@ -291,14 +294,18 @@ def _worth(result: Mapping[str, Any]) -> str:
 
 
 def search_warnings(acceptance: float, improved: bool) -> list[str]:
-    """What the figures of a finished search say against its settings.
+    """Returns warnings about settings that did not suit the search.
+
+    Args:
+      acceptance: share of the proposals that were accepted.
+      improved: whether the best mask is better than the initial one.
 
     >>> search_warnings(0.2, True), search_warnings(1e-7, False)
-    ([], ['a share of 1e-07 of the proposals was accepted: the temperatures are too low'])
+    ([], ['only 1e-05 % of the proposals were accepted: the temperatures are too low'])
     """
-    accepted = f"a share of {acceptance:.2g} of the proposals was accepted"
+    accepted = f"{100 * acceptance:.3g} % of the proposals were accepted"
     if acceptance < 1e-4:
-        return [f"{accepted}: the temperatures are too low"]
+        return [f"only {accepted}: the temperatures are too low"]
     if acceptance > 0.95:
         return [f"{accepted}: the temperatures are too high"]
     return [] if improved else ["no mask was better than the initial one: too few steps, or too high temperatures"]

@@ -1,4 +1,4 @@
-"""A run on the host: data and weights in, chains annealed at one density or at several, results out."""
+"""Runs `sa-jax run`: loads data and weights, anneals at one density or at several, writes the results."""
 
 import dataclasses
 import hashlib
@@ -31,15 +31,16 @@ from sa_jax.networks.samples import check_samples
 from sa_jax.reports.run import render_report, trace_csv
 from sa_jax.types import InputError
 
-# Of what a checkpoint holds; one more whenever that changes.
-CHECKPOINT_FORMAT = 2
-# In a run's folder, until it is done.
+# Version of the content of a checkpoint; raise it whenever that changes.
+CHECKPOINT_FORMAT = 3
+# Folder of the checkpoints in a run's folder, until the run is done.
 CHECKPOINTS = "checkpoints"
-# A search for the density stops where so many times fewer branches fail, and tries no fewer than these.
-FINENESS = 1.1
-FEWEST_BRANCHES = 8
+# A search for the density stops when its answer has at most this many times the branches of a density that fails.
+SEARCH_RATIO = 1.1
+# Fewest branches that such a search tries.
+MIN_BRANCHES = 8
 # Flat indices are int32, and the integer weights of a saliency swap must leave room for each branch.
-MOST_BRANCHES = 2**27
+MAX_BRANCHES = 2**27
 
 
 def run(
@@ -55,22 +56,23 @@ def run(
 
     Args:
       config: the settings.
-      workdir: made if missing. Gets masks.npz, weights.npz, survival.npz where there are several chains,
-        operative.gin, trace.csv, report.html and, last, result.json: all written aside, then renamed.
+      workdir: output directory, made if missing. Gets masks.npz, weights.npz, survival.npz if there are several
+        chains, operative.gin, trace.csv, report.html and result.json. Files are written under temporary names and
+        then renamed, result.json last.
       operative_config: text of `operative.gin`.
       overwrite: whether to replace an earlier run's results.
       on_progress: called after each chunk.
-      on_message: called with what a user should know, such as the memory that the run needs.
-      stop: asked after each chunk; where it says True the run is saved and ends. So is a run that is killed, every
-        `config.checkpoint_seconds`: the same settings and workdir then go on from the newest checkpoint, to the
-        result of a run that was never stopped, bit for bit on the same platform.
+      on_message: called with messages for the user, such as the memory that the run needs.
+      stop: called after each chunk; if it returns True, the run is saved and ends. A run is also saved every
+        `config.checkpoint_seconds`. A call with the same settings and workdir resumes from the latest valid
+        checkpoint; on the same platform the result is bit for bit that of an uninterrupted run.
 
     Returns:
-      What `result.json` holds; nothing in processes but the first, where there are several.
+      The content of `result.json`. With several processes, all but the first return an empty dictionary.
 
     Raises:
       InputError: bad data, weights or settings, or a workdir that cannot be used; nothing is written.
-      Stopped: as `stop` said; the run is saved, with partial_report.html and partial_masks.npz.
+      Stopped: `stop` asked for it; the run is saved, with partial_report.html and partial_masks.npz.
     """
     workdirs.check(workdir, overwrite)
     dataset = datasets.load_dataset(config.dataset, config.input_mean, config.input_std)
@@ -82,10 +84,10 @@ def run(
     try:
         earlier = folder.is_dir() and not overwrite and jax.process_index() == 0
         if earlier and not any(folder.glob("*/[0-9]*")):
-            on_message("this run was ended before its first checkpoint: it begins anew")
+            on_message("this run was ended before its first checkpoint: it starts again")
         settings = _settings(config, dataset, network)
         if config.checkpoint_seconds or folder.is_dir():
-            checkpoint.check_settings(folder, settings, anew=overwrite)
+            checkpoint.check_settings(folder, settings, overwrite)
         anneal = anneal_to_target if config.density is None else anneal_density
         saving = Saving(folder, config.checkpoint_seconds, stop)
         try:
@@ -137,7 +139,7 @@ def _report(result, annealed: Annealed, kernels, found: Network, dataset: datase
 
 
 def _write_partial(config, dataset, network, names, annealed: Annealed, workdir: Path) -> None:
-    """Writes what a stopped run has found so far."""
+    """Writes the best masks that a stopped run has found so far, and their report."""
     found = network_with(network, annealed.weights)
     config = dataclasses.replace(config, density=int(annealed.mask.sum()) / network.total, target_accuracy=None)
     kernels = _by_kernel(names, network, annealed.mask)
@@ -147,7 +149,7 @@ def _write_partial(config, dataset, network, names, annealed: Annealed, workdir:
 
 
 def _settings(config: RunConfig, dataset: datasets.Dataset, network: Network) -> dict[str, Any]:
-    """All that a run's result depends on, for its checkpoints."""
+    """Returns all that a run's result depends on, to compare with that of its checkpoints."""
     settings = dataclasses.asdict(config)
     del settings["checkpoint_seconds"]
     if callable(config.schedule):
@@ -169,41 +171,50 @@ def anneal_density(
     budget: Budget = DEFAULT_BUDGET,
     saving: Saving | None = None,
 ) -> tuple[Annealed, None]:
-    """Anneals at the density given, on as many training samples as are wanted for it.
+    """Anneals at the density of the settings, on the number of training samples chosen for it.
 
-    Where a method of `baselines.METHODS` finds the initial mask it may spend `budget`. Checkpoints are made, and
-    gone on from, where `saving` says so.
+    Args:
+      config: the settings, with a density.
+      dataset: the data.
+      network: the fixed weights.
+      on_progress: called after each chunk.
+      on_message: called with messages for the user.
+      budget: budget of the method of `baselines.METHODS` that finds the initial mask, if there is one.
+      saving: where and when checkpoints are made, from which the chains resume; None for none.
+
+    Returns:
+      The result of annealing; and None, as there was no search for the density.
     """
     cpu_start = time.process_time()
-    kept = masks.num_kept(config.density, network.total)
-    num_samples, _ = config.sizes(kept, len(dataset.train.labels))
+    num_kept = masks.num_kept(config.density, network.total)
+    num_samples, _ = config.sizes(num_kept, len(dataset.train.labels))
     samples = dataset.train.inputs[:num_samples], dataset.train.labels[:num_samples]
     mask = None
-    if config.first_method is not None:
-        on_message(f"the initial mask is found by {config.start}")
+    if config.start_method is not None:
+        on_message(f"finding the initial mask with {config.start}")
         key = jax.random.fold_in(jax.random.key(config.seed), 3)
         x, y = map(jnp.asarray, dataset.train)
-        minimises = config.first_method.minimises_energy
-        energy = scaled_cross_entropy(config, network, x, y, kept) if minimises else None
-        task = Task(key, network, x, y, kept, config.activation, energy, budget)
-        mask = config.first_method.find(task).mask
+        minimises = config.start_method.minimises_energy
+        energy = scaled_cross_entropy(config, network, x, y, num_kept) if minimises else None
+        task = Task(key, network, x, y, num_kept, config.activation, energy, budget)
+        mask = config.start_method.find(task).mask
     before_chains = time.process_time() - cpu_start
-    annealed = anneal_chains(config, network, *samples, kept, on_progress, on_message, mask, saving)
+    annealed = anneal_chains(config, network, *samples, num_kept, on_progress, on_message, mask, saving)
     return annealed._replace(cpu_seconds=annealed.cpu_seconds + before_chains), None
 
 
-def scaled_cross_entropy(config: RunConfig, network: Network, x: jax.Array, y: jax.Array, kept: int) -> Energy:
-    """The cross-entropy of the labels, with the logits scaled as they are for annealing with these settings.
+def scaled_cross_entropy(config: RunConfig, network: Network, x: jax.Array, y: jax.Array, num_kept: int) -> Energy:
+    """Returns the cross-entropy of the labels, with the scale of the logits that annealing uses.
 
     Args:
       config: the settings.
       network: the fixed weights.
       x: inputs, float `[samples, features]`.
       y: labels, int `[samples]`.
-      kept: number of branches that stay.
+      num_kept: number of branches that stay.
     """
-    num_samples, _ = config.sizes(kept, len(y))
-    arguments = jax.random.key(config.seed), network, x[:num_samples], y[:num_samples], kept, config.options
+    num_samples, _ = config.sizes(num_kept, len(y))
+    arguments = jax.random.key(config.seed), network, x[:num_samples], y[:num_samples], num_kept, config.options
     problem = jax.jit(pruning.prepare, static_argnums=(4, 5))(*arguments)
     return cross_entropy(float(problem.logit_scale))
 
@@ -216,10 +227,21 @@ def anneal_to_target(
     on_message: Callable[[str], None],
     saving: Saving | None = None,
 ) -> tuple[Annealed, Search]:
-    """Anneals at one density after the other for the sparsest that reaches the target on the validation split.
+    """Searches the lowest density at which annealing reaches the target accuracy on the validation split.
 
-    Each probe is what `anneal_density` gives at its density. Where none reaches the target, the one of highest
-    validation accuracy is taken.
+    Each probe is one call of `anneal_density`. If none reaches the target, the probe with the highest validation
+    accuracy is returned.
+
+    Args:
+      config: the settings, without a density.
+      dataset: the data.
+      network: the fixed weights.
+      on_progress: called after each chunk.
+      on_message: called with messages for the user.
+      saving: where and when checkpoints are made, from which the search resumes; None for none.
+
+    Returns:
+      The result of annealing at the density found; and the search.
     """
 
     def on_validation(network: Network, mask: np.ndarray) -> float:
@@ -229,8 +251,8 @@ def anneal_to_target(
     search = Search(dense - config.tolerance if config.target_accuracy is None else config.target_accuracy)
     tried: list[tuple[Probe, Annealed]] = []
 
-    def passes(kept: int) -> bool:
-        number, density = len(tried) + 1, kept / network.total
+    def passes(num_kept: int) -> bool:
+        number, density = len(tried) + 1, num_kept / network.total
         annealed, _ = anneal_density(
             dataclasses.replace(config, density=density, target_accuracy=None),
             dataset,
@@ -240,11 +262,11 @@ def anneal_to_target(
             saving=None if saving is None else saving._replace(probes=True),
         )
         reached = on_validation(network_with(network, annealed.weights), annealed.mask)
-        probe = Probe(density, kept, reached, *(getattr(annealed, name) for name in SECONDS))
-        # Without the samples, which would pile up.
+        probe = Probe(density, num_kept, reached, *(getattr(annealed, name) for name in SECONDS))
+        # Without the samples, whose copies would fill the memory.
         tried.append((probe, annealed._replace(problem=annealed.problem._replace(data=()))))
-        figures = f"validation accuracy {100 * reached:.2f} %, wanted {100 * search.target_accuracy:.2f} %"
-        on_message(f"probe {number}: {100 * density:.3g} % of the branches kept, {figures}")
+        accuracies = f"validation accuracy {100 * reached:.2f} %, target {100 * search.target_accuracy:.2f} %"
+        on_message(f"probe {number}: {100 * density:.3g} % of the branches kept, {accuracies}")
         return search.passes(reached)
 
     fewest = fewest_branches(passes, network.total, search.passes(dense))
@@ -253,21 +275,21 @@ def anneal_to_target(
 
 
 def fewest_branches(passes: Callable[[int], bool], total: int, dense_passes: bool) -> int | None:
-    """Searches the fewest branches that pass: halves until some fail, then bisects in the logarithm.
+    """Searches the fewest branches that pass: halves until some number fails, then bisects in the logarithm.
 
     Args:
-      passes: whether so many branches do.
+      passes: returns whether a number of branches passes.
       total: number of branches.
-      dense_passes: whether all of them do; if not, fewer still may, and are halved until they do.
+      dense_passes: whether all branches pass; if not, fewer may still pass, and are halved until they do.
 
     Returns:
-      The fewest found, less than `FINENESS` times as many as some that fail, or None if none that were tried pass.
+      The fewest found, at most `SEARCH_RATIO` times a number that fails; None if no number that was tried passes.
 
     >>> tried = []
-    >>> fewest_branches(lambda kept: tried.append(kept) or kept >= 150, 1_000, True), tried
+    >>> fewest_branches(lambda num_kept: tried.append(num_kept) or num_kept >= 150, 1_000, True), tried
     (162, [500, 250, 125, 177, 149, 162])
     """
-    least = max(1, min(FEWEST_BRANCHES, total // 2))
+    least = max(1, min(MIN_BRANCHES, total // 2))
     passing, failing = (total if dense_passes else None), max(1, total // 2)
     while failing >= least:
         if passes(failing):
@@ -277,7 +299,7 @@ def fewest_branches(passes: Callable[[int], bool], total: int, dense_passes: boo
         failing //= 2
     if passing is None:
         return None
-    while passing - failing > 1 and passing / failing > FINENESS:
+    while passing - failing > 1 and passing / failing > SEARCH_RATIO:
         middle = round(math.sqrt(passing * failing))
         if middle >= least and passes(middle):
             passing = middle
@@ -289,7 +311,15 @@ def fewest_branches(passes: Callable[[int], bool], total: int, dense_passes: boo
 def load_network(
     config: RunConfig, dataset: datasets.Dataset, on_message: Callable[[str], None] = lambda message: None
 ) -> tuple[list[str], Network]:
-    """Makes, trains or loads the fixed weights; returns the layers' names beside them.
+    """Draws, trains or loads the fixed weights.
+
+    Args:
+      config: the settings.
+      dataset: the data.
+      on_message: called with messages for the user.
+
+    Returns:
+      The names of the layers, and the network.
 
     Raises:
       InputError: a weights file that is missing, damaged or does not fit the data set.
@@ -299,10 +329,10 @@ def load_network(
         widths = [*config.hidden, dataset.num_classes]
         sizes = [features, *widths]
         total = sum(inputs * outputs for inputs, outputs in itertools.pairwise(sizes))
-        if total > MOST_BRANCHES:
-            raise InputError(f"HIDDEN makes {total:,} branches; at most {MOST_BRANCHES:,} are possible")
+        if total > MAX_BRANCHES:
+            raise InputError(f"HIDDEN gives {total:,} branches, but at most {MAX_BRANCHES:,} are possible")
         if config.density is not None:
-            masks.num_kept(config.density, total)  # before the training, which may take long
+            masks.num_kept(config.density, total)  # refuses a bad density before the training, which may take long
         model = mlp.MLP(widths, config.activation, config.use_bias, config.initializer)
         weights_key = jax.random.fold_in(jax.random.key(config.seed), 0)
         if config.weights == "random":

@@ -10,7 +10,8 @@ from safetensors.numpy import load_file, save_file
 
 from sa_jax import cli
 from sa_jax.commands.layers.host import prune_layers
-from sa_jax.commands.layers.settings import LayersConfig
+from sa_jax.commands.layers.settings import LayersConfig, parse
+from sa_jax.networks.patterns import NM, Block, Columns, Layer, Rows, Unit
 from sa_jax.pruning import allocation
 from tests.conftest import refusal
 
@@ -59,7 +60,7 @@ def config_of(folder, **changes):
 
 def test_prunes_every_layer_in_its_own_layout_and_type(model):
     folder, arrays = model
-    rows = prune_layers(config_of(folder), folder / "out", "layers.pattern = 0.5")
+    rows = prune_layers(config_of(folder), folder / "out", "layers.pattern = 'unit:0.5'")
     pruned, masks = (load_file(folder / "out" / f"{name}.safetensors") for name in ("pruned", "masks"))
     assert [row["layer"] for row in rows] == ["first", "second", "twin"] and set(pruned) == set(arrays)
     np.testing.assert_array_equal(pruned["norm.bias"], arrays["norm.bias"])
@@ -88,7 +89,7 @@ def test_errors_are_those_of_the_layers_outputs(model):
     assert rows[0]["refit_error"] < rows[0]["annealed_error"]
 
 
-def test_goes_on_where_it_stopped_and_prunes_anew_what_changed(model):
+def test_resumes_where_it_stopped_and_prunes_again_what_changed(model):
     folder, _ = model
     rows = prune_layers(config_of(folder), folder / "out")
     files = sorted((folder / "out/layers").iterdir())
@@ -125,7 +126,7 @@ def test_a_function_that_shows_inputs_serves_as_well_as_gram_matrices(model):
 
 def test_sequentially_a_layer_sees_its_pruned_predecessors(model):
     folder, arrays = model
-    config = config_of(folder, forward=f"{forward.__module__}:forward", sequential=True, pattern=0.25)
+    config = config_of(folder, forward=f"{forward.__module__}:forward", sequential=True, pattern="unit:0.25")
     rows = prune_layers(config, folder / "out")
     pruned = load_file(folder / "out/pruned.safetensors")
     hidden = np.maximum(inputs_of() @ pruned["first.weight"].astype(np.float32).T, 0)
@@ -142,6 +143,61 @@ def test_densities_by_error_keep_the_budget(model):
     assert len({row["pattern"] for row in rows}) > 1
     kept, total = (sum(row[name] for row in rows) for name in ("kept", "total"))
     assert kept / total == pytest.approx(0.5, abs=0.05)
+    for row in rows:
+        density = parse(row["pattern"]).density
+        assert row["pattern"] == f"unit:{density}" and row["kept"] == row["outputs"] * round(
+            density * row["inputs"]
+        )
+
+
+def test_a_number_is_the_share_of_the_layer(model):
+    folder, _ = model
+    by_number, by_name = (
+        prune_layers(config_of(folder, pattern=pattern), folder / f"out{place}")
+        for place, pattern in enumerate((0.3, "layer:0.3"))
+    )
+    for one, other in zip(by_number, by_name, strict=True):
+        assert one["kept"] == other["kept"] == round(0.3 * one["total"])
+        assert one["annealed_error"] == other["annealed_error"] and one["pattern"] == "layer:0.3"
+
+
+@pytest.mark.parametrize(
+    ("text", "pattern"),
+    [
+        ("unit:0.5", Unit(0.5)),
+        ("layer:0.5", Layer(0.5)),
+        (0.5, Layer(0.5)),
+        ("0.5", Layer(0.5)),
+        (1, Layer(1.0)),
+        ("2:4", NM(2, 4)),
+        ("4x2:0.5", Block((4, 2), 0.5)),
+        ("columns:0.5", Columns(0.5)),
+        ("rows:0.25", Rows(0.25)),
+    ],
+)
+def test_patterns_are_read_from_text_and_written_as_text(text, pattern):
+    assert parse(text) == pattern and parse(str(pattern)) == pattern
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("half", ["pattern must be a number or a text such as 'unit:0.5'", "not 'half'"]),
+        ("half:0.5", ["pattern must be a number or a text such as", "not 'half:0.5'"]),
+        (Unit(0.5), ["pattern must be a number or a text such as", "not Unit(density=0.5)"]),
+        (None, ["not None"]),
+        (True, ["not True"]),
+        ("2:0.5", ["not '2:0.5'"]),
+        ("4x:0.5", ["not '4x:0.5'"]),
+        ("5:4", ["pattern '5:4': kept must be a whole number from 1 to 4, not 5"]),
+        ("0x4:0.5", ["pattern '0x4:0.5': the height of a block must be a whole number of at least 1, not 0"]),
+        ("unit:1.5", ["pattern 'unit:1.5': density must be a finite number above 0 and at most 1, not 1.5"]),
+        ("nan", ["pattern 'nan': density", "not nan"]),
+    ],
+)
+def test_text_that_is_not_a_pattern_is_refused(text, parts):
+    with refusal(*parts):
+        parse(text)
 
 
 def test_shares_are_the_best_on_the_grid():
@@ -165,10 +221,11 @@ def test_shares_are_the_best_on_the_grid():
     [
         ({"layers": ["frist"]}, ["'frist'", "did you mean first?"]),
         ({"pattern": "3:5"}, ["first", "3:5 needs a multiple of 5 inputs, not 16"]),
-        ({"pattern": 0.01}, ["keeps none of 16"]),
+        ({"pattern": "unit:0.01"}, ["first: density 0.01 keeps none of 16"]),
+        ({"layers": ["norm"]}, ["the weight of 'norm' cannot be found"]),
         ({"forward": "no_such_module:forward"}, ["no_such_module", "module:function"]),
-        ({"forward": f"{__name__}:SIZES"}, ["is no function"]),
-        ({"weights": "lacking.safetensors"}, ["lacking.safetensors is not there"]),
+        ({"forward": f"{__name__}:SIZES"}, ["is not a function"]),
+        ({"weights": "lacking.safetensors"}, ["lacking.safetensors"]),
     ],
 )
 def test_refuses_before_anything_is_written(model, changes, parts):
@@ -204,17 +261,19 @@ def test_refuses_a_file_whose_header_lies(model):
 @pytest.mark.parametrize(
     ("changes", "part"),
     [
-        ({"grams": None}, "set grams, or forward and inputs"),
+        ({"grams": None}, "no layer inputs given: set layers.grams, or both layers.forward and layers.inputs"),
         ({"sequential": True}, "sequential needs forward"),
-        ({"inputs": "inputs.npz"}, "either grams, or both"),
+        ({"inputs": "inputs.npz"}, "set either layers.grams, or both layers.forward and layers.inputs"),
         ({"weights": ""}, "weights must name a file"),
-        ({"sweeps": 0}, "sweeps must be a number above 0"),
-        ({"damping": -1.0}, "damping must be a number of at least 0"),
-        ({"seed": -1}, "seed must be a whole number"),
+        ({"sweeps": 0}, "sweeps must be a finite number above 0, not 0"),
+        ({"damping": -1.0}, "damping must be a finite number of at least 0, not -1.0"),
+        ({"seed": -1}, "seed must be a whole number from 0 to 4294967295, not -1"),
+        ({"batch_size": 0}, "batch_size must be a whole number from 1 to"),
         ({"refit": 1}, "refit must be True or False"),
         ({"allocation": "by_size"}, "allocation must be one of uniform, by_error"),
-        ({"allocation": "by_error", "pattern": "2:4"}, "chooses densities"),
-        ({"pattern": "half"}, "pattern must be one such as"),
+        ({"allocation": "by_error", "pattern": "2:4"}, "'by_error' needs a pattern such as 'unit:0.5', not '2:4'"),
+        ({"allocation": "by_error", "pattern": 0.5}, "'by_error' needs a pattern such as 'unit:0.5', not 0.5"),
+        ({"pattern": "half"}, "pattern must be a number or a text such as"),
     ],
 )
 def test_refuses_settings_that_make_no_sense(tmp_path, changes, part):
@@ -222,14 +281,17 @@ def test_refuses_settings_that_make_no_sense(tmp_path, changes, part):
         config_of(tmp_path, **changes)
 
 
-def test_tells_of_inputs_that_are_mixtures_of_others(model):
+def test_tells_of_inputs_that_are_linear_combinations_of_others(model):
     folder, _ = model
     grams = load_file(folder / "grams.safetensors")
     few = inputs_of(samples=10)
     save_file(grams | {"first": few.T @ few}, folder / "grams.safetensors")
-    said = []
-    prune_layers(config_of(folder), folder / "out", on_message=said.append)
-    assert any("first: 6 of 16 inputs are mixtures of others" in message for message in said)
+    messages = []
+    prune_layers(config_of(folder), folder / "out", on_message=messages.append)
+    assert any(
+        "first: in these samples 6 of 16 inputs are linear combinations of others" in message
+        for message in messages
+    )
 
 
 def test_the_command_prunes_and_says_what_it_did(model, capsys):

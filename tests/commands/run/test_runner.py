@@ -7,20 +7,20 @@ import json
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sa_jax import InputError
-from sa_jax.commands.run import chains, evaluation, runner
+from sa_jax import InputError, baselines
+from sa_jax.commands.run import chains, runner
 from sa_jax.commands.run.settings import RunConfig
 from sa_jax.files import datasets, workdirs
+from sa_jax.networks import mlp
+from tests.commands.run.runs import SMALL, annealed
 from tests.conftest import refusal
 
-SMALL = RunConfig(
-    weights="random", hidden=(12, 8), density=0.2, num_steps=2_000, num_chains=2, num_samples=300, use_bias=True
-)
-# A last chunk that is shorter than the others.
-UNEVEN = dataclasses.replace(SMALL, num_steps=3_500)
+TRAINED = RunConfig(hidden=(12,), density=0.15, num_steps=1_000, num_chains=3, num_samples=300, pretrain_epochs=5)
+
 FILES = {"masks.npz", "weights.npz", "survival.npz", "operative.gin", "trace.csv", "report.html", "result.json"}
 FIELDS = [
     "dataset",
@@ -60,14 +60,6 @@ def finished(tmp_path_factory):
     return workdir, runner.run(SMALL, workdir, "SEED = 0\n")
 
 
-def annealed(config, dataset=None, on_progress=lambda progress: None):
-    """Anneals as `run` does, without writing anything."""
-    dataset = dataset or datasets.load_dataset(config.dataset)
-    _, network = runner.load_network(config, dataset)
-    x, y = dataset.train.inputs[: config.num_samples], dataset.train.labels[: config.num_samples]
-    return chains.anneal_chains(config, network, x, y, kept=100, on_progress=on_progress)
-
-
 def test_folder_holds_the_whole_run(finished):
     workdir, result = finished
     assert {path.name for path in workdir.iterdir()} == FILES == set(workdirs.FILES)
@@ -85,7 +77,7 @@ def test_folder_holds_the_whole_run(finished):
 
 
 def test_saved_masks_and_weights_give_the_reported_figures(finished):
-    """Computed anew with numpy alone, as a stranger would who gets only the folder."""
+    """Computed again with numpy alone, as by a stranger who gets only the folder."""
     workdir, result = finished
     with np.load(workdir / "masks.npz") as masks, np.load(workdir / "weights.npz") as weights:
         assert set(masks.files) == {name for name in weights.files if name.endswith("kernel")}
@@ -130,12 +122,12 @@ def test_weights_that_move_are_told_apart(finished, tmp_path):
     assert result["dense_test_accuracy"] == finished[1]["dense_test_accuracy"]
     assert result["uses_gradients"] and not finished[1]["uses_gradients"]
     assert result["kept"] == finished[1]["kept"] and result["best_energy"] < result["start_energy"]
-    assert "which annealing moved" in result["worth"] and "which annealing moved" not in finished[1]["worth"]
+    assert "annealing moved them" in result["worth"] and "annealing moved them" not in finished[1]["worth"]
     for folder, of, words in (
-        (tmp_path / "moved", result, "changed weights, by annealing alone"),
-        (*finished, "no weight was changed"),
+        (tmp_path / "moved", result, "Annealing chose branches and changed weights."),
+        (*finished, "no weight was changed."),
     ):
-        assert of["moves_weights"] == (words[0] == "c")
+        assert of["moves_weights"] == ("changed weights" in words)
         assert words in (folder / "report.html").read_text()
 
 
@@ -165,50 +157,15 @@ def test_same_settings_same_bits_in_place_of_an_old_result(finished, tmp_path):
     assert float(other.best_energy.min()) != result["best_energy"]
 
 
-@pytest.mark.usefixtures("optimized")
-def test_chain_count_changes_no_bit_of_a_chain():
-    two = annealed(SMALL)
-    for num_chains in (1, 3):
-        other = annealed(dataclasses.replace(SMALL, num_chains=num_chains))
-        shared = min(2, num_chains)
-        for name in ("energy", "best_energy", "acceptance"):
-            np.testing.assert_array_equal(two.trace[name][:shared], other.trace[name][:shared])
-        np.testing.assert_array_equal(two.num_accepted[:shared], other.num_accepted[:shared])
-        assert other.best_energy.shape == (num_chains,)
-
-
-@pytest.mark.usefixtures("optimized")
-def test_chunk_length_changes_no_bit(monkeypatch):
-    long = annealed(UNEVEN)
-    monkeypatch.setattr(chains, "LEAST_CHUNK_STEPS", 300)
-    short = annealed(UNEVEN)
-    assert len(short.trace["step"]) > len(long.trace["step"])
-    np.testing.assert_array_equal(long.mask, short.mask)
-    np.testing.assert_array_equal(long.best_energy, short.best_energy)
-    np.testing.assert_array_equal(long.num_accepted, short.num_accepted)
-
-
-def test_nothing_compiles_between_chunks():
-    compilations, seen = [], []
-
-    def listen(event, duration, **_):
-        if event.endswith("backend_compile_duration"):
-            compilations.append(duration)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    jax.clear_caches()  # of what other tests have compiled
-    annealed(UNEVEN, on_progress=lambda progress: seen.append(len(compilations)))
-    assert len(seen) >= 4 and seen[0] > 0
-    assert seen[-1] == seen[0]
-
-
 def test_validation_and_test_samples_play_no_part(tmp_path, monkeypatch):
     """Neither in the pretraining, nor in the search, nor in which chain is taken."""
     config = dataclasses.replace(SMALL, weights="pretrain", pretrain_epochs=2, num_steps=500)
     runner.run(config, tmp_path / "true")
     dataset = datasets.load_dataset("digits")
     garbage = datasets.Split(dataset.test.inputs[::-1] * 7, (dataset.test.labels + 1) % 10)
-    monkeypatch.setattr(datasets, "load", lambda *ignored: dataset._replace(validation=garbage, test=garbage))
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda *ignored: dataset._replace(validation=garbage, test=garbage)
+    )
     runner.run(config, tmp_path / "garbage")
     for name in ("masks.npz", "weights.npz", "trace.csv"):
         assert (tmp_path / "true" / name).read_bytes() == (tmp_path / "garbage" / name).read_bytes()
@@ -220,13 +177,6 @@ def test_annealing_beats_magnitude_and_random(tmp_path):
     assert result["validation_accuracy"] > 0.75
     assert result["test_accuracy"] > max(result["magnitude_test_accuracy"], result["random_test_accuracy"]) + 0.1
     assert not result["warnings"]
-
-
-def test_temperatures_far_off_are_warned_of(tmp_path):
-    hot = dataclasses.replace(SMALL, schedule="constant", move="uniform", temperature_start=1e9)
-    (warning,) = runner.run(hot, tmp_path)["warnings"]
-    assert warning == "a share of 1 of the proposals was accepted: the temperatures are too high"
-    assert "no mask was better" in evaluation.search_warnings(0.5, False)[0]
 
 
 def test_interruption_leaves_nothing(tmp_path):
@@ -286,7 +236,7 @@ def test_weights_file_fixes_the_layers(tmp_path, rng_key):
     kernels = [numbers.normal(size=(64, 7)), numbers.normal(size=(7, 10))]
     result = runner.run(save_weights(tmp_path / "w.npz", kernels), tmp_path / "run")
     assert result["sizes"] == [64, 7, 10] and result["warnings"] == [
-        "HIDDEN = [12, 8] was not used: the weights file has [7]"
+        "HIDDEN = [12, 8] was not used: the hidden layers of the weights file have the widths [7]"
     ]
     with np.load(tmp_path / "run" / "masks.npz") as masks:
         assert masks.files == ["fc0/kernel", "fc1/kernel"] and masks["fc0/kernel"].shape == (64, 7)
@@ -301,7 +251,7 @@ def test_weights_file_fixes_the_layers(tmp_path, rng_key):
         ([np.full((64, 10), np.nan)], {}, "'fc0.weight' holds NaN or infinite values"),
         ([np.ones((64, 10))], {"fc0.bias": np.ones(9)}, "bias .* does not fit kernel"),
         ([np.ones((64, 10))], {"fc0.gain": np.ones(9)}, "'fc0.gain' is none of"),
-        ([np.full((64, 10), 1e38)], {}, "no finite .*: are the weights far too large"),
+        ([np.full((64, 10), 1e38)], {}, "not finite .*: are the weights far too large"),
     ],
 )
 def test_weights_that_do_not_fit(tmp_path, kernels, extra, message):
@@ -311,65 +261,6 @@ def test_weights_that_do_not_fit(tmp_path, kernels, extra, message):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"density": 0.0}, r"density must be a number in \(0, 1\], not 0.0"),
-        ({"density": 1.01}, "density must be a number"),
-        ({"density": float("nan")}, "density must be a number"),
-        ({"density": "half"}, "density must be a number"),
-        ({"target_accuracy": 0.9}, "target_accuracy = 0.9 and DENSITY = 0.2 exclude each other"),
-        (
-            {"density": None, "target_accuracy": 95},
-            r"target_accuracy must be a number in \(0, 1\], or None, not 95",
-        ),
-        ({"density": None, "target_accuracy": float("nan")}, "target_accuracy must be a number"),
-        ({"density": None, "target_accuracy": True}, "target_accuracy must be a number"),
-        ({"tolerance": 1}, "tolerance must be a number from 0 to below 1, not 1"),
-        ({"tolerance": None}, "tolerance must be a number"),
-        ({"num_steps": 0}, "NUM_STEPS must be a whole number of at least 1, or None to choose it, not 0"),
-        ({"num_steps": 2**31}, "NUM_STEPS must be below"),
-        ({"num_chains": 0}, "NUM_CHAINS must be a whole number of at least 1"),
-        ({"num_chains": True}, "NUM_CHAINS must be a whole number"),
-        ({"num_samples": 0.5}, "NUM_SAMPLES must be a whole number"),
-        ({"seed": -1}, "SEED must be a whole number from 0"),
-        ({"hidden": 300}, "HIDDEN must be a list"),
-        ({"hidden": [3, 0]}, "HIDDEN must be a list"),
-        ({"dataset": 5}, "DATASET must be text in quotes"),
-        ({"weights": None}, "WEIGHTS must be text in quotes"),
-        ({"activation": "sine"}, "activation must be one of relu, tanh, gelu"),
-        ({"input_std": 0}, "INPUT_STD must be above 0"),
-        ({"input_mean": float("inf")}, "INPUT_MEAN must be a finite number"),
-        ({"use_bias": 1}, "use_bias must be True or False"),
-        ({"initializer": "ones"}, "initializer must be one of"),
-        ({"energy": "loss"}, "energy must be one of cross_entropy, kl_to_teacher, error_rate"),
-        ({"move": "flip"}, "move must be one of saliency, informed, uniform"),
-        ({"move": "informed", "energy": "error_rate"}, "needs an energy with a derivative"),
-        ({"budget": None}, "BUDGET must be a whole number of at least 1, not None"),
-        ({"num_samples": "all"}, "NUM_SAMPLES must be a whole number of at least 1, or None to choose it"),
-        ({"start": "zero"}, "start must be one of"),
-        ({"schedule": "exponential"}, "schedule must be one of"),
-        ({"logit_scale": 0}, "logit_scale must be a finite number above 0"),
-        ({"temperature_start": float("nan")}, "temperature_start must be a finite number"),
-    ],
-)
-def test_bad_settings_are_named(settings, message):
-    with pytest.raises(InputError, match=message) as error:
-        dataclasses.replace(SMALL, **settings)
-    assert "\n" not in str(error.value)
-
-
-def test_samples_and_steps_are_chosen_by_branches_and_budget():
-    config = dataclasses.replace(SMALL, num_steps=None, num_samples=None, budget=1_234_567)
-    assert config.sizes(kept=100, available=60_000) == (2_000, 600)
-    informed = dataclasses.replace(config, move="informed")
-    assert informed.sizes(kept=400, available=60_000) == (16_000, 100)  # at least a block of steps
-    assert config.sizes(kept=400, available=500) == (500, 2_400)  # no more samples than there are
-    given = dataclasses.replace(config, num_steps=77, num_samples=300)
-    assert given.sizes(kept=100, available=60_000) == (300, 77)
-    assert given.sizes(kept=100, available=200) == (200, 77)
-
-
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "logarithmic", "constant", lambda step: 1e-3])
 def test_every_schedule_runs(schedule, tmp_path):
     config = dataclasses.replace(SMALL, schedule=schedule, move="uniform", num_steps=300, energy="error_rate")
@@ -377,41 +268,133 @@ def test_every_schedule_runs(schedule, tmp_path):
     assert result["kept"] == 189 and 0 <= result["best_energy"] <= 1
 
 
-def test_chain_batches_walk_alike_up_to_rounding():
-    config = dataclasses.replace(SMALL, num_chains=5, num_steps=1_500)
-    alone = annealed(config)
-    grouped = annealed(dataclasses.replace(config, chain_batch=2))
-    assert (alone.chain_batch, grouped.chain_batch) == (1, 2)
-    np.testing.assert_array_equal(alone.num_accepted, grouped.num_accepted)
-    np.testing.assert_allclose(alone.best_energy, grouped.best_energy, rtol=1e-4)
+# Searches for the density
 
 
-@pytest.mark.parametrize("value", [0, -1, 1.5, True, "all"])
-def test_a_bad_chain_batch_is_refused(value):
-    with refusal("chain_batch must be a whole number of at least 1, or None", repr(value)):
-        dataclasses.replace(SMALL, chain_batch=value)
+@pytest.mark.parametrize("total", [2, 3, 9, 100, 2_720, 266_200])
+@pytest.mark.parametrize("share", [0.002, 0.03, 0.2, 0.55, 0.98])
+@pytest.mark.parametrize("dense_passes", [True, False])
+def test_the_fewest_branches_that_pass_are_found(total, share, dense_passes):
+    threshold, tried = max(1, round(share * total)), []
+
+    def passes(kept):
+        assert 1 <= kept < total and kept not in tried
+        tried.append(kept)
+        return kept >= threshold
+
+    found = runner.fewest_branches(passes, total, dense_passes)
+    least = min(runner.MIN_BRANCHES, total // 2)
+    if found is not None:
+        assert found in tried and found >= threshold
+        assert found <= max(runner.SEARCH_RATIO * threshold, threshold + 1, runner.SEARCH_RATIO * least, least + 1)
+    elif dense_passes:
+        assert total <= max(runner.SEARCH_RATIO * threshold, threshold + 1)
+    else:
+        assert max(tried) < threshold
+    assert len(tried) < 25 and min(tried) >= least
 
 
-def test_a_run_that_does_not_fit_is_refused_before_it_begins(tmp_path, monkeypatch):
-    monkeypatch.setattr(chains, "free_memory", lambda device: 20_000)
-    messages = []
-    with refusal("the run needs", "MB of memory", "0.0 MB are free", "lower NUM_SAMPLES"):
-        runner.run(SMALL, tmp_path / "run", on_message=messages.append)
-    assert any(message.startswith("needs ") for message in messages)
-    assert not (tmp_path / "run").exists()
+def test_what_passes_only_when_sparse_is_found():
+    """As a network whose weights were never trained: dense it fails."""
+    found = runner.fewest_branches(lambda kept: 100 <= kept <= 300, 1_000, False)
+    assert 100 <= found <= 110
 
 
-def test_memory_is_stated_and_does_not_grow_with_the_steps():
-    """Against the arrays that must exist on each of the two devices, for a network large enough to tell."""
+@pytest.fixture
+def pretended(monkeypatch):
+    """A search whose accuracy depends on the number of branches alone, and what it was called with."""
     dataset = datasets.load_dataset("digits")
-    config = dataclasses.replace(SMALL, hidden=(300, 300), weights="random", num_samples=1_000)
-    short, long = (annealed(dataclasses.replace(config, num_steps=n), dataset) for n in (1_000, 4_000))
-    assert short.memory_bytes == long.memory_bytes
-    branches = 64 * 300 + 300 * 300 + 300 * 10
-    fixed = 4 * branches * 2 + 4 * 1_000 * 64  # weights and saliency, inputs
-    chain = branches * (1 + 1 + 4) + 4 * 1_000 * 610  # mask, best mask, index list, outputs
-    assert fixed + chain < short.memory_bytes / 2 < 2.5 * (fixed + chain)
+    network = mlp.Network((jnp.ones((64, 10)),), (None,))
+    real, _ = runner.anneal_density(
+        dataclasses.replace(TRAINED, num_steps=10, num_chains=1), dataset, network, lambda p: None, lambda m: None
+    )
+    densities = []
+
+    def anneal(config, dataset, network, on_progress, on_message, saving):
+        on_message("needs memory")
+        on_progress(chains.Progress(1, 1, 0.1, 1.0, 1.0, 0.5, 10.0))
+        densities.append(config.density)
+        kept = round(config.density * 640)
+        return real._replace(masks=(np.arange(640) < kept)[None], cpu_seconds=2.0), None
+
+    def search(accuracy, **settings):
+        def pretend(network, mask, split, activation):
+            assert split is dataset.validation
+            return accuracy(int(mask.sum()))
+
+        monkeypatch.setattr(runner, "anneal_density", anneal)
+        monkeypatch.setattr(runner, "accuracy", pretend)
+        config = dataclasses.replace(TRAINED, density=None, **settings)
+        progress, messages = [], []
+        found, searched = runner.anneal_to_target(config, dataset, network, progress.append, messages.append)
+        return int(found.mask.sum()), searched, progress, messages, densities
+
+    return search
 
 
-def test_free_memory_is_a_number_of_bytes():
-    assert 0 < chains.free_memory(jax.local_devices()[0]) < 2**50
+def test_a_search_takes_the_sparsest_mask_that_reaches_the_target(pretended):
+    kept, search, progress, messages, densities = pretended(lambda kept: 0.9 if kept >= 100 else 0.7)
+    assert search.target_accuracy == pytest.approx(0.895) and 100 <= kept <= 110
+    assert kept == min(probe.kept for probe in search.probes if probe.validation_accuracy == 0.9)
+    assert [probe.density for probe in search.probes] == densities and densities[:3] == [0.5, 0.25, 0.125]
+    assert [one.probe for one in progress] == list(range(1, len(densities) + 1))
+    assert [one.density for one in progress] == densities
+    assert messages[0] == "needs memory" and messages.count("needs memory") == 1
+    assert messages[1] == "probe 1: 50 % of the branches kept, validation accuracy 90.00 %, target 89.50 %"
+
+
+def test_a_target_may_be_given_and_met_to_the_last_digit(pretended):
+    kept, search, *_ = pretended(lambda kept: kept / 640, target_accuracy=0.3)
+    assert search.target_accuracy == 0.3 and 192 <= kept <= 1.1 * 192
+    kept, search, *_ = pretended(lambda kept: 0.9 + 0.1 * (kept == 640) - 1e-12, tolerance=0.1)
+    assert kept == min(probe.kept for probe in search.probes) <= 9  # all of them pass
+
+
+def test_where_nothing_reaches_the_target_the_nearest_is_taken(pretended):
+    kept, search, *_ = pretended(lambda kept: 0.5 - abs(kept - 80) / 1_000, target_accuracy=0.99)
+    assert kept == 80 and not any(search.passes(probe.validation_accuracy) for probe in search.probes)
+
+
+def test_a_search_is_written_like_any_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "SEARCH_RATIO", 1.9)
+    monkeypatch.setattr(runner, "MIN_BRANCHES", 200)
+    config = dataclasses.replace(TRAINED, density=None, target_accuracy=0.02, num_steps=300, num_chains=1)
+    result = runner.run(config, tmp_path / "search")
+    assert [probe["kept"] for probe in result["probes"]] == [444, 222] and result["total"] == 888
+    assert result["kept"] == 222 and result["density"] == 0.25 and result["target_accuracy"] == 0.02
+    assert result["validation_accuracy"] == result["probes"][-1]["validation_accuracy"]
+    for name in ("cpu_seconds", "anneal_seconds", "compile_seconds"):
+        assert result[name] == pytest.approx(sum(probe[name] for probe in result["probes"]))
+    assert result["seconds_cover"] == "annealing, all 2 probes together" and not result["warnings"]
+    assert "How the density was found" in (tmp_path / "search" / "report.html").read_text()
+    # The result is that of a run at the density found.
+    given = dataclasses.replace(config, density=0.25, target_accuracy=None)
+    assert runner.run(given, tmp_path / "given")["probes"] == []
+    for name in ("masks.npz", "trace.csv"):
+        assert (tmp_path / "search" / name).read_bytes() == (tmp_path / "given" / name).read_bytes()
+
+
+def test_a_target_that_nothing_reaches_is_warned_of(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "MIN_BRANCHES", 400)
+    config = dataclasses.replace(TRAINED, density=None, target_accuracy=1.0, num_steps=300, num_chains=1)
+    result = runner.run(config, tmp_path)
+    expected = "no density tried reached the target validation accuracy of 100.00 %: this result came closest"
+    assert expected in result["warnings"]
+
+
+def test_another_methods_mask_to_begin_with():
+    config = dataclasses.replace(TRAINED, start="snip", num_steps=100, num_chains=1)
+    assert config.uses_gradients and config.uses_labels and config.options.start == "magnitude"
+    assert not dataclasses.replace(TRAINED, start="wanda_global").uses_gradients
+    dataset, messages = datasets.load_dataset("digits"), []
+    _, network = runner.load_network(config, dataset)
+    annealed, _ = runner.anneal_density(config, dataset, network, lambda progress: None, messages.append)
+    kept = int(annealed.mask.sum())
+    key = jax.random.fold_in(jax.random.key(config.seed), 3)
+    x, y = map(jnp.asarray, dataset.train)
+    found = baselines.METHODS["snip"].find(baselines.Task(key, network, x, y, kept, config.activation))
+    np.testing.assert_array_equal(annealed.problem.mask, found.mask)
+    assert annealed.best_energy.min() < annealed.start_energy
+    assert "finding the initial mask with snip" in messages[0]
+    with refusal("run.start must be one of magnitude, saliency, random", "edge_popup", "'woodfisher'"):
+        dataclasses.replace(TRAINED, start="woodfisher")

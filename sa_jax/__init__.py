@@ -22,6 +22,7 @@ from sa_jax.types import AnnealResult, InputError, Landscape, Trace
 if TYPE_CHECKING:
     from sa_jax import baselines, export, files, testing
     from sa_jax.annealing import tempering
+    from sa_jax.networks import patterns
     from sa_jax.networks.masks import apply_masks
     from sa_jax.pruning import (
         collect_moments,
@@ -48,6 +49,7 @@ _MODULES = {
     "baselines": "sa_jax.baselines",
     "export": "sa_jax.export",
     "files": "sa_jax.files",
+    "patterns": "sa_jax.networks.patterns",
     "tempering": "sa_jax.annealing.tempering",
     "testing": "sa_jax.testing",
 }
@@ -71,6 +73,7 @@ __all__ = [
     "geometric_schedule",
     "linear_schedule",
     "logarithmic_schedule",
+    "patterns",
     "prune",
     "prune_kernels",
     "prune_layers",

@@ -35,8 +35,8 @@ class Balance(NamedTuple):
       ratio_error: greatest error of a stated proposal ratio, in its standard errors.
     """
 
-    counts: np.ndarray
-    probabilities: np.ndarray
+    counts: np.ndarray  # int64 [positions]
+    probabilities: np.ndarray  # float64 [positions]
     p_value: float
     energy_error: float
     ratio_error: float
@@ -52,10 +52,10 @@ class Proposals(NamedTuple):
       energy_errors: of each energy change, the greatest, float64 `[positions, positions + 1]`.
     """
 
-    draws: np.ndarray
-    ratios: np.ndarray
-    squares: np.ndarray
-    energy_errors: np.ndarray
+    draws: np.ndarray  # int64 [positions, positions + 1]
+    ratios: np.ndarray  # float64 [positions, positions + 1]
+    squares: np.ndarray  # float64 [positions, positions + 1]
+    energy_errors: np.ndarray  # float64 [positions, positions + 1]
 
 
 def check_detailed_balance(

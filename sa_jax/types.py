@@ -75,8 +75,8 @@ class Landscape(NamedTuple, Generic[State, Noise, Move, Pending]):
     """A problem to anneal, as pure functions over a state, in the manner of `optax.GradientTransformation`.
 
     A state is any pytree with the fields `position` and `energy` (float32 scalar, lower is better).
-    `draw` is a function of its own and takes no state. So the annealer can draw the random numbers of a whole block
-    of steps at once, which costs a fiftieth of drawing them step by step.
+    `draw` is a function of its own and takes no state. So the annealer can draw the random numbers of a whole
+    block of steps at once, which costs a fiftieth of drawing them step by step.
 
     Attributes:
       init: `(position, data) -> state`, a full evaluation.
@@ -101,8 +101,8 @@ class Landscape(NamedTuple, Generic[State, Noise, Move, Pending]):
     commit: CommitFn[State, Move, Pending]
     refresh: RefreshFn[State]
     remember: RememberFn[State] | None = None
-    # A full evaluation costs as much as some hundred proposals. The rounding error that it removes is below 1e-6 even
-    # after twice as many steps.
+    # A full evaluation costs as much as some hundred proposals. The rounding error that it removes is below 1e-6
+    # even after twice as many steps.
     refresh_steps: int = 10_000
 
 

@@ -1,6 +1,8 @@
 """A type checker rejects a landscape whose functions do not take what the annealer gives them."""
 
+import ast
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -79,3 +81,22 @@ def test_a_landscape_fits_together_or_is_rejected(delta, move, accepted, tmp_pat
         assert not found
     else:
         assert found and all(rule == "reportArgumentType" and "Landscape(" in line for rule, line in found)
+
+
+PACKAGE = ROOT / "sa_jax"
+ARRAY = re.compile(r"jax\.Array|np\.ndarray")
+# Arrays by name, and functions of arrays, have shapes that their docstrings tell.
+SEVERAL = re.compile(r"dict\[|Callable\[|Mapping\[")
+
+
+def test_a_shape_stands_beside_every_array_field():
+    """Such as `energy: jax.Array  # float32 []`."""
+    missing = []
+    for path in sorted(PACKAGE.glob("**/*.py")):
+        lines = path.read_text().splitlines()
+        classes = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.ClassDef)]
+        for field in (one for node in classes for one in node.body if isinstance(one, ast.AnnAssign)):
+            hint, line = ast.unparse(field.annotation), lines[field.end_lineno - 1]
+            if ARRAY.search(hint) and not SEVERAL.search(hint) and not re.search(r"  # \w.* \[.*\]$", line):
+                missing.append(f"{path.relative_to(ROOT)}:{field.lineno}: {line.strip()}")
+    assert not missing, missing

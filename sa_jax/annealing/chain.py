@@ -264,8 +264,9 @@ def anneal(
       num_steps: proposals, at least 0; static under `jit`.
       data: arrays passed on to the energy, so that they need not be captured.
       trace_every: record every so many steps; 0 records nothing. Static under `jit`.
-      parallel_proposals: proposals evaluated at once against the same state, at least 1, of which the first accepted one
-        is taken: the same chain, sooner on wide hardware where few are accepted. Static under `jit`.
+      parallel_proposals: number of proposals evaluated at once against the same state, at least 1; the first
+        that is accepted is taken. The chain is the same, and faster on wide hardware where few proposals are accepted.
+        Static under `jit`.
 
     Returns:
       An `AnnealResult`; best and final position are kept apart.
@@ -280,7 +281,8 @@ def anneal(
     >>> from sa_jax import anneal, from_energy, geometric_schedule
     >>> energy = lambda x: 0.1 * (x - 7) ** 2 + 2 * jnp.cos(2 * x)
     >>> move = lambda rng_key, x: x + jax.random.normal(rng_key)
-    >>> result = anneal(jax.random.key(0), from_energy(energy, move), 0.0, geometric_schedule(5.0, 0.01, 2000), 2000)
+    >>> landscape, schedule = from_energy(energy, move), geometric_schedule(5.0, 0.01, 2000)
+    >>> result = anneal(jax.random.key(0), landscape, 0.0, schedule, 2000)
     >>> round(float(result.best), 1)
     7.8
     """

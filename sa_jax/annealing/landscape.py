@@ -13,7 +13,7 @@ class EnergyState(NamedTuple):
     """A position and its energy, a floating-point scalar of at least 32 bits."""
 
     position: PyTree
-    energy: jax.Array
+    energy: jax.Array  # float32 or float64 []
 
 
 def from_energy(energy_fn: Callable[..., jax.Array], move_fn: Callable[..., PyTree]) -> Landscape:

@@ -43,13 +43,13 @@ class TemperResult(NamedTuple):
     """
 
     best: PyTree
-    best_energy: jax.Array
+    best_energy: jax.Array  # float32 []
     final: PyTree
-    final_energy: jax.Array
-    temperatures: jax.Array
-    exchange_share: jax.Array
-    num_accepted: jax.Array
-    round_trips: jax.Array
+    final_energy: jax.Array  # float32 [rungs]
+    temperatures: jax.Array  # float32 [rungs]
+    exchange_share: jax.Array  # float32 [rungs - 1]
+    num_accepted: jax.Array  # int32 [rungs]
+    round_trips: jax.Array  # int32 [rungs]
 
 
 class Replicas(NamedTuple):
@@ -68,13 +68,13 @@ class Replicas(NamedTuple):
     """
 
     chains: AnnealState
-    rung: jax.Array
-    log_temperatures: jax.Array
-    tried: jax.Array
-    exchanged: jax.Array
-    chance: jax.Array
-    heading: jax.Array
-    round_trips: jax.Array
+    rung: jax.Array  # int32 [rungs]
+    log_temperatures: jax.Array  # float32 [rungs]
+    tried: jax.Array  # int32 [rungs - 1]
+    exchanged: jax.Array  # int32 [rungs - 1]
+    chance: jax.Array  # float32 [rungs - 1]
+    heading: jax.Array  # int32 [rungs]
+    round_trips: jax.Array  # int32 [rungs]
 
 
 def temper(
@@ -218,12 +218,12 @@ class PopulationResult(NamedTuple):
     """
 
     best: PyTree
-    best_energy: jax.Array
+    best_energy: jax.Array  # float32 []
     final: PyTree
-    final_energy: jax.Array
-    family: jax.Array
-    mean_square_family_size: jax.Array
-    num_accepted: jax.Array
+    final_energy: jax.Array  # float32 [members]
+    family: jax.Array  # int32 [members]
+    mean_square_family_size: jax.Array  # float32 []
+    num_accepted: jax.Array  # int32 [members]
 
 
 def population_anneal(

@@ -54,10 +54,10 @@ class Task(NamedTuple):
       budget: how much computation to use.
     """
 
-    rng_key: jax.Array
+    rng_key: jax.Array  # key []
     network: Network
-    x: jax.Array
-    y: jax.Array
+    x: jax.Array  # float32 [samples, features]
+    y: jax.Array  # int32 [samples]
     num_kept: int
     activation: str = "relu"
     energy: Energy | None = None
@@ -67,7 +67,7 @@ class Task(NamedTuple):
 class Found(NamedTuple):
     """The result of a method: a flat mask, bool `[total]`, and the network that it belongs to."""
 
-    mask: jax.Array
+    mask: jax.Array  # bool [total]
     network: Network
 
 

@@ -34,8 +34,8 @@ class Fisher(NamedTuple):
       damping: added to the diagonal.
     """
 
-    derivatives: np.ndarray
-    factor: np.ndarray
+    derivatives: np.ndarray  # float32 [samples, total]
+    factor: np.ndarray  # float64 [samples, samples]
     damping: float
 
 

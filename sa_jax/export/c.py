@@ -278,7 +278,7 @@ class Inputs(NamedTuple):
 
     mean: float
     std: float
-    image: np.ndarray | None
+    image: np.ndarray | None  # uint8 [rows, columns]
 
 
 class Stored(NamedTuple):

@@ -20,9 +20,9 @@ class Cleaned(NamedTuple):
       activation: activation between layers, one of `mlp.ACTIVATIONS`.
     """
 
-    kernels: tuple[np.ndarray, ...]
-    masks: tuple[np.ndarray, ...]
-    biases: tuple[np.ndarray, ...]
+    kernels: tuple[np.ndarray, ...]  # float32 [inputs, outputs]
+    masks: tuple[np.ndarray, ...]  # bool [inputs, outputs]
+    biases: tuple[np.ndarray, ...]  # float32 [outputs]
     activation: str
 
 

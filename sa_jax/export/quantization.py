@@ -44,11 +44,11 @@ class QuantizedLayer(NamedTuple):
       bias: float32 `[outputs]`; below 32 bits exactly representable in bfloat16.
     """
 
-    mask: np.ndarray
+    mask: np.ndarray  # bool [inputs, outputs]
     bits: int
-    codes: np.ndarray
-    scales: np.ndarray
-    bias: np.ndarray
+    codes: np.ndarray  # uint8 [kept]
+    scales: np.ndarray  # float32 [groups, bits]
+    bias: np.ndarray  # float32 [outputs]
 
 
 class Quantized(NamedTuple):

@@ -69,8 +69,8 @@ SOURCES = {
 class Split(NamedTuple):
     """The samples of a split: inputs float32 `[samples, features]`, labels int32 `[samples]`."""
 
-    inputs: np.ndarray
-    labels: np.ndarray
+    inputs: np.ndarray  # float32 [samples, features]
+    labels: np.ndarray  # int32 [samples]
 
 
 class Dataset(NamedTuple):

@@ -28,9 +28,9 @@ class RowState(NamedTuple):
       swaps: what draws the branches.
     """
 
-    position: jax.Array
-    energy: jax.Array
-    fields: jax.Array
+    position: jax.Array  # bool [rows, inputs]
+    energy: jax.Array  # float32 []
+    fields: jax.Array  # float32 [rows, inputs]
     swaps: Any
 
 
@@ -44,10 +44,10 @@ class HeatBathMove(NamedTuple):
       energy_change: float32 `[]`.
     """
 
-    pruned: jax.Array
-    grown: jax.Array
-    slot: jax.Array
-    energy_change: jax.Array
+    pruned: jax.Array  # int32 []
+    grown: jax.Array  # int32 []
+    slot: jax.Array  # int32 []
+    energy_change: jax.Array  # float32 []
 
 
 def linear_rows(
@@ -207,8 +207,10 @@ def _moved(fields, gram, branch, amount):
 
 
 def _swapped(mask, pruned, grown, accepted):
-    flat = mask.ravel().at[pruned].set(~accepted)
-    return flat.at[grown].set(accepted | (pruned == grown)).reshape(mask.shape)
+    # An index out of range is not written. Where nothing is kept, `pruned` is not a kept branch, and a proposal
+    # that is not accepted must not write it: a batch of chains commits such proposals too.
+    pruned, grown = (jnp.where(accepted, branch, mask.size) for branch in (pruned, grown))
+    return mask.ravel().at[pruned].set(False).at[grown].set(True).reshape(mask.shape)
 
 
 def _by_boltzmann(energies, temperature, *bits):

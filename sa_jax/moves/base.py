@@ -29,10 +29,10 @@ class Swap(NamedTuple):
         swap, None where no weight moves.
     """
 
-    pruned: jax.Array
-    grown: jax.Array
-    slots: jax.Array
-    nudge: jax.Array | None = None
+    pruned: jax.Array  # int32 []
+    grown: jax.Array  # int32 []
+    slots: jax.Array  # int32 [2]
+    nudge: jax.Array | None = None  # float32 []
 
     @property
     def changes_mask(self) -> jax.Array:
@@ -44,19 +44,19 @@ class KeptList(NamedTuple):
     """The kept branches, so that one is drawn in time that does not depend on their number.
 
     Attributes:
-      branches: flat indices, the first `num_kept` of them kept branches, int32 `[total]`. The others are never read.
-      num_kept: number of kept branches, int32 `[]`.
+      branches: flat indices. The first `num_kept` are those of the kept branches; the others are never read.
+      num_kept: number of kept branches.
     """
 
-    branches: jax.Array
-    num_kept: jax.Array
+    branches: jax.Array  # int32 [total]
+    num_kept: jax.Array  # int32 []
 
     def replaced(self, slot: jax.Array, branch: jax.Array) -> "KeptList":
         """Returns the list with another branch, int32 `[]`, in a slot, int32 `[]`."""
         return self._replace(branches=self.branches.at[slot].set(branch))
 
     def packed(self) -> "KeptList":
-        """Returns the list with zeros in place of what is never read, with any leading axes: it compresses well."""
+        """Returns the list with zeros in place of the entries that are never read; leading axes are allowed."""
         slots = jnp.arange(self.branches.shape[-1])
         return self._replace(branches=jnp.where(slots < self.num_kept[..., None], self.branches, 0))
 
@@ -70,9 +70,9 @@ class Estimates(NamedTuple):
       curvatures: second derivative, as the mean square of the samples' first derivatives has it, at least 0.
     """
 
-    effects: jax.Array
-    slopes: jax.Array
-    curvatures: jax.Array
+    effects: jax.Array  # float32 [total]
+    slopes: jax.Array  # float32 [total]
+    curvatures: jax.Array  # float32 [total]
 
 
 class InitSwapsFn(Protocol[StateOut]):
@@ -156,7 +156,13 @@ def kept_list(mask: jax.Array) -> KeptList:
     return KeptList(jnp.argsort(~mask, stable=True).astype(jnp.int32), mask.sum(dtype=jnp.int32))
 
 
-def swap_of_slots(state, kept_slot, pruned_slot, num_pruned):
+def swap_of_slots(
+    state: Any, kept_slot: jax.Array, pruned_slot: jax.Array, num_pruned: jax.Array
+) -> tuple[Swap, jax.Array]:
+    """Returns the swap of the branches in two slots of `state.order`, int32 `[]` each, and its log ratio.
+
+    It stays in place where nothing is kept or `num_pruned`, int32 `[]`, is 0.
+    """
     pruned_slot = jnp.where((num_pruned > 0) & (state.num_kept > 0), pruned_slot, kept_slot)
     # Read once: XLA would read the list again after the commit, and copy it whole for that, every step.
     branches = jax.lax.optimization_barrier(jnp.stack([state.order[kept_slot], state.order[pruned_slot]]))
@@ -173,7 +179,7 @@ def commit_slots(state, swap, accepted):
 
 
 def log_geometric_sum(failing: jax.Array, tries: int) -> jax.Array:
-    """Logarithm of `1 + failing + ... + failing**(tries - 1)`."""
+    """Returns the logarithm of `1 + failing + ... + failing**(tries - 1)`, float32 `[]`."""
     # By Horner: XLA turns a power of kept / sum with a constant sum into kept^7 / sum^7, which overflows.
     total = jnp.float32(1)
     for _ in range(tries - 1):
@@ -181,7 +187,8 @@ def log_geometric_sum(failing: jax.Array, tries: int) -> jax.Array:
     return jnp.log(total)
 
 
-def below(bits, bound):
+def below(bits: jax.Array, bound: jax.Array) -> jax.Array:
+    """Returns whole numbers from 0 to below `bound`, int32 `[]`, from random bits, uint32 of any shape."""
     # Modulo favours low slots by 2**-32; which branch stands in a slot is random, and the reverse swap
     # draws the same slots, so detailed balance holds exactly.
     return (bits % jnp.maximum(bound, 1).astype(jnp.uint32)).astype(jnp.int32)

@@ -32,10 +32,10 @@ class InformedCache(NamedTuple):
       kept_prune: sum of the latter over the kept branches, int32 `[]`.
     """
 
-    grow_upto: jax.Array
-    prune_weights: jax.Array
-    kept_grow: jax.Array
-    kept_prune: jax.Array
+    grow_upto: jax.Array  # int32 [total]
+    prune_weights: jax.Array  # int32 [total]
+    kept_grow: jax.Array  # int32 []
+    kept_prune: jax.Array  # int32 []
 
 
 class InformedState(NamedTuple):

@@ -29,7 +29,7 @@ class SaliencyState(NamedTuple):
     """
 
     kept: KeptList
-    kept_weight: jax.Array
+    kept_weight: jax.Array  # int32 []
 
     @property
     def num_kept(self) -> jax.Array:

@@ -17,8 +17,8 @@ class UniformState(NamedTuple):
       num_kept: number of kept branches, int32 `[]`.
     """
 
-    order: jax.Array
-    num_kept: jax.Array
+    order: jax.Array  # int32 [total]
+    num_kept: jax.Array  # int32 []
 
     def kept_at(self, slots: jax.Array) -> jax.Array:
         """Flat indices of the kept branches in slots below `num_kept`, int32 of the shape of `slots`."""
@@ -35,10 +35,10 @@ class WithinState(NamedTuple):
       kept_in_set: int32 `[sets]`.
     """
 
-    order: jax.Array
-    num_kept: jax.Array
-    kept_slots: jax.Array
-    kept_in_set: jax.Array
+    order: jax.Array  # int32 [total]
+    num_kept: jax.Array  # int32 []
+    kept_slots: jax.Array  # int32 [total]
+    kept_in_set: jax.Array  # int32 [sets]
 
     def kept_at(self, slots: jax.Array) -> jax.Array:
         """Flat indices of the kept branches in slots below `num_kept`, int32 of the shape of `slots`."""

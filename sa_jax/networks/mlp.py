@@ -35,8 +35,8 @@ class Network(NamedTuple):
       biases: one float32 `[outputs]` per layer, or None for a layer without a bias. Biases are never masked.
     """
 
-    kernels: tuple[jax.Array, ...]
-    biases: tuple[jax.Array | None, ...]
+    kernels: tuple[jax.Array, ...]  # float32 [inputs, outputs]
+    biases: tuple[jax.Array | None, ...]  # float32 [outputs]
 
     @property
     def shapes(self) -> list[tuple[int, int]]:

@@ -14,7 +14,7 @@ from sa_jax.landscapes.full import full_model
 from sa_jax.moves import uniform_swap
 from sa_jax.networks import masks, mlp
 from sa_jax.networks.samples import check_values
-from sa_jax.networks.trees import leaves_by_name, no_such_leaf
+from sa_jax.networks.trees import flat_params, leaves_by_name, no_such_leaf
 from sa_jax.pruning.mlp import prune
 from sa_jax.pruning.nesting import nest_masks
 from sa_jax.pruning.options import Options, check_options
@@ -143,6 +143,8 @@ def _perceptron(apply_fn, params, paths, x) -> str | None:
     if x.ndim != 2:
         return None
     try:
+        if not all(hasattr(leaf, "shape") for leaf in flat_params(params).values()):
+            return None  # mappings with other nodes in them
         names, network = mlp.network_of(params)
         wanted = np.asarray(apply_fn(params, x))
         kernels = {f"{name}/kernel" for name in names}

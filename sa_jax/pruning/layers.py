@@ -36,10 +36,9 @@ def prune_layers(
         'encoder/Dense_0' is the leaf 'encoder/Dense_0/kernel', float `[inputs, outputs]`.
       moments: of each layer's inputs, by the layer's path, as `collect_moments` gives them. Layers without moments
         are not pruned: leave out a layer to keep it whole.
-      density: the share of the branches of all these layers together that is kept, in (0, 1]; exactly
-        `round(density * total)` branches are kept, with equal density in all layers but for
-        rounding. Or a pattern of each layer,
-        such as `patterns.NM(2, 4)`.
+      density: the share of the branches of all these layers together that is kept, in (0, 1]. Exactly
+        `round(density * total)` branches are kept, with equal density in all layers up to rounding. Or a pattern,
+        such as `patterns.NM(2, 4)`, which holds in each layer.
       sweeps: number of draws for each row of a layer, divided by the number of the layer's inputs.
       damping: share of the mean diagonal of each Gram matrix that is added to its diagonal, at least 0.
 

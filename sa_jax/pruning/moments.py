@@ -21,10 +21,10 @@ class Moments(NamedTuple):
         `[inputs, inputs]`; None where the dense network was not run.
     """
 
-    gram: jax.Array
-    mean: jax.Array
-    count: jax.Array
-    change: jax.Array | None = None
+    gram: jax.Array  # float32 [inputs, inputs]
+    mean: jax.Array  # float32 [inputs]
+    count: jax.Array  # float32 []
+    change: jax.Array | None = None  # float32 [inputs, inputs]
 
 
 def no_inputs(inputs: int) -> Moments:

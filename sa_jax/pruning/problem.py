@@ -46,11 +46,11 @@ class Problem(NamedTuple):
 
     network: Network
     data: tuple
-    mask: jax.Array
-    saliency: jax.Array
-    logit_scale: jax.Array
-    temperature_start: jax.Array
-    temperature_end: jax.Array
+    mask: jax.Array  # bool [total]
+    saliency: jax.Array  # float32 [total]
+    logit_scale: jax.Array  # float32 []
+    temperature_start: jax.Array  # float32 []
+    temperature_end: jax.Array  # float32 []
 
 
 def prepare(

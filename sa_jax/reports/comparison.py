@@ -39,29 +39,11 @@ DENSE = "dense"
 CLASSES = ("Needs no labels", "Needs labels, no derivative", "Takes derivatives of the loss", "Moves weights")
 _MARKERS = ("o", "s", "^", "D")  # one per class
 _MOVES = len(CLASSES) - 1
-_NAMES = {
+# Names of ways to anneal; all other methods have the labels of `METHODS`.
+_ANNEALERS = {
     "anneal": "Annealing",
     "anneal_derivative_free": "Annealing, no derivative",
     "anneal_nudged": "Annealing, nudged weights",
-    "magnitude_global": "Magnitude, global",
-    "magnitude_layerwise": "Magnitude, per layer",
-    "magnitude_erk": "Magnitude, ERK",
-    "magnitude_finetuned": "Magnitude, fine-tuned",
-    "wanda_global": "Wanda, global",
-    "wanda_per_output": "Wanda, per output",
-    "node_input_norm": "Node, input norm",
-    "node_output_norm": "Node, output norm",
-    "node_entropy": "Node, entropy",
-    "snip": "SNIP",
-    "obd": "OBD",
-    "obs_mask": "OBS, mask alone",
-    "obs_update": "OBS, with update",
-    "cbs_mask": "CBS, mask alone",
-    "edge_popup": "Edge-popup",
-    "edge_popup_scaled": "Edge-popup, scaled logits",
-    "l0_gates": "L0 gates",
-    "woodfisher": "WoodFisher",
-    "smaller_dense": "Smaller dense network",
 }
 _SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -74,8 +56,10 @@ def display_name(method: str) -> str:
     >>> display_name("wanda_global"), display_name("some_other")
     ('Wanda, global', 'Some other')
     """
+    if method in METHODS:
+        return METHODS[method].label
     words = method.replace("_", " ")
-    return _NAMES.get(method, words[:1].upper() + words[1:])
+    return _ANNEALERS.get(method, words[:1].upper() + words[1:])
 
 
 def markdown_tables(rows: Rows, paired: Rows) -> str:

@@ -16,6 +16,7 @@ from sa_jax.landscapes.mlp import masked_mlp
 from sa_jax.networks import masks, mlp
 from sa_jax.networks.energies import cross_entropy, kl_to_teacher
 from sa_jax.networks.masks import apply_masks
+from sa_jax.networks.patterns import NM
 from sa_jax.networks.trees import leaves_by_name
 from sa_jax.pruning.kernels import prune_kernels
 from sa_jax.pruning.problem import teacher_of
@@ -141,7 +142,8 @@ def test_masks_are_nested_like_params_of_any_kind(digits):
         jax.random.key(1), apply_fn, params, x, y, ["0/a/w", "1/0"], density=0.1, num_steps=20
     )
     assert isinstance(found, tuple) and isinstance(found[1], list) and found[1][1] is None
-    assert jax.tree.map(jnp.shape, found) == ({"a": {"w": (64, 8), "b": None}, "c": None}, [(8, 10), None])
+    shapes = jax.tree.map(lambda mask: mask.shape, found)
+    assert shapes == ({"a": {"w": (64, 8), "b": None}, "c": None}, [(8, 10), None])
     np.testing.assert_array_equal(np.concatenate([mask.ravel() for mask in jax.tree.leaves(found)]), result.best)
     pruned = apply_masks(params, found)
     np.testing.assert_array_equal(pruned[0]["a"]["w"], jnp.where(found[0]["a"]["w"], kernels[0], 0))
@@ -157,7 +159,8 @@ def test_masks_are_nested_like_params_of_any_kind(digits):
     [
         ({"chosen": ["haed/kernel"]}, "no array 'haed/kernel' in the params; did you mean head/kernel?"),
         ({"chosen": []}, "no kernel is chosen; the params hold"),
-        ({"density": 0.0}, "density must be a number in (0, 1]"),
+        ({"density": 0.0}, "density must be a finite number above 0 and at most 1, not 0.0"),
+        ({"density": NM(2, 4)}, "density must be a finite number above 0 and at most 1, not NM(kept=2, group=4)"),
         ({"start": "saliency"}, "start must be one of magnitude, random, not 'saliency'"),
         ({"move": "informed"}, "unknown option 'move'; options: energy, start"),
         ({"num_steps": 0}, "num_steps must be a whole number of at least 1, not 0"),

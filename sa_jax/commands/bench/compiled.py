@@ -41,12 +41,12 @@ class Problem(NamedTuple):
       logit_scale: factor on the logits, float32.
     """
 
-    inputs: np.ndarray
-    labels: np.ndarray
-    weights: np.ndarray
-    sizes: np.ndarray
-    starts: np.ndarray
-    units: np.ndarray
+    inputs: np.ndarray  # float32 [blocks, features, block]
+    labels: np.ndarray  # int32 [blocks, block]
+    weights: np.ndarray  # float32 [total]
+    sizes: np.ndarray  # int64 [layers + 1]
+    starts: np.ndarray  # int64 [layers + 1]
+    units: np.ndarray  # int64 [layers + 1]
     samples: int
     num_kept: int
     logit_scale: np.float32
@@ -66,13 +66,13 @@ class Chain(NamedTuple):
       bits: state of the random numbers, uint64 `[1]`.
     """
 
-    outputs: np.ndarray
-    order: np.ndarray
-    targets: np.ndarray
-    slots: np.ndarray
-    fan_out: np.ndarray
-    energies: np.ndarray
-    bits: np.ndarray
+    outputs: np.ndarray  # float32 [blocks, units, block]
+    order: np.ndarray  # int32 [total]
+    targets: np.ndarray  # int32 [total - starts[1]]
+    slots: np.ndarray  # int32 [total - starts[1]]
+    fan_out: np.ndarray  # int32 [units]
+    energies: np.ndarray  # float64 [blocks]
+    bits: np.ndarray  # uint64 [1]
 
 
 class Scratch(NamedTuple):
@@ -92,16 +92,16 @@ class Scratch(NamedTuple):
       products: float64 `[LANES]`.
     """
 
-    outputs: np.ndarray
-    changes: np.ndarray
-    changed: np.ndarray
-    touched: np.ndarray
-    counts: np.ndarray
-    rows: np.ndarray
-    factors: np.ndarray
-    energies: np.ndarray
-    softmax: np.ndarray
-    products: np.ndarray
+    outputs: np.ndarray  # float32 [1, units, block]
+    changes: np.ndarray  # float32 [1, units + 2, block]
+    changed: np.ndarray  # int32 [units]
+    touched: np.ndarray  # int32 [units]
+    counts: np.ndarray  # int32 [units]
+    rows: np.ndarray  # int32 [widest, widest + 2]
+    factors: np.ndarray  # float32 [widest, widest + 2]
+    energies: np.ndarray  # float64 [blocks]
+    softmax: np.ndarray  # float32 [3, block]
+    products: np.ndarray  # float64 [LANES]
 
 
 def prepare(

@@ -96,7 +96,7 @@ class Program(NamedTuple):
     """
 
     about: dict[str, Any]
-    expected: np.ndarray
+    expected: np.ndarray  # float32 [samples, classes]
     logits: Callable[[np.ndarray], np.ndarray]
     seconds: Callable[[int], float | None]
 

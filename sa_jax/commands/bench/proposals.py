@@ -78,9 +78,9 @@ class Synthetic(NamedTuple):
     """A network, its mask, bool `[total]`, inputs, float32 `[features, samples]`, and labels, int32."""
 
     network: Network
-    mask: np.ndarray
-    inputs: np.ndarray
-    labels: np.ndarray
+    mask: np.ndarray  # bool [total]
+    inputs: np.ndarray  # float32 [features, samples]
+    labels: np.ndarray  # int32 [samples]
 
 
 class Count(NamedTuple):

@@ -61,13 +61,13 @@ class Annealed(NamedTuple):
       cpu_seconds: CPU time of compiling and annealing, all threads.
     """
 
-    masks: np.ndarray
-    weights: np.ndarray | None
+    masks: np.ndarray  # bool [chains, total]
+    weights: np.ndarray | None  # float32 [total]
     problem: Problem
     start_energy: float
-    best_energy: np.ndarray
-    num_accepted: np.ndarray
-    num_not_finite: np.ndarray
+    best_energy: np.ndarray  # float32 [chains]
+    num_accepted: np.ndarray  # int32 [chains]
+    num_not_finite: np.ndarray  # int32 [chains]
     max_drift: float
     num_samples: int
     num_steps: int
@@ -146,7 +146,7 @@ class CompiledRun(NamedTuple):
 
     problem: Problem
     states: AnnealState
-    keys: jax.Array
+    keys: jax.Array  # keys [chains]
     over_chains: NamedSharding
     compiled: dict[int, Any]
     chunk: int
@@ -246,7 +246,7 @@ class History(NamedTuple):
     """
 
     entries: list[tuple[Any, ...]]
-    noted: list[tuple[int, np.ndarray]]
+    noted: list[tuple[int, np.ndarray]]  # each uint8 [chains, total / 8]
     drifts: list[float]
     seconds: dict[str, float]
 

@@ -20,16 +20,16 @@ from sa_jax.networks.mlp import Network
 RANDOM_MASKS = 10
 # Training samples from which one-shot scores are computed.
 ONE_SHOT_SAMPLES = 1_000
-# The one-shot masks with which annealing is compared, and their names in sentences.
-ONE_SHOT = {
-    "magnitude_global": "global magnitude",
-    "magnitude_layerwise": "magnitude by layer",
-    "magnitude_erk": "magnitude by ERK",
-    "wanda_global": "global Wanda",
-    "wanda_per_output": "Wanda by unit",
-    "snip": "SNIP",
-    "obd": "OBD",
-}
+# The one-shot methods of `baselines.METHODS` with which annealing is compared.
+ONE_SHOT = (
+    "magnitude_global",
+    "magnitude_layerwise",
+    "magnitude_erk",
+    "wanda_global",
+    "wanda_per_output",
+    "snip",
+    "obd",
+)
 SECONDS = ("compile_seconds", "anneal_seconds", "cpu_seconds")
 # An accuracy equal to the target passes, whatever the last digit of the two floats.
 ROUNDING = 1e-9
@@ -283,7 +283,7 @@ def _worth(result: Mapping[str, Any]) -> str:
     keeping = [probe["density"] for probe in result["probes"] if probe["validation_accuracy"] >= least]
     return worth_text(
         gain,
-        ONE_SHOT[result["best_one_shot"]],
+        baselines.METHODS[result["best_one_shot"]].label,
         result["cpu_seconds"],
         result["density"],
         keeps_dense,

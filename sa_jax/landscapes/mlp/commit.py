@@ -14,7 +14,7 @@ from sa_jax.types import PyTree
 
 
 def commit(layout: Layout, state: MlpState, swap: Swap, pending: Pending, accepted: jax.Array) -> MlpState:
-    """The state after the proposal, unchanged where it is not accepted."""
+    """Returns the state after the proposal, unchanged where it is not accepted, bool `[]`."""
     changes = jax.tree.map(lambda leaf: jnp.where(accepted, leaf, 0), pending.changes)
     swapped = accepted & (swap.changes_mask)
     fan_in = tuple(
@@ -56,7 +56,10 @@ def _outputs(layout, state, swap, changes, pending, accepted):
 
 
 def remember(best: PyTree, state: MlpState, improved: jax.Array) -> tuple[PyTree, MlpState]:
-    """The position in place of the best one where improved: by the swaps noted since, or copied whole."""
+    """Returns the position in place of the best one where improved, bool `[]`.
+
+    The swaps noted since the last best position are repeated in it, or the position is copied whole.
+    """
     complete = state.cache.num_notes <= len(state.cache.notes)
 
     def repeat(i, best):

@@ -64,7 +64,14 @@ def fan_out(layout: Layout, position: PyTree, swap: Swap, layer: int, units: jax
 
 
 def first_changes(layout: Layout, state: MlpState, swap: Swap, inputs: jax.Array) -> Changes:
-    """What the two branches change at their ends, and in the first layer's activations."""
+    """Returns what the two branches change at their ends, and in the first layer's activations.
+
+    Args:
+      layout: what stays the same.
+      state: before the swap.
+      swap: the proposal.
+      inputs: float32 `[features, samples]`.
+    """
     act, head = layout.act, layout.head
     at_ends = jnp.stack(
         [_added(layout, state, swap, inputs, *branch) for branch in ((swap.pruned, -1), (swap.grown, 1))]

@@ -83,7 +83,7 @@ def _informed(layout: Layout, swaps_state: PyTree, position: PyTree, outputs: tu
 
 
 def estimates(layout: Layout, position: PyTree, outputs: tuple[jax.Array, ...], data: tuple) -> Estimates:
-    """The `Estimates` at a position.
+    """Returns the `Estimates` at a position, float32 `[total]` each.
 
     Effects to second order in the branch's weight, with the mean square of the first derivatives, sample by
     sample, for the second one (the empirical Fisher information): large weights are no small change.

@@ -1,4 +1,4 @@
-"""How a swap changes the hidden layers from the second on: the proposal's activations, and the accepted outputs."""
+"""How a swap changes the hidden layers from the second on: activations of a proposal, outputs once accepted."""
 
 from collections.abc import Callable
 from functools import partial
@@ -24,7 +24,7 @@ DENSE_SHARE = 0.25
 
 
 def second_change(layout: Layout, swap: Swap, changes: Changes, block: Block) -> Callable[[jax.Array], jax.Array]:
-    """How the outputs of the second layer change, as a function `unit -> [1, block]`."""
+    """How the outputs of the second layer change, as a function from a unit to float32 `[1, block]`."""
     rows = jnp.concatenate([changes.first, changes.at_ends])
     rows = cut(rows, (0, block.start), (4, block.size))
     factors = jnp.concatenate([changes.leaving, places(layout, swap, 1)])
@@ -51,11 +51,11 @@ class Arriving(NamedTuple):
     position: PyTree
     swap: Swap | None
     neighbours: Neighbours
-    sources: jax.Array
-    entering: jax.Array
-    place: jax.Array
-    direct: jax.Array
-    at_ends: jax.Array
+    sources: jax.Array  # bool [units]
+    entering: jax.Array  # float32 [units + 1, samples]
+    place: jax.Array  # float32 [2, units]
+    direct: jax.Array  # float32 [2, block]
+    at_ends: jax.Array  # float32 [2, block]
     block: Block
 
 
@@ -69,7 +69,18 @@ def arriving(
     block: Block,
     proposed: bool,
 ) -> Arriving:
-    """Collects what arrives at a layer; while proposed, `state` is the one before the swap, else after it."""
+    """Collects what arrives at a hidden layer after the second.
+
+    Args:
+      layout: what stays the same.
+      state: before the swap while it is proposed, else after it.
+      swap: the proposal.
+      changes: what it changes at its ends.
+      layer: index of the layer.
+      sources: which units of the layer before may change, bool `[units]`.
+      block: samples.
+      proposed: whether the swap is still proposed.
+    """
     after = swap if proposed else None
     neighbours, entering = state.fan_in[layer - 2], state.cache.scratch[layer - 2]
     place, end = places(layout, swap, layer), ends(layout, swap, layer)
@@ -130,7 +141,16 @@ def dense_pays(layout: Layout, state: MlpState, layer: int, changed: jax.Array) 
 def hidden_activations(
     layout: Layout, state: MlpState, swap: Swap, changes: Changes, changed: list[jax.Array], block: Block
 ) -> tuple[jax.Array, ...]:
-    """The scratch with the changes of the hidden layers' activations from the second layer on, for one block."""
+    """Returns the scratch with the activations' changes of the hidden layers from the second on, for one block.
+
+    Args:
+      layout: what stays the same.
+      state: before the swap.
+      swap: the proposal.
+      changes: what it changes at its ends.
+      changed: which units of each layer from the second on may change, bool `[units]`.
+      block: samples.
+    """
 
     def change_of(old, change):
         return layout.act(old + change) - layout.act(old)
@@ -171,7 +191,16 @@ def hidden_outputs(
     changed: tuple[jax.Array, ...],
     accepted: jax.Array,
 ) -> list[jax.Array]:
-    """The outputs with the changes of the hidden layers from the second on added, once accepted."""
+    """Returns the outputs of all layers, those of the hidden layers from the second on changed where accepted.
+
+    Args:
+      layout: what stays the same.
+      state: after the swap, but for its outputs.
+      swap: the proposal.
+      changes: what it changes at its ends, 0 where it is not accepted.
+      changed: which units of each layer from the second on may change, bool `[units]`.
+      accepted: bool `[]`.
+    """
     samples = state.cache.outputs[0].shape[1]
     number, size = blocks(samples, BLOCK_SAMPLES)
 

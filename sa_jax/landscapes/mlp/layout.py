@@ -1,4 +1,4 @@
-"""What stays the same for all states of the landscape: the network, its shapes, and which path a proposal takes."""
+"""What stays the same for all states of a landscape: the network, its shapes, the path of a proposal."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -37,7 +37,7 @@ class Layout(NamedTuple):
     energy: Energy
     act: Callable[[jax.Array], jax.Array]
     moves_weights: bool
-    weights: list[jax.Array]
+    weights: list[jax.Array]  # float32 [inputs * outputs]
     shapes: list[tuple[int, int]]
     starts: list[int]
     head: int

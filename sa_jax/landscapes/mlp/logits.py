@@ -22,9 +22,9 @@ class Parts(NamedTuple):
       first: see `Changes`, float32 `[2, block]`.
     """
 
-    logits: jax.Array
-    at_ends: jax.Array
-    first: jax.Array
+    logits: jax.Array  # float32 [classes, block]
+    at_ends: jax.Array  # float32 [2, block]
+    first: jax.Array  # float32 [2, block]
 
 
 def block_logits(

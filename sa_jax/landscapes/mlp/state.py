@@ -15,15 +15,15 @@ class Neighbours(NamedTuple):
       count: int32 `[outputs]`.
     """
 
-    units: jax.Array
-    count: jax.Array
+    units: jax.Array  # int32 [outputs, inputs]
+    count: jax.Array  # int32 [outputs]
 
 
 class Weighted(NamedTuple):
     """A mask and the weights of all branches, kept or not: bool and float32 `[total]`."""
 
-    mask: jax.Array
-    weights: jax.Array
+    mask: jax.Array  # bool [total]
+    weights: jax.Array  # float32 [total]
 
 
 class MlpCache(NamedTuple):
@@ -37,10 +37,10 @@ class MlpCache(NamedTuple):
       num_notes: their number, int32 `[]`; more than there is room for where some are missing.
     """
 
-    outputs: tuple[jax.Array, ...]
-    scratch: tuple[jax.Array, ...]
-    notes: jax.Array
-    num_notes: jax.Array
+    outputs: tuple[jax.Array, ...]  # float32 [units, samples]
+    scratch: tuple[jax.Array, ...]  # float32 [units + 1, samples]
+    notes: jax.Array  # int32 [notes, 2]
+    num_notes: jax.Array  # int32 []
 
 
 class MlpState(NamedTuple):
@@ -55,7 +55,7 @@ class MlpState(NamedTuple):
     """
 
     position: PyTree
-    energy: jax.Array
+    energy: jax.Array  # float32 []
     swaps: PyTree
     fan_in: tuple[Neighbours, ...]
     cache: MlpCache
@@ -74,9 +74,9 @@ class Ends(NamedTuple):
       unit_out: the unit it enters, likewise.
     """
 
-    here: jax.Array
-    unit_in: jax.Array
-    unit_out: jax.Array
+    here: jax.Array  # bool [2]
+    unit_in: jax.Array  # int32 [2]
+    unit_out: jax.Array  # int32 [2]
 
 
 class Changes(NamedTuple):
@@ -89,9 +89,9 @@ class Changes(NamedTuple):
       leaving: weights after the swap of the branches by which these changes go on, float32 `[2, units]`.
     """
 
-    at_ends: jax.Array
-    first: jax.Array
-    leaving: jax.Array
+    at_ends: jax.Array  # float32 [2, samples]
+    first: jax.Array  # float32 [2, samples]
+    leaving: jax.Array  # float32 [2, units]
 
 
 class Block(NamedTuple):
@@ -102,7 +102,7 @@ class Block(NamedTuple):
       size: number of samples.
     """
 
-    start: jax.Array | int
+    start: jax.Array | int  # int32 []
     size: int
 
 
@@ -117,8 +117,8 @@ class Pending(NamedTuple):
       scratch: see `MlpCache`.
     """
 
-    energy: jax.Array
+    energy: jax.Array  # float32 []
     changes: Changes
-    changed: tuple[jax.Array, ...]
-    logits: jax.Array
-    scratch: tuple[jax.Array, ...]
+    changed: tuple[jax.Array, ...]  # bool [units]
+    logits: jax.Array  # float32 [classes, samples]
+    scratch: tuple[jax.Array, ...]  # float32 [units + 1, samples]

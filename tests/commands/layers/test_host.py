@@ -1,6 +1,5 @@
 """The layers of a whole model: files in, a pruned model out, resumed, sequential, and what is refused."""
 
-import itertools
 import urllib.parse
 
 import jax
@@ -11,8 +10,6 @@ from safetensors.numpy import load_file, save_file
 from sa_jax import cli
 from sa_jax.commands.layers.host import prune_layers
 from sa_jax.commands.layers.settings import LayersConfig, parse
-from sa_jax.networks.patterns import NM, Block, Columns, Layer, Rows, Unit
-from sa_jax.pruning import allocation
 from tests.conftest import refusal
 
 SIZES = (16, 12, 8)
@@ -162,61 +159,6 @@ def test_a_number_is_the_share_of_the_layer(model):
 
 
 @pytest.mark.parametrize(
-    ("text", "pattern"),
-    [
-        ("unit:0.5", Unit(0.5)),
-        ("layer:0.5", Layer(0.5)),
-        (0.5, Layer(0.5)),
-        ("0.5", Layer(0.5)),
-        (1, Layer(1.0)),
-        ("2:4", NM(2, 4)),
-        ("4x2:0.5", Block((4, 2), 0.5)),
-        ("columns:0.5", Columns(0.5)),
-        ("rows:0.25", Rows(0.25)),
-    ],
-)
-def test_patterns_are_read_from_text_and_written_as_text(text, pattern):
-    assert parse(text) == pattern and parse(str(pattern)) == pattern
-
-
-@pytest.mark.parametrize(
-    ("text", "parts"),
-    [
-        ("half", ["pattern must be a number or a text such as 'unit:0.5'", "not 'half'"]),
-        ("half:0.5", ["pattern must be a number or a text such as", "not 'half:0.5'"]),
-        (Unit(0.5), ["pattern must be a number or a text such as", "not Unit(density=0.5)"]),
-        (None, ["not None"]),
-        (True, ["not True"]),
-        ("2:0.5", ["not '2:0.5'"]),
-        ("4x:0.5", ["not '4x:0.5'"]),
-        ("5:4", ["pattern '5:4': kept must be a whole number from 1 to 4, not 5"]),
-        ("0x4:0.5", ["pattern '0x4:0.5': the height of a block must be a whole number of at least 1, not 0"]),
-        ("unit:1.5", ["pattern 'unit:1.5': density must be a finite number above 0 and at most 1, not 1.5"]),
-        ("nan", ["pattern 'nan': density", "not nan"]),
-    ],
-)
-def test_text_that_is_not_a_pattern_is_refused(text, parts):
-    with refusal(*parts):
-        parse(text)
-
-
-def test_shares_are_the_best_on_the_grid():
-    rng = np.random.default_rng(1)
-    grid = np.linspace(0.05, 1, 20)
-    curves = np.stack([(1 - grid) ** power * scale for power, scale in rng.uniform(1, 4, (3, 2))])
-    sizes = np.array([1.0, 1.0, 1.0])
-    found = allocation.shares(grid, curves, sizes, 0.4)
-    assert found.mean() == pytest.approx(0.4)
-    total = sum(np.interp(density, grid, curve) for density, curve in zip(found, curves, strict=True))
-    least = min(
-        curves[0][a] + curves[1][b] + curves[2][c]
-        for a, b, c in itertools.product(range(len(grid)), repeat=3)
-        if grid[a] + grid[b] + grid[c] <= 3 * 0.4 + 1e-9
-    )
-    assert total <= least + 1e-9
-
-
-@pytest.mark.parametrize(
     ("changes", "parts"),
     [
         ({"layers": ["frist"]}, ["'frist'", "did you mean first?"]),
@@ -256,29 +198,6 @@ def test_refuses_a_file_whose_header_lies(model):
     (folder / "model.safetensors").write_bytes(content)
     with refusal("model.safetensors is damaged"):
         prune_layers(config_of(folder), folder / "out")
-
-
-@pytest.mark.parametrize(
-    ("changes", "part"),
-    [
-        ({"grams": None}, "no layer inputs given: set layers.grams, or both layers.forward and layers.inputs"),
-        ({"sequential": True}, "sequential needs forward"),
-        ({"inputs": "inputs.npz"}, "set either layers.grams, or both layers.forward and layers.inputs"),
-        ({"weights": ""}, "weights must name a file"),
-        ({"sweeps": 0}, "sweeps must be a finite number above 0, not 0"),
-        ({"damping": -1.0}, "damping must be a finite number of at least 0, not -1.0"),
-        ({"seed": -1}, "seed must be a whole number from 0 to 4294967295, not -1"),
-        ({"batch_size": 0}, "batch_size must be a whole number from 1 to"),
-        ({"refit": 1}, "refit must be True or False"),
-        ({"allocation": "by_size"}, "allocation must be one of uniform, by_error"),
-        ({"allocation": "by_error", "pattern": "2:4"}, "'by_error' needs a pattern such as 'unit:0.5', not '2:4'"),
-        ({"allocation": "by_error", "pattern": 0.5}, "'by_error' needs a pattern such as 'unit:0.5', not 0.5"),
-        ({"pattern": "half"}, "pattern must be a number or a text such as"),
-    ],
-)
-def test_refuses_settings_that_make_no_sense(tmp_path, changes, part):
-    with refusal(part):
-        config_of(tmp_path, **changes)
 
 
 def test_tells_of_inputs_that_are_linear_combinations_of_others(model):

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sa_jax import baselines
 from sa_jax.baselines import scores
 from sa_jax.commands.run import evaluation, runner
 from sa_jax.commands.run.evaluation import worth_text
@@ -57,7 +58,7 @@ def test_the_run_says_whether_it_was_worth_it(finished):
     workdir, result = finished
     gain = result["test_accuracy"] - result["one_shot_test_accuracy"][result["best_one_shot"]]
     assert f"gained {100 * gain:.2f} points" in result["worth"] and gain > 0
-    assert evaluation.ONE_SHOT[result["best_one_shot"]] in result["worth"]
+    assert f"({baselines.METHODS[result['best_one_shot']].label})" in result["worth"]
     kept = result["test_accuracy"] >= result["dense_test_accuracy"] - 0.005
     assert ("It does not keep the accuracy" in result["worth"]) == (not kept)
     assert json.loads((workdir / "result.json").read_text())["worth"] == result["worth"]

@@ -1,0 +1,24 @@
+"""Trained scores, gates and weights do better than magnitude; layouts of smaller dense networks."""
+
+from sa_jax.baselines import METHODS, trained
+from sa_jax.networks import mlp
+from tests.baselines.conftest import BUDGET, accuracy, task_of
+from tests.conftest import refusal
+
+
+def test_trained_gates_beat_magnitude(digits, trained_network):
+    magnitude = METHODS["magnitude_global"].find(task_of(trained_network, *digits.train, 100)).mask
+    least = accuracy(mlp.masked(trained_network, magnitude), digits.train)
+    for name in ("edge_popup", "movement", "l0_gates", "magnitude_finetuned"):
+        task = task_of(trained_network, *digits.train, 100, budget=BUDGET._replace(epochs=60))
+        mask, network = METHODS[name].find(task)
+        assert accuracy(mlp.masked(network, mask), digits.train) > least + 0.05, name
+
+
+def test_no_dense_network_so_small():
+    assert trained.smaller_layouts((4, 8, 2), 48) == [(4, 8, 2)]
+    assert trained.smaller_layouts((4, 8, 2), 6) == [(4, 1, 2)]
+    assert trained.smaller_layouts((4, 8, 8, 2), 6) == [(4, 1, 2)]
+    assert trained.smaller_layouts((4, 8, 8, 2), 7) == [(4, 1, 2), (4, 1, 1, 2)]
+    with refusal("no dense network of 4 inputs", "makes 6"):
+        trained.smaller_layouts((4, 8, 2), 5)

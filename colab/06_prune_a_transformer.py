@@ -9,13 +9,13 @@
 # ---
 
 # %% [markdown]
-# # Prune a transformer without a gradient
+# # Prune a transformer without gradients
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/sa-jax/sa_jax/blob/main/colab/06_prune_a_transformer.ipynb)
 #
-# all-MiniLM-L6-v2 turns sentences into vectors. This notebook prunes half of the weights of its 36 linear layers.
-# Simulated annealing chooses them by each layer's own output error: it needs no labels and no gradients, and the kept
-# weights do not change. Two to four minutes on a CPU.
+# The transformer all-MiniLM-L6-v2 turns sentences into vectors. This notebook prunes half of the weights of its 36
+# linear layers. Simulated annealing chooses the weights of each layer so that the outputs of the layer change least. It
+# needs no labels and no gradients, and the kept weights do not change. The notebook takes two to four minutes on a CPU.
 
 # %%
 import sys
@@ -32,8 +32,11 @@ import jax
 print(f"jax {jax.__version__} on {jax.devices()}")
 
 # %% [markdown]
-# The forward pass is 90 lines of plain JAX in the repository's `scripts/minilm.py`. `FOLDER` holds model.safetensors and
-# tokenizer.json. `TINY` is for the repository's tests.
+# ## The model
+#
+# The forward pass is about 90 lines of JAX in `scripts/minilm.py` of the repository. The files of the model,
+# `model.safetensors` and `tokenizer.json`, are in `FOLDER`. `TINY` makes everything smaller for the tests of the
+# repository.
 
 # %%
 import os
@@ -57,10 +60,10 @@ vectors = embed(params, *minilm.tokenize(FOLDER, sentences, 16))
 print((vectors @ vectors.T).round(2))
 
 # %% [markdown]
-# ## Collect the layers' inputs
+# ## Collect the moments of the layers' inputs
 #
-# One forward pass over a few hundred sentences gives each layer's Gram matrix, the second moments of its inputs. The
-# sentences come from Python's own documentation, and they are not kept.
+# One forward pass over 256 sentences gives the Gram matrix of each layer: the second moments of its inputs. The
+# sentences come from the documentation of Python. Only the moments are stored, not the inputs.
 
 # %%
 from sa_jax.pruning import collect_recorded
@@ -74,18 +77,24 @@ print({name: moments[name].gram.shape for name in list(moments)[:6]})
 # %% [markdown]
 # ## Prune
 #
-# `PATTERN` may be `patterns.Unit(0.5)`, the same share of each row, `patterns.NM(2, 4)`, two of each four neighbours,
-# which GPUs run faster, or `Layer(0.5)`, `Block((4, 4), 0.5)` or `Columns(0.5)` of the same module. Annealing starts
-# from the mask of Wanda, which scores each weight alone.
+# `PATTERN` says which weights compete with each other. These are some of the patterns:
+#
+# - `patterns.Unit(0.5)` keeps half of the inputs of each unit.
+# - `patterns.Layer(0.5)` keeps half of the weights of each layer.
+# - `patterns.NM(2, 4)` keeps 2 of each 4 neighbouring inputs. Some GPUs run this pattern faster.
+# - `patterns.Block((4, 4), 0.5)` keeps or prunes whole blocks of 4 by 4 weights.
+# - `patterns.Columns(0.5)` keeps or prunes whole inputs of a layer.
+#
+# For comparison we also prune by Wanda, which gives each weight one score. Annealing starts from the mask of Wanda.
 
 # %%
 import time
 
 import jax.numpy as jnp
 
+from sa_jax import patterns, prune_linear, refit
 from sa_jax.baselines import linear
-from sa_jax.networks import patterns
-from sa_jax.pruning.linear import damped, layer_error, prune_linear, refit
+from sa_jax.pruning.linear import damped, layer_error
 
 PATTERN, SWEEPS = patterns.Unit(0.5), 0.01 if TINY else 0.5
 
@@ -108,7 +117,8 @@ pruned = {
 print(f"{time.perf_counter() - start:.0f} s")
 
 # %% [markdown]
-# The kept weights can then be refitted, in closed form, so that the layer's outputs come nearest to the dense ones:
+# `refit` then changes the kept weights, in closed form, so that the outputs of the layer are as close as possible to
+# the outputs of the dense layer:
 
 # %%
 pruned["annealed and refitted"] = {
@@ -118,8 +128,8 @@ pruned["annealed and refitted"] = {
 # %% [markdown]
 # ## How much is lost
 #
-# The figure is the mean cosine between the vectors of the dense and of the pruned network, on sentences of another
-# documentation, SciPy's.
+# We compare the vectors of the dense network with those of the pruned network. The printed figures are mean cosines; 1
+# means that nothing is lost. The sentences come from another source, the documentation of SciPy.
 
 # %%
 ids, present = minilm.tokenize(FOLDER, evaluated[:count], 40)
@@ -143,6 +153,8 @@ right.set(title=f"a corner of the mask of {name.removeprefix('encoder.')}", xlab
 plt.show()
 
 # %% [markdown]
-# ## Try more
+# ## Next steps
 #
-# Set `PATTERN = patterns.NM(2, 4)` or `patterns.Unit(0.3)` above and run again. `sa-jax layers` does the same for any model in files, with a report.
+# - Set `PATTERN = patterns.NM(2, 4)` or `PATTERN = patterns.Unit(0.3)` above and run the cells again.
+# - `sa_jax.prune_layers` prunes all linear layers of a Flax model in one call.
+# - The command `sa-jax layers` prunes the layers of any model in files, and writes a report.

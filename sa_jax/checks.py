@@ -12,7 +12,7 @@ def whole(name: str, value: Any, least: int = 0, most: int | None = None, otherw
 
     Args:
       name: name of the setting or argument, as the user writes it.
-      value: an int, or an object of another type with `__index__`.
+      value: an int, or another object with `__index__`, such as a NumPy integer.
       least: the lowest value that is allowed.
       most: the highest value that is allowed; None for no bound.
       otherwise: text on what else is allowed, such as ", or None to choose it".
@@ -50,7 +50,7 @@ def number(
 
     Args:
       name: name of the setting or argument, as the user writes it.
-      value: an int, a float, or an array of one number with no axes.
+      value: an int, a float, a NumPy number, or an array of one number with no axes.
       above: a bound that the value must exceed.
       least: the lowest value that is allowed.
       below: a bound that the value must stay below.

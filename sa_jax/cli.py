@@ -30,9 +30,8 @@ from sa_jax.commands.hardware import available_cores, use_all_cores
 from sa_jax.commands.layers import host as layers
 from sa_jax.commands.layers.settings import LayersConfig
 from sa_jax.commands.run import chains, runner
-from sa_jax.commands.run.settings import MACROS, RunConfig
+from sa_jax.commands.run.settings import MACROS, SCHEDULES, RunConfig
 from sa_jax.files import workdirs
-from sa_jax.pruning.options import SCHEDULES
 from sa_jax.types import InputError
 
 SETTINGS = tuple(field.name for field in dataclasses.fields(RunConfig))
@@ -334,7 +333,7 @@ def layers_command(arguments: argparse.Namespace) -> int:
             what = f"{progress.done}/{progress.total}  {row['layer']}, output lost: {figures}"
             bar.console.print(f"{what}, in {row['seconds']:.1f} s", highlight=False, soft_wrap=True)
 
-        rows = layers.prune_layers(config, workdir, operative, show, tell)
+        rows = layers.prune_model_files(config, workdir, operative, show, tell)
     num_kept, total = (sum(row[name] for row in rows) for name in ("kept", "total"))
     print(f"{num_kept:,} of {total:,} weights kept ({num_kept / total:.1%}) in {len(rows)} layers")
     print(f"  see {workdir / 'report.html'}; pruned model: {workdir / 'pruned.safetensors'}")

@@ -1,8 +1,8 @@
-"""Whether a landscape samples the distribution that it should: a test kit for moves and landscapes of one's own.
+"""Statistical tests for custom moves and landscapes.
 
-On a problem small enough to list all its positions everything can be checked: the energy change of each proposal
-against a full evaluation, its stated probability ratio against counts, and the positions that a chain visits at a
-fixed temperature against the Boltzmann distribution (Metropolis et al. 1953, Hastings 1970).
+The tests need a problem that is small enough to list all its positions. They compare the energy change of each
+proposal with a full evaluation, and its stated proposal ratio with counts. They compare the positions that a chain
+visits at a fixed temperature with the Boltzmann distribution (Metropolis et al. 1953, Hastings 1970).
 """
 
 from functools import partial
@@ -16,23 +16,26 @@ import scipy.stats
 from sa_jax.annealing.chain import BLOCK_STEPS, init, run
 from sa_jax.types import InputError, Landscape, PyTree
 
-# An energy change may be off by this share of what energies differ by, and by so many roundings of the greatest.
+# Largest error allowed for an energy change: a share of the range of the energies, plus a number of float32
+# rounding errors of the largest absolute energy.
 ENERGY_ERROR, ROUNDINGS = 1e-4, 32
-# A pair of positions is judged where a proposal was drawn so often either way, by so many standard errors.
+# A pair of positions is tested if more than this number of proposals were drawn in each direction. The ratio of a
+# tested pair may be wrong by this number of standard errors.
 LEAST_DRAWS, MOST_ERRORS = 200, 5.0
-# Positions that are expected less often are judged together, or chi-square would be no chi-square.
+# Positions with fewer expected visits are tested together. With small expected counts, the test statistic would
+# not follow a chi-square distribution.
 LEAST_EXPECTED = 5.0
 
 
 class Balance(NamedTuple):
-    """What `check_detailed_balance` measured.
+    """The result of `check_detailed_balance`.
 
     Attributes:
-      counts: how often each position was visited, int64 `[positions]`.
-      probabilities: how often it should be, as a share, float64 `[positions]`.
-      p_value: of the chi-square test of the one against the other.
-      energy_error: greatest error of an energy change, in units of the energy.
-      ratio_error: greatest error of a stated proposal ratio, in its standard errors.
+      counts: number of visits to each position.
+      probabilities: Boltzmann probability of each position.
+      p_value: p-value of the chi-square test of the counts against the probabilities.
+      energy_error: largest error of an energy change, in units of the energy.
+      ratio_error: largest error of a stated proposal ratio, in standard errors.
     """
 
     counts: np.ndarray  # int64 [positions]
@@ -43,13 +46,15 @@ class Balance(NamedTuple):
 
 
 class Proposals(NamedTuple):
-    """Proposals counted from every position; the last column is for positions that were not listed.
+    """Statistics of the proposals from each position (row) to each position (column).
+
+    The last column counts proposals to positions that are not listed.
 
     Attributes:
-      draws: int64 `[positions, positions + 1]`, without those that a log ratio of -inf refuses.
-      ratios: sum of the stated ratios `q(current | proposed) / q(proposed | current)`, float64, likewise.
-      squares: sum of their squares, likewise.
-      energy_errors: of each energy change, the greatest, float64 `[positions, positions + 1]`.
+      draws: number of proposals. Proposals to stay in place, with a log ratio of -inf, are not counted.
+      ratios: sum of the stated ratios, `q(current | proposed) / q(proposed | current)`.
+      squares: sum of the squares of the stated ratios.
+      energy_errors: largest error of the energy changes.
     """
 
     draws: np.ndarray  # int64 [positions, positions + 1]
@@ -70,31 +75,32 @@ def check_detailed_balance(
     steps_apart: int = BLOCK_STEPS,
     significance: float = 1e-3,
 ) -> Balance:
-    """Checks a landscape on all its positions: energy changes, proposal ratios, and where a chain goes.
+    """Checks the energy changes, the proposal ratios and the visited positions of a landscape.
 
     Args:
       rng_key: a key, `[]`.
-      landscape: what to check.
-      positions: all those that a chain may reach from the first, each once; a pytree like one position with a
-        leading axis `[positions]`.
-      data: passed on to the landscape.
-      temperature: above 0, in units of the energy; one at which the positions differ in probability, but none is
-        hopeless.
-      num_draws: proposals drawn from each position.
-      num_chains: chains, all beginning at the first position.
-      num_samples: visits counted of each chain.
-      steps_apart: steps between two of them, a multiple of `BLOCK_STEPS`: enough to forget where it was.
-      significance: probability of an error where there is none, of the visits.
+      landscape: the landscape to check.
+      positions: all positions that a chain can reach from the first one, each listed once. A pytree like one
+        position, with a leading axis `[positions]`.
+      data: arrays that are passed to the landscape.
+      temperature: above 0, in units of the energy. Choose a temperature at which the positions differ in
+        probability, but each of them is visited.
+      num_draws: number of proposals drawn from each position.
+      num_chains: number of chains. All chains start at the first position.
+      num_samples: number of visits counted per chain.
+      steps_apart: number of steps between two counted visits, a multiple of `BLOCK_STEPS`. Choose it large enough
+        that the two visits are almost independent.
+      significance: significance level of the test of the visits: the probability that a correct landscape fails.
 
     Returns:
       A `Balance`.
 
     Raises:
-      AssertionError: with what was found and what was expected of the worst cases.
-      InputError: a temperature that is not above 0, a bad `steps_apart`, positions that are not listed once each
-        along a leading axis, or too little effort to judge by.
+      AssertionError: a check failed. The message compares the values found and expected for the worst case.
+      InputError: the temperature is not above 0, `steps_apart` is not a positive multiple of `BLOCK_STEPS`, the
+        positions are not listed once each along a leading axis, or there are too few draws or visits for a test.
 
-    A ring of four wells, and a move that goes up more often than down and does not say so:
+    A ring of four wells. The move goes up more often than down, but states no ratio:
 
     >>> from sa_jax import from_energy
     >>> wells = jnp.array([0.3, 0.0, 0.9, 0.5])
@@ -120,23 +126,27 @@ def check_detailed_balance(
 
 
 def energies_of(landscape: Landscape, positions: PyTree, data: tuple = ()) -> np.ndarray:
-    """The energy of each position by full evaluation, float64 `[positions]`.
+    """Evaluates the energy of each position in full, float64 `[positions]`.
 
     Raises:
-      InputError: positions that are not listed once each along a leading axis.
+      InputError: the positions are not listed once each along a leading axis.
     """
     evaluate = jax.jit(partial(jax.lax.map, lambda position: landscape.init(position, data).energy))
     return np.asarray(evaluate(_listed(positions)), np.float64)
 
 
 def boltzmann(energies: np.ndarray, temperature: float) -> np.ndarray:
-    """The Boltzmann distribution, `exp(-energy / temperature)` over its sum, float64 `[positions]`.
+    """Returns the Boltzmann distribution, `exp(-energy / temperature)` divided by its sum, float64 `[positions]`.
+
+    Args:
+      energies: energy of each position, float `[positions]`.
+      temperature: above 0, in units of the energy.
 
     >>> boltzmann(np.log([1.0, 2.0, 5.0]), 1.0).round(4).tolist()
     [0.5882, 0.2941, 0.1176]
 
     Raises:
-      InputError: a temperature that is not above 0.
+      InputError: the temperature is not above 0.
     """
     if not temperature > 0:
         raise InputError(f"temperature must be above 0 for a Boltzmann distribution, not {temperature}")
@@ -153,18 +163,18 @@ def count_proposals(
     temperature: float = 1.0,
     num_draws: int = 10_000,
 ) -> Proposals:
-    """Draws proposals from each position as `anneal` does, and notes where they lead and what they state.
+    """Draws proposals from each position as `anneal` does, and records their ends, ratios and energy changes.
 
     Args:
       rng_key: a key, `[]`.
-      landscape: what to draw from.
+      landscape: the landscape to check.
       positions: a pytree with a leading axis `[positions]`.
-      data: passed on to the landscape.
-      temperature: which the proposals may depend on.
-      num_draws: from each position.
+      data: arrays that are passed to the landscape.
+      temperature: temperature that is passed to `landscape.propose`.
+      num_draws: number of proposals drawn from each position.
 
     Raises:
-      InputError: positions that are not listed once each along a leading axis.
+      InputError: the positions are not listed once each along a leading axis.
     """
     positions = _listed(positions)
     size = len(jax.tree.leaves(positions)[0])
@@ -185,7 +195,7 @@ def count_proposals(
         places, log_ratios, changes = jax.vmap(propose)(jax.random.split(rng_key, num_draws))
         real = log_ratios != -jnp.inf
         ratios = jnp.where(real, jnp.exp(log_ratios), 0.0)
-        wanted = energies[places] - energy  # NaN from one infinite energy to another, where any change will do
+        wanted = energies[places] - energy  # NaN between two infinite energies; there any change is right
         right = ~real | (changes == wanted) | jnp.isnan(wanted)
         errors = jnp.where(right, 0.0, jnp.abs(changes - wanted))
         nothing = jnp.zeros(size + 1, jnp.float32)
@@ -202,14 +212,14 @@ def check_energy_changes(proposals: Proposals, energies: np.ndarray) -> float:
     """Checks the energy change of each proposal against the difference of two full evaluations.
 
     Args:
-      proposals: from `count_proposals`.
-      energies: of the positions, float64 `[positions]`.
+      proposals: the result of `count_proposals`.
+      energies: energy of each position, float64 `[positions]`.
 
     Returns:
-      The greatest error, in units of the energy.
+      The largest error, in units of the energy.
 
     Raises:
-      AssertionError: a proposal led to a position that is not listed, or an energy change is off.
+      AssertionError: a proposal led to a position that is not listed, or an energy change is wrong.
     """
     if proposals.draws[:, -1].any():
         start = int(proposals.draws[:, -1].argmax())
@@ -221,28 +231,29 @@ def check_energy_changes(proposals: Proposals, energies: np.ndarray) -> float:
     if errors.max() > allowed:
         start, end = np.unravel_index(errors.argmax(), errors.shape)
         raise AssertionError(
-            f"energy changes are wrong for {(errors > allowed).sum()} pairs; the worst, from {start} to {end}: "
-            f"off by {errors.max():.3g} of {energies[end] - energies[start]:.6g}, by full evaluation"
+            f"energy changes are wrong for {(errors > allowed).sum()} pairs; the worst, from {start} to {end}, "
+            f"is wrong by {errors.max():.3g}; by full evaluation it is {energies[end] - energies[start]:.6g}"
         )
     return float(errors.max())
 
 
 def check_proposal_ratios(proposals: Proposals) -> float:
-    """Checks the stated ratios: drawn from `a`, their sum over what leads to `b` is what leads back from `b`.
+    """Checks the stated proposal ratios against the counts of proposals in both directions.
 
-    In formulas, the sum over proposals from `a` to `b` of `q(b | a) * [q(a | b) / q(b | a)]` is `q(a | b)`, also
-    where several moves lead from the one to the other. Judged are pairs drawn at least `LEAST_DRAWS` times either
-    way, within `MOST_ERRORS` standard errors of the logarithm.
+    The sum of `q(b | a) * [q(a | b) / q(b | a)]` over the proposals from `a` to `b` is `q(a | b)`, also if several
+    moves lead from `a` to `b`. So the sum of the stated ratios of the proposals from `a` to `b` must match the
+    number of proposals from `b` to `a`. A pair is tested if it was drawn more than `LEAST_DRAWS` times in each
+    direction. The logarithms must agree within `MOST_ERRORS` standard errors.
 
     Args:
-      proposals: from `count_proposals`.
+      proposals: the result of `count_proposals`.
 
     Returns:
-      The greatest error, in standard errors.
+      The largest error, in standard errors.
 
     Raises:
-      AssertionError: a pair is off, or leads one way alone.
-      InputError: no pair was drawn often enough to be judged.
+      AssertionError: the ratio of a pair is wrong, or proposals lead from `a` to `b` but never from `b` to `a`.
+      InputError: no pair was drawn often enough to be tested.
     """
     draws, ratios, squares = (values[:, :-1] for values in proposals[:3])
     one_way = (draws > LEAST_DRAWS) & (draws.T == 0)
@@ -254,13 +265,13 @@ def check_proposal_ratios(proposals: Proposals) -> float:
     judged = (np.minimum(draws, draws.T) > LEAST_DRAWS) & ~np.eye(len(draws), dtype=bool)
     if not judged.any():
         raise InputError(
-            f"no two positions were proposed from each other more than {LEAST_DRAWS} times: raise num_draws"
+            f"no pair of positions has more than {LEAST_DRAWS} proposals in each direction: raise num_draws"
         )
     starts, ends = np.nonzero(judged)
     back, stated = draws.T[judged], ratios[judged]
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         errors = np.abs(np.log(back / stated)) / np.sqrt(squares[judged] / stated**2 + 1 / back)
-    # Ratios of 0 or beyond float32 have no standard error.
+    # The standard error is not defined for a ratio of 0, or for a ratio that is too large for float32.
     errors = np.where(np.isfinite(squares[judged]), np.nan_to_num(errors, nan=np.inf), np.inf)
     if errors.max() > MOST_ERRORS:
         worst = int(errors.argmax())
@@ -269,8 +280,8 @@ def check_proposal_ratios(proposals: Proposals) -> float:
             log_counted, log_stated = (np.log(sums[worst] / draws[start, end]) for sums in (back, stated))
         raise AssertionError(
             f"proposal ratios are wrong for {(errors > MOST_ERRORS).sum()} of {len(errors)} pairs; the worst, "
-            f"from {start} to {end}: counted log q(back) - log q(there) = {log_counted:.3f}, stated "
-            f"{log_stated:.3f}, {errors.max():.0f} standard errors apart"
+            f"from {start} to {end}: log q(back) - log q(there) is {log_counted:.3f} by counts, but stated as "
+            f"{log_stated:.3f}, a difference of {errors.max():.0f} standard errors"
         )
     return float(errors.max())
 
@@ -285,22 +296,22 @@ def visits(
     num_samples: int = 200,
     steps_apart: int = BLOCK_STEPS,
 ) -> np.ndarray:
-    """Counts the positions that chains visit at a fixed temperature, int64 `[positions]`.
+    """Counts the visits of chains to each position at a fixed temperature, int64 `[positions]`.
 
     Args:
       rng_key: a key, `[]`.
-      landscape: what to walk on.
-      positions: a pytree with a leading axis `[positions]`; the chains begin at the first.
-      data: passed on to the landscape.
+      landscape: the landscape to check.
+      positions: a pytree with a leading axis `[positions]`. The chains start at the first position.
+      data: arrays that are passed to the landscape.
       temperature: in units of the energy.
-      num_chains: vmapped together.
-      num_samples: visits counted of each chain.
-      steps_apart: steps before each of them, a multiple of `BLOCK_STEPS`.
+      num_chains: number of chains. They are vmapped together.
+      num_samples: number of visits counted per chain.
+      steps_apart: number of steps before each counted visit, a multiple of `BLOCK_STEPS`.
 
     Raises:
-      AssertionError: a position was visited that is not listed.
-      InputError: `steps_apart` is no positive multiple of `BLOCK_STEPS`, or positions are not listed once each
-        along a leading axis.
+      AssertionError: a chain visited a position that is not listed.
+      InputError: `steps_apart` is not a positive multiple of `BLOCK_STEPS`, or the positions are not listed once
+        each along a leading axis.
     """
     _check_steps(steps_apart)
     positions = _listed(positions)
@@ -328,20 +339,20 @@ def visits(
 def check_boltzmann(
     counts: np.ndarray, energies: np.ndarray, temperature: float, significance: float = 1e-3
 ) -> float:
-    """Checks counts of independent visits against the Boltzmann distribution, by Pearson's chi-square test.
+    """Checks counts of independent visits against the Boltzmann distribution, with Pearson's chi-square test.
 
     Args:
-      counts: of each position, int `[positions]`.
-      energies: of each position, float `[positions]`.
-      temperature: above 0, in their units.
-      significance: probability of an error where there is none.
+      counts: number of visits to each position, int `[positions]`.
+      energies: energy of each position, float `[positions]`.
+      temperature: above 0, in units of the energy.
+      significance: significance level of the test: the probability that correct counts fail.
 
     Returns:
       The p-value.
 
     Raises:
-      AssertionError: the p-value is below the significance.
-      InputError: a temperature that is not above 0, or fewer visits than can be judged.
+      AssertionError: the p-value is below the significance level.
+      InputError: the temperature is not above 0, or there are too few visits for a test.
 
     >>> check_boltzmann(np.array([580, 300, 120]), np.log([1.0, 2.0, 5.0]), 1.0) > 0.5
     True
@@ -352,8 +363,8 @@ def check_boltzmann(
     found, wanted = (values[pooled[1] > 0] for values in pooled)
     if len(found) < 2:
         raise InputError(
-            f"{np.sum(counts):,} visits of {len(expected):,} positions are too few to judge: no more than one is "
-            f"expected {LEAST_EXPECTED:g} times; raise num_samples, num_chains or the temperature"
+            f"{np.sum(counts):,} visits of {len(expected):,} positions are too few to judge: at most one "
+            f"position has {LEAST_EXPECTED:g} expected visits; raise num_samples, num_chains or the temperature"
         )
     chi_square = ((found - wanted) ** 2 / wanted).sum()
     p_value = float(scipy.stats.chi2.sf(chi_square, len(found) - 1))
@@ -361,9 +372,9 @@ def check_boltzmann(
         worst = int(np.abs((counts - expected) / np.sqrt(np.maximum(expected, LEAST_EXPECTED))).argmax())
         raise AssertionError(
             f"the positions visited are not Boltzmann's: chi-square {chi_square:.1f} for {len(found) - 1} degrees "
-            f"of freedom, p = {p_value:.1e}; the worst, position {worst}, was visited {counts[worst]:,} times of "
-            f"{np.sum(counts):,}, expected {expected[worst]:,.1f}. If energies and ratios are right, the chain "
-            "may need more steps between visits"
+            f"of freedom, p = {p_value:.1e}; the worst, position {worst}, has {counts[worst]:,} of "
+            f"{np.sum(counts):,} visits, but {expected[worst]:,.1f} are expected. If energies and ratios are "
+            "right, the chain may need more steps between visits: raise steps_apart"
         )
     return p_value
 
@@ -374,7 +385,7 @@ def _check_steps(steps_apart: int) -> None:
 
 
 def _listed(positions: PyTree) -> PyTree:
-    """The positions as arrays, where each is there once."""
+    """Converts positions to arrays, after checking that each is listed once."""
     positions = jax.tree.map(jnp.asarray, positions)
     shapes = [leaf.shape for leaf in jax.tree.leaves(positions)]
     if not shapes or not all(shape and 0 < shape[0] == shapes[0][0] for shape in shapes):
@@ -387,7 +398,7 @@ def _listed(positions: PyTree) -> PyTree:
 
 
 def _place(position: PyTree, positions: PyTree) -> jax.Array:
-    """Where a position is in the list, int32 `[]`; the length of the list where it is not."""
+    """Returns the index of a position in the list, int32 `[]`; the length of the list if it is not listed."""
 
     def alike(one, many):
         return (many == one).reshape(len(many), -1).all(1)

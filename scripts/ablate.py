@@ -6,7 +6,7 @@
 MLPNet on MNIST, its public weights fixed. A variant is the base with a setting or two changed. Each run has a
 process and a core of its own, and as many proposals as its first thousand say that the budget allows; what it
 really took is recorded. Settings are chosen by the validation accuracy, and the test accuracy is recorded beside
-it. Writes FILE.json after every run, goes on where it stopped, and at the end draws FILE.png and writes the table
+it. Writes FILE.json after every run, resumes where it stopped, and at the end draws FILE.png and writes the table
 to FILE.md.
 """
 

@@ -45,7 +45,7 @@ def enumerated() -> dict[str, Any]:
 
     Each network has random weights and a random linear teacher; the energy is the squared error to it, the start a
     random mask, the moves uniform swaps, the temperatures shares of the spread of 30 random masks' energies, which
-    are not counted. Greedy descent is annealing at temperature 0; 'restarted' begins anew at a random mask after
+    are not counted. Greedy descent is annealing at temperature 0; 'restarted' starts again at a random mask after
     every `PATIENCE` proposals, and keeps the best. The gap is that of the lowest
     energy met to the optimum, as a share of what lies between the optimum and the mean of all masks.
     """

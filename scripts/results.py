@@ -67,8 +67,6 @@ def rewritten_pages() -> dict[Path, str]:
     return pages.with_blocks(blocks)
 
 
-
-
 def write_pages() -> None:
     """Draws the picture, and writes all pages."""
     accuracy.draw(saved.load("accuracy"))

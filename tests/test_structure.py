@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "export": ENGINE | {"networks", "files"},
     "reports": {"types", "checks", "networks", "baselines"},
     "commands": MASKS | {"testing", "baselines", "files", "export", "reports"},
-    "cli": {"types", "checks", "files", "export", "pruning", "commands"},
+    "cli": {"types", "checks", "files", "export", "commands"},
 }
 # Who alone uses these packages.
 ROOMS = {

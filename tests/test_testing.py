@@ -1,4 +1,4 @@
-"""The test kit passes what is right and names what is wrong."""
+"""The checks of `sa_jax.testing` accept correct landscapes and name the mistakes of wrong ones."""
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +48,7 @@ def one_way(noise, state, temperature):
 
 
 def forgetful(state, moved, pending, accepted):
-    """Keeps a wrong energy of well 0, which single proposals do not show."""
+    """Stores a wrong energy for well 0. Single proposals do not show this mistake."""
     new = RIGHT.commit(state, moved, pending, accepted)
     return new._replace(energy=jnp.where(new.position == 0, 5.0, new.energy))
 
@@ -58,9 +58,12 @@ def forgetful(state, moved, pending, accepted):
     [
         (
             {"delta": wrong_delta},
-            "energy changes are wrong for 8 pairs; the worst, from . to .: off by 0.00",
+            "energy changes are wrong for 8 pairs; the worst, from . to ., is wrong by 0.00",
         ),
-        ({"propose": without_ratio}, "proposal ratios are wrong for 8 of 8 pairs.*stated 0.000"),
+        (
+            {"propose": without_ratio},
+            "proposal ratios are wrong for 8 of 8 pairs.*stated as 0.000, a difference of",
+        ),
         ({"propose": one_way}, "proposals lead from 0 to 1, 4,000 times, and never back"),
         ({"commit": forgetful}, "the positions visited are not Boltzmann's: chi-square .* 3 degrees"),
     ],
@@ -102,9 +105,9 @@ def test_bad_input_is_named():
 
 
 def test_too_little_to_judge_by_is_no_pass():
-    """Many positions and few draws: a move that favours low numbers, and says that it favours none."""
+    """Many positions and few draws. The move prefers low numbers, but states that it is symmetric."""
     steep = from_energy(lambda x: 0.0 * x, lambda key, x: (400 * jax.random.beta(key, 1.0, 4.0)).astype(jnp.int32))
-    with pytest.raises(InputError, match="more than 200 times: raise num_draws"):
+    with pytest.raises(InputError, match="more than 200 proposals in each direction: raise num_draws"):
         check(steep, jnp.arange(400), num_draws=500)
     with pytest.raises(InputError, match="1,000 visits of 3,000 positions are too few to judge"):
         check_boltzmann(np.append(1_000, np.zeros(2_999, int)), np.zeros(3_000), 1.0)

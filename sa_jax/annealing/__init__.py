@@ -1,1 +1,1 @@
-"""Simulated annealing on any landscape: one chain, and many that help each other."""
+"""Simulated annealing, replica exchange and population annealing on any landscape."""

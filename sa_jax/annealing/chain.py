@@ -1,7 +1,7 @@
-"""Simulated annealing: one pure, unjitted chain in a `lax.scan`.
+"""Simulated annealing of one chain: a pure function around a `lax.scan`, not jitted.
 
-Metropolis et al. 1953 and Hastings 1970 for the acceptance, Kirkpatrick, Gelatt & Vecchi 1983 for the
-annealing, Kuo, Kuruoglu & Chan 2022 for its use on network structure.
+Sources: Metropolis et al. 1953 and Hastings 1970 for the acceptance rule; Kirkpatrick, Gelatt & Vecchi 1983 for
+annealing; Kuo, Kuruoglu & Chan 2022 for annealing the structure of a network.
 """
 
 from functools import partial
@@ -15,17 +15,17 @@ from sa_jax.annealing.schedules import constant_schedule
 from sa_jax.checks import whole
 from sa_jax.types import AnnealResult, AnnealState, InputError, Landscape, PyTree, Scalar, Schedule, Trace
 
-# Random numbers are drawn for this many steps at once; a chain's bits depend on the value.
+# Random numbers are drawn for this many steps at once. The results of a chain depend on this value.
 BLOCK_STEPS = 100
 
 
 def init(landscape: Landscape, position: PyTree, data: tuple = ()) -> AnnealState:
-    """Evaluates the initial position and returns the state of a chain that has made no step.
+    """Evaluates the initial position and returns the state of a chain before its first step.
 
     Args:
-      landscape: what to walk on.
-      position: any pytree the landscape takes.
-      data: passed on to the landscape.
+      landscape: the landscape to anneal on.
+      position: initial position, any pytree that the landscape accepts.
+      data: arrays that are passed to the landscape.
 
     >>> from sa_jax import from_energy
     >>> init(from_energy(lambda x: x**2, lambda rng_key, x: -x), 3.0).best_energy
@@ -38,19 +38,19 @@ def init(landscape: Landscape, position: PyTree, data: tuple = ()) -> AnnealStat
 def accept(
     energy_change: jax.Array, log_q_ratio: jax.Array, temperature: jax.Array, log_u: jax.Array
 ) -> jax.Array:
-    """The Metropolis-Hastings rule, `log u <= -energy_change / temperature + log_q_ratio`.
+    """Applies the Metropolis-Hastings rule, `log u <= -energy_change / temperature + log_q_ratio`.
 
-    At temperature 0 it is greedy: every decrease is accepted and no increase. A NaN change is rejected, and so
-    is a log ratio of -inf, by which a proposal says that it stays where it is.
+    At temperature 0 the rule is greedy: every decrease is accepted, and every increase is rejected. A NaN change
+    is rejected. A log ratio of -inf marks a proposal to stay in place; it is rejected too.
 
     Args:
-      energy_change: float32 `[]`.
+      energy_change: energy of the proposed position minus the current energy, float32 `[]`.
       log_q_ratio: `log q(current | proposed) - log q(proposed | current)`, float32 `[]`.
-      temperature: float32 `[]`, not negative, in units of the energy.
-      log_u: logarithm of a number uniform in (0, 1], float32 `[]`.
+      temperature: at least 0, in units of the energy, float32 `[]`.
+      log_u: logarithm of a uniform random number in (0, 1], float32 `[]`.
 
     Returns:
-      bool `[]`.
+      Whether the proposal is accepted, bool `[]`.
     """
     positive = temperature > 0
     metropolis = -energy_change / jnp.where(positive, temperature, 1.0) + log_q_ratio
@@ -66,15 +66,18 @@ def step(
     temperature: jax.Array,
     data: tuple = (),
 ) -> AnnealState:
-    """One proposal, from its random numbers to its acceptance.
+    """Makes one step: proposes a move, evaluates it, and accepts or rejects it.
 
     Args:
-      landscape: what to walk on.
-      state: the chain before it.
-      noise: as `landscape.draw` gives it.
-      log_u: logarithm of a number uniform in (0, 1], float32 `[]`.
+      landscape: the landscape to anneal on.
+      state: the chain before the step.
+      noise: random numbers of the proposal, from `landscape.draw`.
+      log_u: logarithm of a uniform random number in (0, 1], float32 `[]`.
       temperature: in units of the energy, float32 `[]`.
-      data: passed on to the landscape.
+      data: arrays that are passed to the landscape.
+
+    Returns:
+      The chain after the step.
     """
     move, log_q_ratio = landscape.propose(noise, state.walk, temperature)
 
@@ -83,7 +86,8 @@ def step(
         accepted = accept(energy_change, log_q_ratio, temperature, log_u)
         return _settle(landscape, state, move, pending, accepted, ~jnp.isfinite(energy_change))
 
-    # A loop of one pass or none, which updates its carry in place where a branch would copy it.
+    # A loop of one pass, or of none for a proposal to stay in place. XLA updates the carry of a loop in place; a
+    # `lax.cond` would copy it.
     return jax.lax.fori_loop(0, batch_bound((log_q_ratio > -jnp.inf).astype(jnp.int32)), settle, state)
 
 
@@ -98,7 +102,7 @@ def _settle(landscape, state, move, pending, accepted, not_finite):
 def _with_best(landscape, state, walk):
     improved = walk.energy < state.best_energy
     if landscape.remember is None:
-        # Without vmap a real branch: the position is copied only when it is a new best.
+        # Without vmap this is a real branch: the position is copied only if it is a new best.
         best = jax.lax.cond(improved, lambda: walk.position, lambda: state.best)
     else:
         best, walk = landscape.remember(state.best, walk, improved)
@@ -115,23 +119,26 @@ def speculate(
     parallel_proposals: int,
     data: tuple = (),
 ) -> tuple[AnnealState, tuple[jax.Array, jax.Array, jax.Array]]:
-    """Many steps, `parallel_proposals` of them evaluated at once against the same state.
+    """Makes many steps; evaluates `parallel_proposals` proposals at once against the same state.
 
-    The first accepted one is taken and those after it are proposed anew, from the same random numbers. Since
-    a rejected proposal changes nothing, the chain is the very one that `step` makes, up to the rounding of
-    batched arithmetic. It makes up for its waste where hardware is wide and acceptance low.
+    The first accepted proposal is made. The steps after it are proposed again from the new state, with the same
+    random numbers. A rejected proposal changes nothing. So the chain is the same as the chain that `step` makes,
+    up to the rounding of batched arithmetic. The evaluations after an accepted proposal are wasted. On hardware
+    with many parallel units it is still faster, if few proposals are accepted.
 
     Args:
-      landscape: what to walk on.
+      landscape: the landscape to anneal on.
       state: the chain before the first step.
-      noise: random numbers of each step, leading axis `[steps]`.
-      log_u: float32 `[steps]`.
-      temperature: float32 `[steps]`.
-      parallel_proposals: static, at least 1. Above 1, inside `shard_map`, `masked_mlp` needs `check_vma=False`.
-      data: passed on to the landscape.
+      noise: random numbers of each proposal, from `landscape.draw`, leading axis `[steps]`.
+      log_u: logarithms of uniform random numbers in (0, 1], float32 `[steps]`.
+      temperature: in units of the energy, float32 `[steps]`.
+      parallel_proposals: number of proposals evaluated at once, at least 1; static. If it is above 1 inside
+        `shard_map`, `masked_mlp` needs `check_vma=False`.
+      data: arrays that are passed to the landscape.
 
     Returns:
-      The chain after the last step; and energy, lowest energy and accepted proposals after each, `[steps]`.
+      The chain after the last step, and three arrays `[steps]` with the values after each step: the energy, the
+      lowest energy so far, and the number of accepted proposals so far.
     """
     num_steps = log_u.size
     steps = jnp.arange(num_steps)
@@ -150,10 +157,10 @@ def speculate(
         accepted = jax.vmap(accept)(changes, log_q_ratios, temperatures, log_us) & (ahead < num_steps)
         first = jnp.where(accepted.any(), accepted.argmax(), parallel_proposals - 1).astype(jnp.int32)
         move, pending = jax.tree.map(lambda leaf: leaf[first], (moves, pendings))
-        # Until then the records are those of before, which the rejected ones leave.
         made = (jnp.arange(parallel_proposals) <= first) & (ahead < num_steps) & (log_q_ratios > -jnp.inf)
         not_finite = (made & ~jnp.isfinite(changes)).sum()
         new = _settle(landscape, state, move, pending, accepted[first], not_finite)
+        # The rejected proposals before the first accepted one leave the recorded values unchanged.
         records = jax.tree.map(
             lambda kept, before, after: jnp.where(
                 steps < done, kept, jnp.where(steps < done + first, before, after)
@@ -165,7 +172,7 @@ def speculate(
         return new, done + first + 1, records
 
     records = jax.tree.map(lambda leaf: jnp.full(num_steps, leaf), record(state))
-    none = state.num_accepted * 0  # under shard_map it varies over the mesh, as the number of steps done will
+    none = state.num_accepted * 0  # inside shard_map this 0 varies over the mesh, like the number of steps made
     carry = jax.lax.while_loop(lambda carry: carry[1] < num_steps, advance, (state, none, records))
     return carry[0], carry[2]
 
@@ -181,24 +188,25 @@ def run(
     trace_every: int = 0,
     parallel_proposals: int = 1,
 ) -> tuple[AnnealState, Trace | None]:
-    """Steps `first_step .. first_step + num_steps - 1` of the chain that belongs to `rng_key`.
+    """Makes the steps `first_step` to `first_step + num_steps - 1` of a chain.
 
-    A step's randomness depends on `rng_key` and the step's number alone, so that a chain cut into chunks
-    is bit for bit the chain run at once.
+    The random numbers of a step depend only on `rng_key` and on the number of the step. So a chain that is run in
+    chunks is bit for bit the same as a chain that is run in one call.
 
     Args:
-      rng_key: typed key, `[]`, the same for all chunks of a chain.
-      landscape: what to walk on; its state is refreshed every `landscape.refresh_steps`.
+      rng_key: a typed key, `[]`, the same for all chunks of a chain.
+      landscape: the landscape to anneal on. Its state is refreshed every `landscape.refresh_steps` steps.
       state: the chain before `first_step`.
       schedule: `step -> temperature`.
       first_step: a multiple of `BLOCK_STEPS`, int32 `[]`.
-      num_steps: static, at least 0.
-      data: passed on to the landscape.
-      trace_every: static; record every so many steps of this chunk, or never at 0.
-      parallel_proposals: static; proposals evaluated at once, see `speculate`.
+      num_steps: number of steps, at least 0; static.
+      data: arrays that are passed to the landscape.
+      trace_every: number of steps between two records, counted from `first_step`; 0 records nothing. Static.
+      parallel_proposals: number of proposals evaluated at once, see `speculate`; static.
 
     Returns:
-      The chain after the last step, and its trace with `num_steps // trace_every` entries or None.
+      The chain after the last step, and a `Trace` with `num_steps // trace_every` entries, or None if
+      `trace_every` is 0.
     """
     entries = num_steps // trace_every if trace_every else 0
     steps, energies = jnp.zeros(entries, jnp.int32), jnp.zeros(entries, state.best_energy.dtype)
@@ -252,30 +260,32 @@ def anneal(
     trace_every: int = 0,
     parallel_proposals: int = 1,
 ) -> AnnealResult:
-    """Anneals one position on a landscape. Pure: works inside `jit`, `vmap`, `scan` and `shard_map`.
+    """Anneals one position on a landscape. Works inside `jit`, `vmap`, `scan` and `shard_map`.
 
-    Not for reverse-mode differentiation: a proposal is evaluated in a loop of one pass or none.
+    `anneal` is a pure function and is not jitted. If you call it repeatedly, wrap it in `jax.jit` and pass key and
+    data as arguments. Reverse-mode differentiation does not work, because a proposal is evaluated inside a loop.
 
     Args:
-      rng_key: a key, `[]`; the only source of randomness. For many chains, `vmap` over keys.
-      landscape: from `from_energy`, `masked_mlp`, or your own.
-      position: initial position, any pytree the landscape takes, of finite energy: a chain never leaves NaN.
-      schedule: `step -> temperature` (a schedule of optax fits), or a number for a constant temperature.
-      num_steps: proposals, at least 0; static under `jit`.
-      data: arrays passed on to the energy, so that they need not be captured.
-      trace_every: record every so many steps; 0 records nothing. Static under `jit`.
-      parallel_proposals: number of proposals evaluated at once against the same state, at least 1; the first
-        that is accepted is taken. The chain is the same, and faster on wide hardware where few proposals are accepted.
-        Static under `jit`.
+      rng_key: a key, `[]`; the only source of randomness. For many chains, use `vmap` over keys.
+      landscape: a landscape from `from_energy` or `masked_mlp`, or your own.
+      position: initial position, any pytree that the landscape accepts. Its energy must be finite: a chain that
+        starts at NaN never leaves it.
+      schedule: `step -> temperature`, such as a schedule of optax, or a number for a constant temperature.
+      num_steps: number of proposals, at least 0; static under `jit`.
+      data: arrays that are passed to the energy as arguments. The energy need not capture them.
+      trace_every: number of steps between two records; 0 records nothing. Static under `jit`.
+      parallel_proposals: number of proposals evaluated at once against the same state, at least 1; static under
+        `jit`. The first accepted proposal is made. The chain stays the same. It is faster on hardware with many
+        parallel units, if few proposals are accepted.
 
     Returns:
-      An `AnnealResult`; best and final position are kept apart.
+      An `AnnealResult`, with the best position and the final one.
 
     Raises:
-      InputError: `num_steps` or `trace_every` is not a whole number of at least 0, `parallel_proposals` is not one
-        of at least 1, the schedule is neither a number nor callable, or `data` is not a tuple.
+      InputError: `num_steps` or `trace_every` is not a whole number of at least 0, `parallel_proposals` is not a
+        whole number of at least 1, the schedule is neither a number nor callable, or `data` is not a tuple.
 
-    The lowest of nine wells:
+    An energy with thirteen minima, and the position of the lowest one:
 
     >>> import jax, jax.numpy as jnp
     >>> from sa_jax import anneal, from_energy, geometric_schedule
@@ -318,20 +328,24 @@ def anneal(
 
 
 def as_arrays(data: tuple) -> tuple:
-    """NumPy arrays as those of JAX: indexing one by a traced index would fail."""
+    """Converts NumPy arrays to JAX arrays: indexing a NumPy array with a traced index fails."""
     return tuple(jax.tree.map(lambda leaf: jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf, data))
 
 
 def match_varying(carry: PyTree, rng_key: jax.Array, *values: Scalar) -> PyTree:
-    """The same carry, varying over the mesh inside `shard_map` as all of the given values do.
+    """Makes a carry vary over the mesh inside `shard_map` wherever the key or the values vary.
 
-    A carry must vary before the first step as it does after it, and a start shared by all chains does not. A
-    choice between equals makes it so, in every version, and compiles away.
+    `lax.scan` requires that a carry varies over the same mesh axes before the first step and after it. An initial
+    position that all chains share does not vary. `jnp.where` between two equal leaves makes it vary, in every
+    version of JAX. XLA compiles the choice away.
 
     Args:
       carry: any pytree of arrays.
       rng_key: a key, `[]`.
       *values: float arrays or numbers, of any shape.
+
+    Returns:
+      A carry with the same values.
     """
     varying = jnp.any(jax.random.bits(rng_key) == 0)
     for value in values:

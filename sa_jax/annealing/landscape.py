@@ -1,4 +1,4 @@
-"""The landscape of any function on any pytree, by full evaluation."""
+"""A landscape of any energy function on any pytree. Every proposal is evaluated in full."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -10,27 +10,28 @@ from sa_jax.types import InputError, Landscape, PyTree
 
 
 class EnergyState(NamedTuple):
-    """A position and its energy, a floating-point scalar of at least 32 bits."""
+    """State of a landscape from `from_energy`: a position and its energy."""
 
     position: PyTree
     energy: jax.Array  # float32 or float64 []
 
 
 def from_energy(energy_fn: Callable[..., jax.Array], move_fn: Callable[..., PyTree]) -> Landscape:
-    """Makes a landscape of an energy and a move, each any jittable function.
+    """Makes a landscape from an energy function and a move function. Both may be any jittable functions.
 
     Args:
-      energy_fn: `(position, *data) -> energy`, a scalar; lower is better. A NaN is never accepted.
-      move_fn: `(rng_key, position) -> position`, symmetric (as likely as its reverse), or
-        `-> (position, log_q_ratio)` with `log_q_ratio = log q(old | new) - log q(new | old)`. The new
-        position has the structure, shapes and dtypes of the old one.
+      energy_fn: `(position, *data) -> energy`, a scalar; lower is better. A proposal of NaN energy is rejected.
+      move_fn: `(rng_key, position) -> position` for a symmetric move (as likely as its reverse). For any other
+        move, `(rng_key, position) -> (position, log_q_ratio)`, with
+        `log_q_ratio = log q(old | new) - log q(new | old)`. The new position has the structure, shapes and dtypes
+        of the old one.
 
     Returns:
-      A `Landscape` whose position is the pytree itself.
+      A `Landscape` whose positions are the given pytrees.
 
     Raises:
-      InputError: when annealed, if the energy is not a scalar or the moved position differs from the
-        position in structure, shape or dtype.
+      InputError: the energy is not a scalar, or the new position differs from the old one in structure, shape or
+        dtype. Raised by `init` and `propose` of the landscape, so when `anneal` is called.
 
     >>> landscape = from_energy(lambda x: x**2, lambda rng_key, x: x + jax.random.normal(rng_key))
     >>> landscape.init(3.0, ()).energy
@@ -85,10 +86,13 @@ def from_energy(energy_fn: Callable[..., jax.Array], move_fn: Callable[..., PyTr
 
 @jax.custom_batching.custom_vmap
 def batch_bound(number: jax.Array) -> jax.Array:
-    """A loop's bound, int32 `[]`, under vmap the greatest of all chains, so that it stays one number.
+    """Returns the bound of a loop, int32 `[]`; under `vmap`, the largest bound of all chains.
 
-    With a bound of its own for each chain, every pass of the loop would copy all that it carries. The loop's
-    body must do no harm to a chain that has had its passes.
+    So the bound stays a scalar under `vmap`. With a separate bound for each chain, XLA would copy the whole carry
+    in every pass of the loop. The loop then runs too often for some chains: extra passes must not change them.
+
+    Args:
+      number: number of passes that this chain needs, int32 `[]`.
     """
     return number
 
@@ -100,6 +104,7 @@ def _bound_of_batch(axis_size, in_batched, number):
 
 
 def _as_array(leaf):
-    # A Python number becomes a weakly typed array, and a scan's carry must not change its type.
+    # A Python number becomes a weakly typed array. The carry of a scan must not change its type, so the array must
+    # not be weakly typed.
     leaf = jnp.asarray(leaf)
     return jax.lax.convert_element_type(leaf, leaf.dtype) if getattr(leaf, "weak_type", False) else leaf

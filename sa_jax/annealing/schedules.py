@@ -1,6 +1,6 @@
-"""Temperature schedules `step -> temperature`, and temperatures calibrated from sampled energy changes.
+"""Temperature schedules `step -> temperature`, and calibration of temperatures from sampled energy changes.
 
-Any callable will do, the schedules of optax among them. Steps count from 0; temperatures are in units of
+Any callable can be a schedule, for example a schedule of optax. Steps count from 0. Temperatures are in units of
 the energy.
 """
 
@@ -12,14 +12,17 @@ from jax.core import Tracer
 
 from sa_jax.types import InputError, Landscape, PyTree, Scalar, Schedule
 
-# Energy changes sampled by `calibrate`.
+# Number of moves that `calibrate` samples.
 CALIBRATION_MOVES = 1000
-# Temperatures that it chooses, in units of their median size.
+# Start and end temperature that `calibrate` returns, as multiples of the median absolute energy change.
 START_SHARE, END_SHARE = 0.25, 0.0025
 
 
 def constant_schedule(temperature: Scalar) -> Schedule:
-    """The same temperature throughout.
+    """Returns a schedule of constant temperature.
+
+    Raises:
+      InputError: the temperature is not finite, or is negative.
 
     >>> constant_schedule(0.5)(7)
     Array(0.5, dtype=float32)
@@ -29,9 +32,13 @@ def constant_schedule(temperature: Scalar) -> Schedule:
 
 
 def geometric_schedule(start: Scalar, end: Scalar, num_steps: int) -> Schedule:
-    """Falls by a constant factor per step from `start` at step 0 to `end` at `num_steps - 1`, then stays.
+    """Returns a schedule that multiplies the temperature by a constant factor in each step.
 
-    Kirkpatrick, Gelatt & Vecchi 1983; the usual choice.
+    This is the usual choice (Kirkpatrick, Gelatt & Vecchi 1983). The temperature is `start` at step 0, `end` at
+    step `num_steps - 1`, and stays at `end` after that.
+
+    Raises:
+      InputError: a temperature is not finite, or is not above 0.
 
     >>> [round(float(geometric_schedule(1.0, 0.01, 3)(step)), 4) for step in range(4)]
     [1.0, 0.1, 0.01, 0.01]
@@ -41,7 +48,12 @@ def geometric_schedule(start: Scalar, end: Scalar, num_steps: int) -> Schedule:
 
 
 def linear_schedule(start: Scalar, end: Scalar, num_steps: int) -> Schedule:
-    """Falls by a constant amount per step from `start` at step 0 to `end` at `num_steps - 1`, then stays.
+    """Returns a schedule that changes the temperature by a constant amount in each step.
+
+    The temperature is `start` at step 0, `end` at step `num_steps - 1`, and stays at `end` after that.
+
+    Raises:
+      InputError: a temperature is not finite, or is negative.
 
     >>> [float(linear_schedule(1.0, 0.0, 3)(step)) for step in range(4)]
     [1.0, 0.5, 0.0, 0.0]
@@ -51,7 +63,12 @@ def linear_schedule(start: Scalar, end: Scalar, num_steps: int) -> Schedule:
 
 
 def cosine_schedule(start: Scalar, end: Scalar, num_steps: int) -> Schedule:
-    """Half a cosine from `start` at step 0 to `end` at `num_steps - 1`, then stays.
+    """Returns a schedule that follows half a period of a cosine.
+
+    The temperature is `start` at step 0, `end` at step `num_steps - 1`, and stays at `end` after that.
+
+    Raises:
+      InputError: a temperature is not finite, or is negative.
 
     >>> [round(float(cosine_schedule(1.0, 0.0, 3)(step)), 4) for step in range(4)]
     [1.0, 0.5, 0.0, 0.0]
@@ -61,10 +78,13 @@ def cosine_schedule(start: Scalar, end: Scalar, num_steps: int) -> Schedule:
 
 
 def logarithmic_schedule(start: Scalar) -> Schedule:
-    """`start * log(2) / log(2 + step)`, the law under which annealing provably finds the optimum.
+    """Returns the logarithmic schedule, `start * log(2) / log(2 + step)`.
 
-    Geman & Geman 1984, Hajek 1988: with `start` above the depth of the deepest local minimum over log(2).
-    Far too slow for most budgets.
+    With it, annealing provably finds the optimum if `start * log(2)` is at least the depth of the deepest local
+    minimum that is not the global one (Geman & Geman 1984, Hajek 1988). It is far too slow for most budgets.
+
+    Raises:
+      InputError: the temperature is not finite, or is negative.
 
     >>> [round(float(logarithmic_schedule(1.0)(step)), 4) for step in (0, 2, 14)]
     [1.0, 0.5, 0.25]
@@ -83,20 +103,20 @@ def calibrate(
 ) -> tuple[jax.Array, jax.Array]:
     """Chooses a start and an end temperature from the energy changes of sampled moves.
 
-    Samples `CALIBRATION_MOVES` moves from `position`, so that the temperatures have the energy's units
-    whatever they are. The defaults suit a good initial position, which a hot start would only destroy; from
-    a random one take a `start` of 1 or more.
+    Samples `CALIBRATION_MOVES` moves from `position`. Temperatures have the units of the energy, so the result
+    fits an energy in any units. The defaults suit a good initial position, which a hot start would destroy. For a
+    random initial position, use a `start` of 1 or more.
 
     Args:
       rng_key: a key, `[]`.
-      landscape: what will be annealed.
+      landscape: the landscape to anneal on.
       position: initial position.
-      data: passed on to the landscape.
-      start: start temperature, in units of the median size of the changes that are not 0.
-      end: end temperature, likewise.
+      data: arrays that are passed to the landscape.
+      start: start temperature, as a multiple of the median absolute energy change. Changes of 0 are left out.
+      end: end temperature, as a multiple of the same median.
 
     Returns:
-      `(start, end)`, float32 `[]` each; both 0 when no sampled move changes the energy.
+      `(start, end)`, both float32 `[]`. Both are 0 if no sampled move changes the energy.
     """
     state = landscape.init(position, data)
 

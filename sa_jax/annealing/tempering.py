@@ -1,7 +1,7 @@
-"""Many chains that help each other: replica exchange and population annealing, on the steps of `anneal`.
+"""Replica exchange and population annealing: many chains, each of which makes the steps of `anneal`.
 
-Swendsen & Wang 1986 and Hukushima & Nemoto 1996 for replica exchange; Hukushima & Iba 2003 and Machta 2010 for
-population annealing.
+Sources: Swendsen & Wang 1986 and Hukushima & Nemoto 1996 for replica exchange; Hukushima & Iba 2003 and Machta
+2010 for population annealing.
 """
 
 import math
@@ -15,31 +15,34 @@ from jax.core import Tracer
 
 from sa_jax.annealing.chain import BLOCK_STEPS, as_arrays, init, match_varying, run
 from sa_jax.annealing.schedules import constant_schedule
+from sa_jax.checks import whole
 from sa_jax.types import AnnealState, InputError, Landscape, PyTree, Schedule
 
-# Share of exchanges that an adapted ladder aims at (0.23 is best where energies are Gaussian; Kone & Kofke 2005).
+# Target share of accepted exchanges when the ladder is adapted. For Gaussian energies 0.23 is best (Kone & Kofke
+# 2005).
 EXCHANGE_SHARE = 0.25
-# How much the logarithm of a gap moves, times what the share is off, at the first adaptation; then ever less, in
-# proportion to 1 / (n + 4) after n, so that it settles (Robbins & Monro 1951).
+# Gain of the first adaptation: the logarithm of a gap changes by this number times the error of the share. After n
+# adaptations the gain is proportional to 1 / (n + 4), so that the ladder converges (Robbins & Monro 1951).
 FIRST_ADAPTATION = 0.5
-# A gap is never wider, as a ratio of temperatures: where energies are bounded no gap may be wide enough.
+# Largest ratio of neighbouring temperatures in an adapted ladder. If energies are bounded, exchanges may be
+# accepted more often than the target at any ratio. The gap would grow without limit.
 WIDEST_GAP = 100.0
 
 
 class TemperResult(NamedTuple):
-    """What `temper` returns; rungs are in the order of the temperatures.
+    """The result of `temper`. Rung 0 has the lowest temperature.
 
     Attributes:
-      best: the position of the lowest energy that any replica met.
-      best_energy: its energy, float32 `[]`.
-      final: positions after the last step, leading axis `[rungs]`.
-      final_energy: float32 `[rungs]`.
-      temperatures: the ladder, adapted or as given, float32 `[rungs]`.
-      exchange_share: of the exchanges between each rung and the next, since the ladder was fixed, float32
-        `[rungs - 1]`; NaN where none was tried.
-      num_accepted: proposals that each replica accepted, wherever it was, int32 `[rungs]`.
-      round_trips: how often each replica went from the first rung to the last and back, from the first step on,
-        int32 `[rungs]`.
+      best: the position of the lowest energy that any replica found.
+      best_energy: the energy of `best`.
+      final: the position on each rung after the last step, leading axis `[rungs]`.
+      final_energy: the energy on each rung after the last step.
+      temperatures: the ladder: the temperature of each rung, after adaptation.
+      exchange_share: share of accepted exchanges between each rung and the next. Only exchanges with the final
+        ladder count. NaN if none was tried.
+      num_accepted: number of proposals that each replica accepted, on all rungs. By replica, not by rung.
+      round_trips: number of times that each replica went from the first rung to the last and back, counted from
+        the first step. By replica, not by rung.
     """
 
     best: PyTree
@@ -53,17 +56,18 @@ class TemperResult(NamedTuple):
 
 
 class Replicas(NamedTuple):
-    """All replicas between two blocks of steps; a replica keeps its state and changes its rung.
+    """All replicas between two blocks of steps. In an exchange, two replicas swap rungs and keep their states.
 
     Attributes:
-      chains: an `AnnealState` with leading axis `[rungs]`, or of those of one device.
-      rung: where each replica is, int32 `[rungs]`.
-      log_temperatures: of each rung, float32 `[rungs]`.
-      tried: exchanges tried between each rung and the next since the ladder was fixed, int32 `[rungs - 1]`.
-      exchanged: those accepted, int32 `[rungs - 1]`.
-      chance: of the latest exchange tried between each rung and the next, float32 `[rungs - 1]`.
-      heading: of each replica, -1 after it was at the first rung, 1 after it then was at the last, 0 before, int32
-        `[rungs]`.
+      chains: the state of each replica, leading axis `[rungs]`; inside `shard_map`, only the replicas of this
+        device.
+      rung: the rung of each replica.
+      log_temperatures: logarithm of the temperature of each rung.
+      tried: number of exchanges tried between each rung and the next, with the final ladder.
+      exchanged: number of exchanges accepted between each rung and the next, with the final ladder.
+      chance: acceptance probability of the latest exchange tried between each rung and the next.
+      heading: direction of each replica: -1 on its way up after a visit to the first rung, 1 on its way down after
+        a later visit to the last rung, 0 before its first visit to the first rung.
       round_trips: see `TemperResult`.
     """
 
@@ -88,31 +92,36 @@ def temper(
     chain_batch: int | None = None,
     axis_name: str | None = None,
 ) -> TemperResult:
-    """Replica exchange: one chain at each temperature, and neighbours that exchange their temperatures. Pure.
+    """Runs replica exchange: one chain per temperature; neighbouring chains exchange their temperatures.
 
-    After every `anneal.BLOCK_STEPS` steps the replicas at neighbouring temperatures, every other pair in turn,
-    exchange them with probability `min(1, exp((1 / T_i - 1 / T_j) * (E_i - E_j)))`. With a fixed ladder, each
-    rung samples the Boltzmann distribution of its temperature.
+    After every `sa_jax.annealing.chain.BLOCK_STEPS` steps, exchanges are tried between replicas at neighbouring
+    temperatures: between every other pair of rungs, in turn. An exchange is accepted with probability
+    `min(1, exp((1 / T_i - 1 / T_j) * (E_i - E_j)))`. With a fixed ladder, each rung samples the Boltzmann
+    distribution of its temperature. `temper` is a pure function and is not jitted.
 
     Args:
       rng_key: a key, `[]`.
-      landscape: what to walk on.
+      landscape: the landscape to anneal on.
       position: initial position of all replicas.
-      temperatures: rising, above 0, float `[rungs]`, at least 2; `jnp.geomspace(low, high, rungs)` is usual.
-      num_steps: proposals of each replica, rounded up to whole blocks; static.
-      data: passed on to the landscape.
-      adapt_steps: of these, so many during which all temperatures but the first move until neighbours exchange
-        a share `EXCHANGE_SHARE` of the times; static. Afterwards the ladder is fixed.
-      chain_batch: replicas vmapped together, 1 on a CPU; None for all. Static.
-      axis_name: inside `shard_map`, the axis of the mesh over which the replicas are spread, on any number of
-        devices and processes; energies alone are exchanged, once per block. Needs `check_vma=False`. Static.
+      temperatures: the ladder: at least 2 rising temperatures above 0, float `[rungs]`. The usual choice is
+        `jnp.geomspace(low, high, rungs)`.
+      num_steps: number of proposals of each replica, rounded up to whole blocks; static.
+      data: arrays that are passed to the landscape.
+      adapt_steps: number of first steps in which the ladder is adapted, from 0 to `num_steps`; static. All
+        temperatures but the first change, until a share `EXCHANGE_SHARE` of the exchanges is accepted. After these
+        steps the ladder is fixed.
+      chain_batch: number of replicas that are vmapped together; None for all. On a CPU use 1. Static.
+      axis_name: inside `shard_map`, the name of the mesh axis over which the replicas are spread; static. The mesh
+        may span any number of devices and processes. Devices exchange only energies, once per block. `shard_map`
+        needs `check_vma=False`.
 
     Returns:
-      A `TemperResult`, on every device the same.
+      A `TemperResult`, the same on every device.
 
     Raises:
-      InputError: fewer than two temperatures, temperatures that do not rise, are not above 0, or do not divide
-        over the devices, or more `adapt_steps` than steps.
+      InputError: there are fewer than two temperatures, the temperatures are not above 0, finite and rising, their
+        number is not a multiple of the number of devices, or `adapt_steps` is not a whole number from 0 to
+        `num_steps`.
 
     >>> import jax, jax.numpy as jnp
     >>> from sa_jax import from_energy
@@ -125,25 +134,26 @@ def temper(
     """
     shape = jnp.shape(temperatures)
     if len(shape) != 1 or shape[0] < 2:
-        raise InputError(f"temperatures must have the shape [rungs], at least 2, not {list(shape)}")
+        raise InputError(f"temperatures must have the shape [rungs], with at least 2 rungs, not {list(shape)}")
     if not isinstance(temperatures, Tracer):
         values = np.asarray(temperatures)
         if not (np.all(np.diff(values) > 0) and np.isfinite(values).all() and values[0] > 0):
-            raise InputError(f"temperatures must rise, from above 0, not {values.tolist()}")
+            raise InputError(f"temperatures must be above 0, finite and rising, not {values.tolist()}")
     temperatures = jnp.asarray(temperatures, jnp.float32)
-    if not 0 <= adapt_steps <= num_steps:
-        raise InputError(f"adapt_steps must be from 0 to num_steps, {num_steps}, not {adapt_steps}")
+    adapt_steps = whole("adapt_steps", adapt_steps, 0, num_steps, " (num_steps)")
     rungs, data = temperatures.size, as_arrays(data)
     chains_key, exchange_key = jax.random.split(rng_key)
     devices = 1 if axis_name is None else jax.lax.axis_size(axis_name)
     if rungs % devices:
-        raise InputError(f"{rungs} temperatures do not divide over {devices} devices")
+        raise InputError(
+            f"the number of temperatures, {rungs}, must be a multiple of the number of devices, {devices}"
+        )
     here = jnp.arange(rungs // devices)
     if axis_name is not None:
         here += jax.lax.axis_index(axis_name) * here.size
 
     def everywhere(tree):
-        """All replicas' values, from those of this device."""
+        """Gathers the values of all replicas from all devices."""
         return tree if axis_name is None else jax.lax.all_gather(tree, axis_name, tiled=True)
 
     keys = jax.vmap(partial(jax.random.fold_in, chains_key))(here)
@@ -173,7 +183,7 @@ def temper(
         chains = _map(walk, (keys, replicas.chains, own), chain_batch)
         replicas, energies = replicas._replace(chains=chains), everywhere(chains.walk.energy)
         replicas = _exchange(jax.random.fold_in(exchange_key, number), replicas, energies, number)
-        # Every other pair is tried in a block, all in two.
+        # One block tries every other pair of rungs, so two blocks try all pairs.
         adapts = (number < adapted_blocks) & (number % 2 == 1)
         rate = FIRST_ADAPTATION / (1 + number // 8)
         gaps = jnp.diff(replicas.log_temperatures) * jnp.exp(rate * (replicas.chance - EXCHANGE_SHARE))
@@ -204,17 +214,17 @@ def temper(
 
 
 class PopulationResult(NamedTuple):
-    """What `population_anneal` returns.
+    """The result of `population_anneal`.
 
     Attributes:
-      best: the position of the lowest energy that any member met.
-      best_energy: its energy, float32 `[]`.
-      final: positions after the last step, leading axis `[members]`.
-      final_energy: float32 `[members]`.
-      family: the member of the first population from which each descends, int32 `[members]`.
-      mean_square_family_size: `members * sum((family size / members)**2)`, float32 `[]`: far below the number of
-        members where the population was large enough (Wang, Machta & Katzgraber 2015).
-      num_accepted: accepted proposals of each member and its ancestors, int32 `[members]`.
+      best: the position of the lowest energy that any member found.
+      best_energy: the energy of `best`.
+      final: the position of each member after the last step, leading axis `[members]`.
+      final_energy: the energy of each member after the last step.
+      family: index of the initial member from which each member descends.
+      mean_square_family_size: `members * sum((family size / members)**2)`. If the population is large enough, this
+        is far below the number of members (Wang, Machta & Katzgraber 2015).
+      num_accepted: number of accepted proposals of each member and its ancestors.
     """
 
     best: PyTree
@@ -235,26 +245,28 @@ def population_anneal(
     data: tuple = (),
     chain_batch: int | None = None,
 ) -> PopulationResult:
-    """Population annealing: chains that cool together and are resampled as they do. Pure.
+    """Runs population annealing: many chains on one schedule, resampled whenever the temperature changes.
 
-    After every `anneal.BLOCK_STEPS` steps at one temperature, `T`, members are copied or dropped in proportion to
-    `exp(-(1 / T' - 1 / T) * E)`, with `T'` that of the steps to come; their number stays (systematic resampling;
-    Douc & Cappe 2005). So a large population keeps to the Boltzmann distribution as it cools.
+    Each block of `sa_jax.annealing.chain.BLOCK_STEPS` steps has one temperature, `T`. After the block, the members
+    of the population are resampled with weights `exp(-(1 / T' - 1 / T) * E)`, where `T'` is the temperature of the
+    next block. The number of members stays the same (systematic resampling; Douc & Cappe 2005). So a large
+    population follows the Boltzmann distribution while the temperature falls. `population_anneal` is a pure
+    function and is not jitted.
 
     Args:
       rng_key: a key, `[]`.
-      landscape: what to walk on.
+      landscape: the landscape to anneal on.
       positions: initial positions, leading axis `[members]`, at least 2.
-      schedule: `step -> temperature`, above 0; taken at the first step of each block.
-      num_steps: proposals of each member, rounded up to whole blocks; static.
-      data: passed on to the landscape.
-      chain_batch: members vmapped together, 1 on a CPU; None for all. Static.
+      schedule: `step -> temperature`, above 0; evaluated at the first step of each block.
+      num_steps: number of proposals of each member, rounded up to whole blocks; static.
+      data: arrays that are passed to the landscape.
+      chain_batch: number of members that are vmapped together; None for all. On a CPU use 1. Static.
 
     Returns:
       A `PopulationResult`.
 
     Raises:
-      InputError: fewer than two members.
+      InputError: there are fewer than two members.
 
     >>> import jax, jax.numpy as jnp
     >>> from sa_jax import from_energy, geometric_schedule
@@ -283,7 +295,7 @@ def population_anneal(
             return run(key, landscape, state, constant_schedule(temperature), first, BLOCK_STEPS, data)[0]
 
         states = _map(walk, (keys, states), chain_batch)
-        # The best of members that are dropped must not be lost.
+        # Resampling may drop the member that found the lowest energy, so the best position is kept apart.
         winner = _lowest(states.best_energy)
         improved = states.best_energy[winner] < best_energy
         best = jax.tree.map(lambda new, old: jnp.where(improved, new[winner], old), states.best, best)
@@ -292,11 +304,12 @@ def population_anneal(
         log_weights = -(1 / cooler - 1 / temperature) * states.walk.energy
         log_weights = jnp.where(jnp.isnan(log_weights), -jnp.inf, log_weights)
         shares = jnp.cumsum(jax.nn.softmax(log_weights))
-        # In (0, 1], and the first share that reaches a place: no member without weight is ever taken.
+        # The offset is in (0, 1], and `searchsorted` returns the first cumulative share that reaches a place. So a
+        # member of weight 0 is never chosen.
         offset = 1 - jax.random.uniform(jax.random.fold_in(resample_key, number), dtype=jnp.float32)
         places = jnp.minimum((jnp.arange(members) + offset) / members, 1) * shares[-1]
         parents = jnp.searchsorted(shares, places)
-        # A schedule may end at 0, where no weights can be told.
+        # A schedule may end at temperature 0, where the weights are not defined. Then nothing is resampled.
         parents = jnp.where((cooler > 0) & jnp.isfinite(log_weights).any(), parents, jnp.arange(members))
         states, family = jax.tree.map(lambda leaf: leaf[parents], (states, family))
         return (states, family, best, best_energy), None
@@ -329,7 +342,7 @@ def _exchange(rng_key: jax.Array, replicas: Replicas, energies: jax.Array, numbe
     chance = jnp.exp(jnp.minimum(log_ratio, 0))
     chance = jnp.where(tried & ~jnp.isnan(chance), chance, replicas.chance)
     log_u = -jax.random.exponential(rng_key, (rungs - 1,))
-    # False where an energy is NaN.
+    # The comparison is False if an energy is NaN.
     exchanges = tried & (log_u <= log_ratio)
     down, up = jnp.pad(exchanges, (1, 0)), jnp.pad(exchanges, (0, 1))
     to = jnp.arange(rungs, dtype=jnp.int32) + up.astype(jnp.int32) - down.astype(jnp.int32)
@@ -352,7 +365,7 @@ def _lowest(energies):
 
 
 def _map(function: Any, chains: PyTree, chain_batch: int | None) -> PyTree:
-    # A batch of one would still be vmapped, and every branch of the program evaluated.
+    # `lax.map` would vmap even a batch of one. Under vmap a `lax.cond` evaluates both branches.
     if chain_batch is None:
         return jax.vmap(function)(chains)
     return jax.lax.map(function, chains, batch_size=None if chain_batch == 1 else chain_batch)

@@ -1,1 +1,1 @@
-"""Landscapes whose proposals cost what they change, and the same ones by full evaluation."""
+"""Landscapes that evaluate a proposal by its changes only, and the same landscapes by full evaluation."""

@@ -1,4 +1,4 @@
-"""Landscapes of masked networks by full evaluation of each proposal, to compare with and for other networks."""
+"""Landscapes of masked networks that evaluate each proposal in full: for comparison, and for any model."""
 
 from collections.abc import Callable, Sequence
 
@@ -21,13 +21,14 @@ def full_mlp(
     activation: str = "relu",
     mask_of: Callable[[jax.Array], jax.Array] = lambda mask: mask,
 ) -> Landscape:
-    """Makes the same landscape by full evaluation, for comparison: arguments and data as for `masked_mlp`.
+    """Makes the landscape of `masked_mlp` by full evaluation, for comparison.
 
-    Positions are `(mask, swaps.init(mask))`, so that a proposal does not rebuild the index lists. With `mask_of`
-    the first may be anything flat and boolean of which it makes the mask, bool `[total]`, such as blocks.
+    Arguments and data as in `masked_mlp`. Positions are `(mask, swaps.init(mask))`, so that a proposal does not
+    build the index lists again. With `mask_of`, the first entry of a position may be another flat boolean array,
+    such as one value per block. `mask_of` turns this array into the mask, bool `[total]`.
 
     Raises:
-      InputError: an unknown activation.
+      InputError: if the activation is unknown.
     """
     check_activation(activation)
 
@@ -48,18 +49,17 @@ def full_model(
     swaps: SwapProposal,
     energy: Energy,
 ) -> Landscape:
-    """Makes the landscape of the masks over some kernels of a model, by full evaluation.
+    """Makes the landscape of the masks of chosen kernels of a model, by full evaluation.
 
-    Positions are `(mask, swaps.init(mask))`, as of `full_mlp`; the mask is flat, bool `[total]`, the
-    kernels following each other in the order of the paths. Data are `(x, targets)`, as `apply_fn` and `energy`
-    take them.
+    Positions are `(mask, swaps.init(mask))`, as in `full_mlp`. The mask is flat, bool `[total]`, with the kernels
+    in the order of `paths`. Data is `(x, targets)`, as `apply_fn` and `energy` take them.
 
     Args:
       apply_fn: `(params, x) -> logits`, float `[samples, classes]`.
       params: any pytree of arrays.
-      paths: of the kernels.
-      swaps: how proposals are drawn.
-      energy: of the logits, see `energies`.
+      paths: paths of the chosen kernels.
+      swaps: the proposals.
+      energy: energy of the logits; see `sa_jax.networks.energies`.
     """
     kernels = {path: leaves_by_name(params)[path] for path in paths}
 

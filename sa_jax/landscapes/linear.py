@@ -1,9 +1,10 @@
-"""The landscapes of a linear layer's output error, row by row: what a swap changes is known at once.
+"""Landscapes of the output error of a linear layer, whose energy changes are cheap to compute.
 
-Of a weight `W [outputs, inputs]` with mask `M` and inputs `X [samples, inputs]`, the energy of a row is the
-squared error of its outputs, `r' H r` with `r = M * w - w` and the Gram matrix `H = X' X` (the quadratic model of
-LeCun, Denker & Solla 1990 and Hassibi & Stork 1993, by layer as in Dong, Chen & Pan 2017). With `g = H r` at hand,
-a swap's energy change takes five look-ups, and accepting it two rows of `H`. No label or derivative is needed.
+Let `W [outputs, inputs]` be a weight with mask `M` and inputs `X [samples, inputs]`. The energy of a row `w` of
+`W` is the squared error of its outputs, `r' H r` with `r = M * w - w` and the Gram matrix `H = X' X`. (This is the
+quadratic model of LeCun, Denker & Solla 1990 and Hassibi & Stork 1993, by layer as in Dong, Chen & Pan 2017.) The
+state holds `g = H r`. The energy change of a swap then takes five look-ups, and accepting the swap takes two rows
+of `H`. The landscapes need no labels and no derivatives.
 """
 
 import math
@@ -19,13 +20,13 @@ from sa_jax.types import Landscape
 
 
 class RowState(NamedTuple):
-    """Rows with one budget, between two steps.
+    """The state of rows with one joint budget of kept branches.
 
     Attributes:
-      position: the mask, bool `[rows, inputs]`.
-      energy: squared output error, float32 `[]`.
-      fields: half the energy's slope in `r`, `H r` and what is inherited, float32 `[rows, inputs]`.
-      swaps: what draws the branches.
+      position: the mask.
+      energy: squared output error.
+      fields: half of the energy's derivative with respect to `r`, which is `H r` plus the dense correction.
+      swaps: state of the proposals; for `heat_bath_rows`, the list of the kept branches.
     """
 
     position: jax.Array  # bool [rows, inputs]
@@ -35,13 +36,13 @@ class RowState(NamedTuple):
 
 
 class HeatBathMove(NamedTuple):
-    """A branch taken out and put back where the heat bath says.
+    """A swap drawn by the heat bath.
 
     Attributes:
-      pruned: flat index of the kept branch, int32 `[]`.
-      grown: flat index of the one kept in its place, maybe the same, int32 `[]`.
-      slot: where the first stands in the order, int32 `[]`.
-      energy_change: float32 `[]`.
+      pruned: flat index of the kept branch to prune.
+      grown: flat index of the branch to keep in its place; it may be the same branch.
+      slot: position of `pruned` in the list of the kept branches.
+      energy_change: the energy after the swap minus the energy before it.
     """
 
     pruned: jax.Array  # int32 []
@@ -53,19 +54,19 @@ class HeatBathMove(NamedTuple):
 def linear_rows(
     weight: jax.Array, gram: jax.Array, swaps: SwapProposal, dense_correction: jax.Array | float = 0.0
 ) -> Landscape:
-    """The landscape of rows with one budget, walked by any swaps.
+    """Makes the landscape of rows with one joint budget, for any swaps.
 
-    An energy change takes five look-ups, accepting a swap two rows of the Gram matrix.
+    An energy change takes five look-ups. Accepting a swap takes two rows of the Gram matrix.
 
     Args:
-      weight: float32 `[rows, inputs]`, usually of one row.
-      gram: `X' X` or any multiple of it, symmetric, float32 `[inputs, inputs]`.
-      swaps: such as `moves.uniform_swap()`.
-      dense_correction: as `prune_linear` takes it.
+      weight: weights of the rows, float32 `[rows, inputs]`; usually one row.
+      gram: `X' X` or a multiple of it, symmetric, float32 `[inputs, inputs]`.
+      swaps: the proposals, such as `sa_jax.moves.uniform_swap()`.
+      dense_correction: as in `prune_linear`.
 
     Returns:
-      A `Landscape` of masks, bool `[rows, inputs]`; energies in units of the squared output, times samples unless
-      `gram` is a mean.
+      A `Landscape` whose positions are masks, bool `[rows, inputs]`. The energy is the squared output error,
+      summed over the samples if `gram` is `X' X`, and their mean if `gram` is a mean over the samples.
     """
     inputs, flat, squares = weight.shape[1], weight.ravel(), pruning_errors(weight, gram)
 
@@ -99,21 +100,23 @@ def linear_rows(
 def heat_bath_rows(
     weight: jax.Array, gram: jax.Array, group: int | None = None, dense_correction: jax.Array | float = 0.0
 ) -> Landscape:
-    """The landscape of rows with one budget, walked by a heat bath.
+    """Makes the landscape of rows with one joint budget, with swaps drawn by a heat bath.
 
-    A kept branch is drawn uniformly and taken out; of all places where it could be put back, its own included, one
-    is drawn by its Boltzmann weight (Geman & Geman 1984, a Gibbs sampler's step), so that each step weighs all the
-    swaps of a branch and none is rejected for its energy. At temperature 0 it takes the best. Detailed balance
-    holds exactly: a place and its alternatives have the same chance to be in question from either side.
+    A step draws a kept branch uniformly and prunes it. It then draws one of all pruned branches, this one
+    included, by its Boltzmann weight, and keeps that branch (a step of the Gibbs sampler, Geman & Geman 1984). So
+    each step compares all swaps of one branch, and no swap is rejected because of its energy. At temperature 0 the
+    step takes the swap with the lowest energy. Detailed balance holds exactly: a swap and its reverse choose from
+    the same set of masks, and this set is drawn with the same probability in both cases.
 
     Args:
-      weight: float32 `[rows, inputs]`, usually of one row.
-      gram: as `linear_rows` takes it.
-      group: branches side by side that a branch may move within, dividing the inputs; None for all of the rows.
-      dense_correction: as `prune_linear` takes it.
+      weight: weights of the rows, float32 `[rows, inputs]`; usually one row.
+      gram: as in `linear_rows`.
+      group: size of the groups of adjacent branches within which a swap stays; it divides the number of inputs.
+        With None a swap may connect any two branches of the rows.
+      dense_correction: as in `prune_linear`.
 
     Returns:
-      A `Landscape` as that of `linear_rows`.
+      A `Landscape` like that of `linear_rows`.
     """
     flat, squares = weight.ravel(), pruning_errors(weight, gram)
 
@@ -126,7 +129,8 @@ def heat_bath_rows(
         first, rises = _rises(state, pruned, flat, squares, gram, group)
         chosen = _by_boltzmann(rises, temperature, noise[1], noise[2])
         change = rises[chosen] - rises[pruned - first]
-        # Its chance, and that of its reverse, hold the Boltzmann weights already.
+        # The probabilities of this swap and of its reverse contain the Boltzmann weights already. With this ratio
+        # the Metropolis rule accepts every swap.
         log_q_ratio = jnp.where(temperature > 0, change / jnp.where(temperature > 0, temperature, 1.0), 0.0)
         stays = (chosen + first == pruned) | (state.swaps.num_kept == 0)
         move = HeatBathMove(pruned, chosen + first, slot, change)
@@ -153,15 +157,15 @@ def heat_bath_rows(
 
 
 def _rises(state, pruned, flat, squares, gram, group):
-    """The first place where a branch that is taken out could be put back, and by how much each raises the energy.
+    """Returns the first branch that could replace the pruned one, and the energy rise of each replacement.
 
-    Infinite where another kept branch stands.
+    The rises are infinite for the other kept branches.
     """
     size = group or flat.size
     first, places = jnp.int32(0), slice(None)
     if group is None:
         fields = _moved(state.fields, gram, pruned, -flat[pruned]).ravel()
-    else:  # the fields of one group are enough
+    else:  # Only the fields of one group are needed.
         row, column = divmod(pruned, state.fields.shape[1])
         first = pruned // size * size
         places = first + jnp.arange(size)
@@ -173,11 +177,11 @@ def _rises(state, pruned, flat, squares, gram, group):
 
 
 def pruning_errors(weight: jax.Array, gram: jax.Array) -> jax.Array:
-    """The squared error that pruning a branch alone makes, `w^2 H_jj`.
+    """Returns the squared output error if only one branch is pruned, `w^2 H_jj`, for each branch.
 
     Args:
-      weight: float32 `[rows, inputs]`.
-      gram: `[inputs, inputs]`.
+      weight: weights of the rows, float32 `[rows, inputs]`.
+      gram: Gram matrix, `[inputs, inputs]`.
 
     Returns:
       Float32 `[rows * inputs]`.
@@ -200,21 +204,25 @@ def _refresh(init):
 
 
 def _moved(fields, gram, branch, amount):
-    """The fields after one branch's error changes by an amount."""
+    """Returns the fields after the entry of `r` of one branch has changed by `amount`."""
     row, column = divmod(branch, fields.shape[1])
     change = amount * gram[column].astype(jnp.float32)
     return fields + change if fields.shape[0] == 1 else fields.at[row].add(change)
 
 
 def _swapped(mask, pruned, grown, accepted):
-    # An index out of range is not written. Where nothing is kept, `pruned` is not a kept branch, and a proposal
-    # that is not accepted must not write it: a batch of chains commits such proposals too.
+    # JAX does not write at an index out of range. If no branch is kept, `pruned` is not the index of a kept
+    # branch, so a proposal that is not accepted must not write there. A batch of chains commits such proposals
+    # too.
     pruned, grown = (jnp.where(accepted, branch, mask.size) for branch in (pruned, grown))
     return mask.ravel().at[pruned].set(False).at[grown].set(True).reshape(mask.shape)
 
 
 def _by_boltzmann(energies, temperature, *bits):
-    """Draws an index by its Boltzmann weight, in two stages where there are many; at 0 the first of the lowest."""
+    """Draws an index by its Boltzmann weight; at temperature 0 returns the first index of the lowest energy.
+
+    A draw among many indices has two stages: first a part, then an index within this part.
+    """
     lowest, size = energies.min(), energies.size
     hot = jnp.exp((lowest - energies) / jnp.where(temperature > 0, temperature, 1.0))
     weights = jnp.where(temperature > 0, hot, energies == lowest)
@@ -227,6 +235,6 @@ def _by_boltzmann(energies, temperature, *bits):
 def _by_weight(weights, bits):
     upto = jnp.cumsum(weights)
     uniform = (bits >> 8).astype(jnp.float32) * 2.0**-24
-    # Rounding must not reach the end, where a place of no weight may stand.
+    # Rounding must not move the target to the last sum, because the indices at the end may have no weight.
     target = jnp.minimum(uniform * upto[-1], jnp.nextafter(upto[-1], jnp.zeros_like(upto[-1])))
     return (upto <= target).sum(dtype=jnp.int32)

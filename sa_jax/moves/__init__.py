@@ -1,4 +1,4 @@
-"""Proposals of a mask: swaps, each with its exact log proposal ratio."""
+"""Proposals of new masks: swaps of two branches, each with its exact log proposal ratio."""
 
 from sa_jax.moves.base import Estimates, Swap, SwapProposal, move_fn, swap_mask
 from sa_jax.moves.informed import informed_swap

@@ -1,4 +1,4 @@
-"""Swaps whose branches are drawn by their estimated effects on the energy."""
+"""Swaps that draw both branches by their estimated effects on the energy."""
 
 from typing import NamedTuple
 
@@ -16,20 +16,24 @@ from sa_jax.moves.base import (
     log_geometric_sum,
 )
 
-# The same of `informed_swap`, for the branch to prune and for the one to keep.
+# Number of candidates drawn per swap, for the branch to prune and for the branch to keep.
 INFORMED_CANDIDATES = 16
-# Shares of the kept and of the pruned branches that come first in its ranking, alike before weights fall.
+# Shares of the kept and of the pruned branches at the top of the ranking whose weights are about equal. Below this
+# share the weights fall.
 ALIKE_KEPT, ALIKE_PRUNED = 0.1, 0.003
 
 
 class InformedCache(NamedTuple):
-    """The weights by which swaps are drawn, which a refresh makes again.
+    """The weights by which branches are drawn; a refresh computes them again.
+
+    Every branch has two weights: its keep weight, for a draw as the branch to keep, and its prune weight, for a
+    draw as the branch to prune.
 
     Attributes:
-      grow_upto: cumulative sum of the weights of being kept next, at most `WEIGHT_TOTAL`, int32 `[total]`.
-      prune_weights: of being pruned next, 1 to the greatest, int32 `[total]`.
-      kept_grow: sum of the former over the kept branches, int32 `[]`.
-      kept_prune: sum of the latter over the kept branches, int32 `[]`.
+      grow_upto: cumulative sum of the keep weights, at most `WEIGHT_TOTAL`.
+      prune_weights: prune weights, from 1 to the greatest weight (see `levels` in `informed_swap`).
+      kept_grow: sum of the keep weights of the kept branches.
+      kept_prune: sum of the prune weights of the kept branches.
     """
 
     grow_upto: jax.Array  # int32 [total]
@@ -39,11 +43,11 @@ class InformedCache(NamedTuple):
 
 
 class InformedState(NamedTuple):
-    """The kept branches, and the weights by which swaps are drawn.
+    """The kept branches and the weights by which branches are drawn.
 
     Attributes:
       kept: list of the kept branches.
-      cache: what a refresh makes again.
+      cache: weights by which branches are drawn.
     """
 
     kept: KeptList
@@ -55,26 +59,28 @@ class InformedState(NamedTuple):
         return self.kept.num_kept
 
     def kept_at(self, slots: jax.Array) -> jax.Array:
-        """Flat indices of the kept branches in slots below `num_kept`, int32 of the shape of `slots`."""
+        """Returns the flat indices of kept branches, int32 of the shape of `slots`; slots are below `num_kept`."""
         return self.kept.branches[slots]
 
 
 def informed_swap() -> SwapProposal:
-    """Prunes and keeps branches that are estimated to lower the energy most by it.
+    """Prefers swaps that are estimated to lower the energy most.
 
-    Kept branches are ranked by the energy that pruning them is estimated to save, pruned ones by the energy that
-    keeping them is. Those of rank `r` are drawn with a weight of about `1 / (1 + r / c)`, with `c` a share
-    `ALIKE_KEPT` of the kept, `ALIKE_PRUNED` of the pruned branches, and at least a share `UNIFORM_SHARE` of the
-    mean. Branches without effect, such as those of a dead unit, come last. (In the spirit of Zanella 2020, who
-    weighs all neighbours by their energies; ranks need no scale.)
+    Kept branches are ranked by the estimated decrease of the energy if they are pruned. Pruned branches are ranked
+    by the estimated decrease if they are kept. A branch of rank `r` is drawn with a weight of about
+    `1 / (1 + r / c)`. Here `c` is a share `ALIKE_KEPT` of the kept branches, or a share `ALIKE_PRUNED` of the
+    pruned branches. The weight is at least a share `UNIFORM_SHARE` of the mean weight. Branches without an effect,
+    such as the branches of a dead unit, come last when the branch to keep is drawn. (The idea is that of Zanella
+    2020, who weighs all neighbours by their energies. Ranks do not need a scale.)
 
-    The estimates come from the derivative of the energy with respect to the mask, and stay as they are until the
-    landscape is refreshed. Up to then the log proposal ratio is exact, as it is for `saliency_swap`; from one
-    refresh to the next the proposals follow the chain, so that a fixed temperature samples the Boltzmann
-    distribution only nearly.
+    The branch to prune is drawn from `m = INFORMED_CANDIDATES` kept branches, which are drawn uniformly. A
+    candidate passes with probability `weight / greatest weight`, and the first that passes is taken. The branch to
+    keep is the first pruned one of `m` candidates, which are drawn by weight.
 
-    The branch to prune is the first of `m = INFORMED_CANDIDATES` uniformly drawn kept ones that passes with
-    probability `weight / greatest`, the one to keep the first pruned one of `m` drawn by weight.
+    The estimates come from the derivative of the energy with respect to the mask. They do not change until the
+    landscape is refreshed. Between two refreshes the log proposal ratio is exact, as it is for `saliency_swap`. A
+    refresh adapts the proposals to the current mask. A chain at a fixed temperature therefore samples the
+    Boltzmann distribution only approximately.
     """
 
     def init(mask):
@@ -82,7 +88,7 @@ def informed_swap() -> SwapProposal:
         return InformedState(kept, ranked(kept.num_kept, mask, jnp.zeros(mask.size)))
 
     def levels(total):
-        # A power of two, such that the sum of all weights is an int32.
+        # The greatest prune weight: a power of two, such that the sum of all weights fits into an int32.
         return 2 ** min((WEIGHT_TOTAL // total).bit_length() - 1, 15)
 
     def refresh(state, mask, estimates):
@@ -90,7 +96,8 @@ def informed_swap() -> SwapProposal:
 
     def ranked(num_kept, mask, effects):
         total, greatest = mask.size, levels(mask.size)
-        # A branch that changes nothing is as good as never kept next, and pruned as the harmful ones are.
+        # A branch without an effect is almost never drawn as the branch to keep. Its prune weight follows from its
+        # rank, which is above the ranks of all useful branches.
         effects = jnp.nan_to_num(effects)
         harmful = jnp.sort(jnp.where(mask, -effects, jnp.inf))
         useful = jnp.sort(jnp.where(mask, jnp.inf, effects))
@@ -100,7 +107,7 @@ def informed_swap() -> SwapProposal:
         mean = jnp.where(mask, prune, 0).sum() / jnp.maximum(num_kept, 1)
         prune = jnp.maximum((jnp.maximum(prune, UNIFORM_SHARE * mean) * greatest).astype(jnp.int32), 1)
         uniform = max(int(UNIFORM_SHARE * WEIGHT_TOTAL / total), 1)
-        # Rounded down, and 1 % short of the whole, as in `saliency_swap`.
+        # Rounded down, and with a sum 1 % below the total, as in `saliency_swap`.
         share = grow / jnp.maximum(grow.sum(), jnp.finfo(jnp.float32).tiny)
         grow = uniform + jnp.floor(share * (0.99 * (1 - UNIFORM_SHARE) * WEIGHT_TOTAL)).astype(jnp.int32)
         return InformedCache(
@@ -118,7 +125,7 @@ def informed_swap() -> SwapProposal:
         return cache.grow_upto[branch] - before
 
     def log_tries(state, kept_grow, kept_prune):
-        # What is short of the whole counts as kept.
+        # The probability of no branch counts as that of a kept branch.
         fails = 1 - (state.cache.grow_upto[-1] - kept_grow) / WEIGHT_TOTAL
         passes = kept_prune / (state.num_kept * jnp.float32(levels(state.kept.branches.size)))
         return log_geometric_sum(fails, INFORMED_CANDIDATES) + log_geometric_sum(1 - passes, INFORMED_CANDIDATES)
@@ -127,7 +134,7 @@ def informed_swap() -> SwapProposal:
         cache = state.cache
         slots = below(noise[0], state.num_kept)
         greatest = levels(mask.size)
-        # For the reason given in `swap_of_slots`.
+        # The barrier is here for the reason given in `swap_of_slots`.
         branches = jax.lax.optimization_barrier(state.kept_at(slots))
         passes = (noise[1] % greatest).astype(jnp.int32) < cache.prune_weights[branches]
         slot, pruned = slots[passes.argmax()], branches[passes.argmax()]

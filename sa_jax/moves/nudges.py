@@ -1,4 +1,4 @@
-"""Swaps mixed with small changes of a kept branch's weight."""
+"""Swaps mixed with nudges: small changes of a kept branch's weight."""
 
 from typing import NamedTuple
 
@@ -8,21 +8,24 @@ import jax.numpy as jnp
 from sa_jax.moves.base import Swap, SwapProposal, below
 from sa_jax.types import PyTree
 
-# Nudges: spread in units of what derivatives suggest, candidates drawn for each, how many times the mean gain it
-# takes to be drawn most often, and how seldom, in comparison, others are. Chosen on validation images of MNIST.
+# These four values were chosen on validation images of MNIST.
+# Standard deviation of a new weight, relative to the one that the derivatives suggest.
 NUDGE_SPREAD = 0.6
+# Number of candidates drawn per nudge.
 NUDGE_CANDIDATES = 8
+# A candidate passes with probability 1 if its gain is at least so many times the mean gain.
 NUDGED_ALIKE = 8.0
+# Least probability that a candidate passes.
 LEAST_PASS = 0.05
 
 
 class NudgeCache(NamedTuple):
-    """How a branch would be nudged, which a refresh makes again.
+    """The distribution of each branch's nudges; a refresh computes it again.
 
     Attributes:
-      mean: of each branch's nudge, less those made since the last refresh, float32 `[total]`.
-      spread: its standard deviation, float32 `[total]`.
-      passes: probability that a branch drawn is taken, float32 `[total]`.
+      mean: mean of each branch's next nudge. Nudges made since the last refresh are subtracted from it.
+      spread: standard deviation of each branch's nudge.
+      passes: probability that a branch passes as a candidate.
     """
 
     mean: jax.Array  # float32 [total]
@@ -31,11 +34,11 @@ class NudgeCache(NamedTuple):
 
 
 class NudgeState(NamedTuple):
-    """The swaps, and how a branch would be nudged.
+    """The state of the swaps and the distribution of the nudges.
 
     Attributes:
       swaps: state of the swaps.
-      cache: what a refresh makes again.
+      cache: distribution of each branch's nudges.
     """
 
     swaps: PyTree
@@ -43,22 +46,27 @@ class NudgeState(NamedTuple):
 
 
 def nudge(swaps: SwapProposal, scale: jax.Array, share: float = 0.5) -> SwapProposal:
-    """Swaps, and now and then a small change of a kept branch's weight instead.
+    """Mixes swaps with nudges; a nudge is a small change of a kept branch's weight.
 
-    By the slope `g` and the curvature `h` of the energy along each weight, at the last refresh of the landscape, a
-    change of `-g / h` gains most, about `g**2 / 2h`. A new weight is drawn from a normal distribution around the
-    one that this change led to, of standard deviation `NUDGE_SPREAD * sqrt((g / h)**2 + G / h)`, `G` the mean of
-    `g**2 / h` over the kept branches: near the Gibbs sampler of a chain that has settled, where `G` is about the
-    temperature. The branch is the first of `NUDGE_CANDIDATES` uniformly drawn kept ones that passes, with a
-    probability in proportion to `g**2 / h` up to `NUDGED_ALIKE * G`. The change aimed at and the standard
-    deviation are at most `scale`, and the gain is less accordingly; a weight without effect stays as it is.
+    Let `g` be the slope and `h` the curvature of the energy with respect to a weight, both at the last refresh of
+    the landscape. A change of `-g / h` then lowers the energy most, by about `g**2 / 2h`. A nudge draws the new
+    weight from a normal distribution around the weight that this change leads to. Its standard deviation is
+    `NUDGE_SPREAD * sqrt((g / h)**2 + G / h)`, with `G` the mean of `g**2 / h` over the kept branches. For a chain
+    in equilibrium `G` is about the temperature, so that a nudge is close to a step of the Gibbs sampler.
 
-    The log proposal ratio is exact between refreshes, and across them the proposals follow the chain, as with
-    `informed_swap`.
+    The branch is drawn from `NUDGE_CANDIDATES` kept branches, which are drawn uniformly. A candidate passes with a
+    probability in proportion to `g**2 / h` up to `NUDGED_ALIKE * G`, and the first that passes is taken. If none
+    passes, it is the first candidate.
+
+    The mean change and the standard deviation are at most `scale`. If `scale` limits the mean change, the smaller
+    gain of this change replaces `g**2 / h`. A weight without an effect on the energy does not change.
+
+    The log proposal ratio is exact between two refreshes. A refresh adapts the proposals to the current state, as
+    with `informed_swap`.
 
     Args:
-      swaps: the proposals that change the mask; its states have `num_kept` and `kept_at`.
-      scale: of each weight, such as the layer's root mean square, positive, float32 `[total]`.
+      swaps: the proposals that change the mask. Their states have `num_kept` and `kept_at`.
+      scale: scale of each weight, positive, float32 `[total]`, such as the root mean square of its layer.
       share: probability of a nudge, in (0, 1].
     """
 
@@ -76,9 +84,10 @@ def nudge(swaps: SwapProposal, scale: jax.Array, share: float = 0.5) -> SwapProp
         noise, nudges, bits, amount = noise
         swap, log_q_ratio = swaps.propose(noise, state.swaps, mask)
         slots = below(bits[0], state.swaps.num_kept)
-        # For the reason given in `swap_of_slots`.
+        # The barrier is here for the reason given in `swap_of_slots`.
         branches = jax.lax.optimization_barrier(state.swaps.kept_at(slots))
-        # Which branch is taken hangs on the mask alone, which a nudge leaves: nothing of it enters the ratio.
+        # The choice of the branch depends only on the mask. A nudge does not change the mask, so the choice does
+        # not enter the ratio.
         first = (bits[1] / jnp.float32(2**32) < state.cache.passes[branches]).argmax()
         slot, branch = slots[first], branches[first]
         mean, spread = state.cache.mean[branch], state.cache.spread[branch]
@@ -90,7 +99,7 @@ def nudge(swaps: SwapProposal, scale: jax.Array, share: float = 0.5) -> SwapProp
             jnp.where(nudges, slot, swap.slots),
             jnp.where(nudges, change, 0),
         )
-        # The reverse one is drawn around the mean that is left after this one, see `commit`.
+        # The reverse nudge is drawn around the mean that remains after this nudge; see `commit`.
         nudge_ratio = (amount**2 - (mean / spread) ** 2) / 2
         nudge_ratio = jnp.where(change == 0, -jnp.inf, nudge_ratio)
         return swap, jnp.where(nudges, nudge_ratio, log_q_ratio)

@@ -1,4 +1,4 @@
-"""Swaps whose new branch is drawn by a fixed score of each branch, such as `|w| * norm(input)`."""
+"""Swaps that draw the branch to keep by a fixed score, such as `|w| * norm(input)`."""
 
 from typing import NamedTuple
 
@@ -16,16 +16,16 @@ from sa_jax.moves.base import (
     log_geometric_sum,
 )
 
-# Candidates drawn per swap; when all of them are kept already the chain stays where it is.
+# Number of candidates drawn per swap. If all of them are kept already, the proposal stays in place.
 CANDIDATES = 8
 
 
 class SaliencyState(NamedTuple):
-    """The kept branches, and the sum of their weights.
+    """The kept branches and the sum of their weights.
 
     Attributes:
       kept: list of the kept branches.
-      kept_weight: sum of their integer weights, int32 `[]`.
+      kept_weight: sum of the integer weights of the kept branches.
     """
 
     kept: KeptList
@@ -37,18 +37,20 @@ class SaliencyState(NamedTuple):
         return self.kept.num_kept
 
     def kept_at(self, slots: jax.Array) -> jax.Array:
-        """Flat indices of the kept branches in slots below `num_kept`, int32 of the shape of `slots`."""
+        """Returns the flat indices of kept branches, int32 of the shape of `slots`; slots are below `num_kept`."""
         return self.kept.branches[slots]
 
 
 def saliency_swap(saliency: jax.Array) -> SwapProposal:
-    """Prunes a uniformly drawn kept branch and keeps a pruned one drawn by its saliency.
+    """Prunes a uniformly drawn kept branch and keeps a pruned branch drawn by its saliency.
 
-    The candidates are drawn from a fixed distribution `p` over all branches, which leaves 1 % to none, and the
-    first that is pruned is taken, among `m = CANDIDATES`. With `K` the share of `p` on kept branches and on none,
-    a branch `b` is then proposed with probability `p_b (1 - K^m) / (1 - K)`, and the log proposal ratio follows
-    exactly. `p` is made of integer weights out of a power of two, so that neither rounding nor a remainder enters
-    it (`jax.random.randint` favours low numbers by up to a quarter where the range is as wide).
+    The branch to keep is the first pruned one of `m = CANDIDATES` candidates. The candidates are drawn from a
+    fixed distribution `p` over all branches, in which 1 % of the probability belongs to no branch. Let `K` be the
+    probability of the kept branches and of no branch. A pruned branch `b` is then proposed with probability
+    `p_b (1 - K^m) / (1 - K)`, and the log proposal ratio follows exactly.
+
+    The probabilities are integer weights divided by a power of two, so that they have neither rounding errors nor
+    a modulo bias. (`jax.random.randint` favours low numbers by up to a quarter if the range is as wide.)
 
     Args:
       saliency: non-negative float `[total]`, such as `|w| * norm(input)` (Sun et al. 2024, Wanda).
@@ -56,7 +58,8 @@ def saliency_swap(saliency: jax.Array) -> SwapProposal:
     total = saliency.size
     share = saliency / jnp.maximum(saliency.sum(), jnp.finfo(jnp.float32).tiny)
     uniform = max(int(UNIFORM_SHARE * WEIGHT_TOTAL / total), 1)
-    # Rounded down, and 1 % short of the whole, so that the float32 sum of the shares cannot overflow it.
+    # Rounded down, and with a sum 1 % below the total: a rounding error in the float32 sum of the shares then
+    # cannot exceed the total.
     by_share = jnp.floor(share * (0.99 * (1 - UNIFORM_SHARE) * WEIGHT_TOTAL)).astype(jnp.int32)
     weights = uniform + by_share
     cumulative = jnp.cumsum(weights, dtype=jnp.int32)
@@ -71,7 +74,7 @@ def saliency_swap(saliency: jax.Array) -> SwapProposal:
         return jax.random.bits(slot_key, (), jnp.uint32), candidates
 
     def log_tries(kept_weight):
-        # What is short of the whole counts as kept.
+        # The probability of no branch counts as that of a kept branch.
         return log_geometric_sum(1 - (cumulative[-1] - kept_weight) / WEIGHT_TOTAL, CANDIDATES)
 
     def propose(noise, state, mask):

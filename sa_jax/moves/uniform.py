@@ -1,4 +1,4 @@
-"""Swaps drawn uniformly: over the whole network, or within sets of branches."""
+"""Swaps drawn uniformly, from the whole network or within sets of branches."""
 
 from typing import NamedTuple
 
@@ -10,29 +10,29 @@ from sa_jax.moves.base import SwapProposal, below, commit_slots, swap_of_slots
 
 
 class UniformState(NamedTuple):
-    """All branches, the kept ones first.
+    """A list of all branches, with the kept ones first.
 
     Attributes:
-      order: flat indices, first of the kept branches, then of the pruned, int32 `[total]`.
-      num_kept: number of kept branches, int32 `[]`.
+      order: flat indices of the kept branches, then of the pruned branches.
+      num_kept: number of kept branches.
     """
 
     order: jax.Array  # int32 [total]
     num_kept: jax.Array  # int32 []
 
     def kept_at(self, slots: jax.Array) -> jax.Array:
-        """Flat indices of the kept branches in slots below `num_kept`, int32 of the shape of `slots`."""
+        """Returns the flat indices of kept branches, int32 of the shape of `slots`; slots are below `num_kept`."""
         return self.order[slots]
 
 
 class WithinState(NamedTuple):
-    """Branches set by set, and in each first those that are kept.
+    """A list of all branches, set by set, with the kept branches of each set first.
 
     Attributes:
-      order: int32 `[total]`.
-      num_kept: of all sets together, int32 `[]`.
-      kept_slots: where in `order` the kept branches stand, then the others, int32 `[total]`.
-      kept_in_set: int32 `[sets]`.
+      order: flat indices, in this order.
+      num_kept: number of kept branches of all sets.
+      kept_slots: positions in `order` of the kept branches, then of the pruned branches.
+      kept_in_set: number of kept branches of each set.
     """
 
     order: jax.Array  # int32 [total]
@@ -41,15 +41,15 @@ class WithinState(NamedTuple):
     kept_in_set: jax.Array  # int32 [sets]
 
     def kept_at(self, slots: jax.Array) -> jax.Array:
-        """Flat indices of the kept branches in slots below `num_kept`, int32 of the shape of `slots`."""
+        """Returns the flat indices of kept branches, int32 of the shape of `slots`; slots are below `num_kept`."""
         return self.order[self.kept_slots[slots]]
 
 
 def uniform_swap() -> SwapProposal:
-    """Swaps a uniformly drawn kept branch with a uniformly drawn pruned one, over all layers.
+    """Swaps a uniformly drawn kept branch with a uniformly drawn pruned branch, over all layers.
 
-    Symmetric: the reverse swap uses the same two slots of the index list. With nothing pruned, or nothing
-    kept, it stays in place.
+    The move is symmetric: the reverse swap uses the same two slots of the index list. If no branch is pruned or no
+    branch is kept, the proposal stays in place.
     """
 
     def init(mask):
@@ -70,12 +70,13 @@ def uniform_swap() -> SwapProposal:
 
 
 def swap_within(sets: np.ndarray) -> SwapProposal:
-    """Swaps a uniformly drawn kept branch with a uniformly drawn pruned one of its own set.
+    """Swaps a uniformly drawn kept branch with a uniformly drawn pruned branch of the same set.
 
-    How many each set keeps never changes. Symmetric, as `uniform_swap` is.
+    The number of kept branches of each set never changes. The move is symmetric, like `uniform_swap`.
 
     Args:
-      sets: number of each branch's set, from 0 on without gaps, int `[total]`; see `patterns.network_sets`.
+      sets: index of each branch's set, int `[total]`. Indices start at 0 and have no gaps. See
+        `sa_jax.networks.patterns.network_sets`.
     """
     sets = np.asarray(sets)
     sizes = np.bincount(sets)

@@ -48,7 +48,7 @@ class Task(NamedTuple):
 def measure(name: str, known: list[str], tasks: Iterable[Task], jobs: int, drawn: Task | None = None) -> None:
     """Makes the runs that are not saved yet, each in a process of its own, `jobs` at the same time.
 
-    All is saved after every run, so that a stopped measurement goes on where it stopped. The runs of a changed
+    All is saved after every run, so that a stopped measurement resumes where it stopped. The runs of a changed
     config are made again. Runs already saved stay if their config is one of `known`. The masks of the run `drawn`
     are kept for the picture.
     """

@@ -1,4 +1,4 @@
-"""Replica exchange and population annealing sample the Boltzmann distribution, and help."""
+"""Replica exchange and population annealing sample the Boltzmann distribution and cross barriers."""
 
 import os
 import socket
@@ -41,7 +41,7 @@ ring = from_energy(lambda x: WELLS[x], ring_move)
 @pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize(("num_steps", "chain_batch"), [(1_000, 1), (1_100, None)])
 def test_every_rung_samples_its_boltzmann_distribution(num_steps, chain_batch):
-    """Seen right after exchanges, so that a wrong one shows; of either half of the pairs."""
+    """Samples are taken right after exchanges of either half of the pairs, so that a wrong exchange shows."""
 
     def sample(key):
         result = temper(key, ring, jnp.int32(0), LADDER, num_steps, chain_batch=chain_batch)
@@ -94,14 +94,14 @@ def test_an_adapted_ladder_exchanges_as_often_as_it_should():
 
 
 def test_a_replica_of_nan_energy_exchanges_nothing():
-    """None can leave NaN, hence none may come to another rung."""
+    """A replica never leaves NaN, so it must not move to another rung."""
     landscape = from_energy(lambda x: jnp.where(x == 3, jnp.nan, WELLS[x]), ring_move)
     result = temper(jax.random.key(0), landscape, jnp.int32(3), jnp.array([0.5, 5.0]), 2_000)
     assert float(result.exchange_share[0]) == 0 and int(result.num_accepted.sum()) == 0
 
 
 def test_resampling_takes_a_population_to_the_next_temperature():
-    """Steps are too few to get there: only copies and losses do."""
+    """There are too few steps to reach the new distribution without resampling."""
     members, hot, cold = 20_000, 2.0, 0.4
     start = jax.random.choice(jax.random.key(5), 6, (members,), p=jnp.asarray(boltzmann(WELLS, hot)))
     landscape = from_energy(lambda x: WELLS[x], ring_move)
@@ -126,7 +126,7 @@ def test_a_population_finds_the_lowest_well():
 
 
 def test_a_population_remembers_a_best_that_it_dropped():
-    """Heating favours high energies, so that the only member in the lowest well dies out; one begins at NaN."""
+    """Heating favours high energies: the only member in the lowest well is dropped. One member starts at NaN."""
     wells = jnp.array([0.0, 5.0, 5.0, jnp.nan])
     landscape = from_energy(lambda x: wells[x], lambda key, x: x)
     start = jnp.array([3, 0] + [1] * 30)
@@ -154,7 +154,7 @@ def test_replicas_spread_over_devices_exchange_as_on_one():
     for one, other in zip(sharded(jax.random.key(5)), alone, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5)
     assert alone.exchange_share.min() > 0.05
-    with pytest.raises(InputError, match="7 temperatures do not divide over 2 devices"):
+    with pytest.raises(InputError, match="temperatures, 7, must be a multiple of the number of devices, 2"):
         jax.shard_map(
             lambda key: temper(key, ring, 0, ladder[:7], 100, axis_name="replicas"),
             mesh=mesh,
@@ -176,7 +176,7 @@ if jax.process_index() == 0:
 
 
 def sample_spread(chains):
-    """The last positions of many tempered walks whose replicas are spread over all devices, `[chains, rungs]`."""
+    """The final positions of many runs of `temper`, with replicas spread over all devices, `[chains, rungs]`."""
     mesh = jax.make_mesh((2,), ("replicas",), axis_types=(jax.sharding.AxisType.Auto,))
     nowhere = jax.sharding.PartitionSpec()
 
@@ -224,12 +224,15 @@ def test_many_chains_fit_inside_shard_map():
 
 def test_bad_input_is_refused():
     for ladder in (0.1, jnp.array([0.1]), jnp.ones((2, 2))):
-        with pytest.raises(InputError, match=r"temperatures must have the shape \[rungs\]"):
+        with pytest.raises(InputError, match=r"temperatures must have the shape \[rungs\], with at least 2"):
             temper(jax.random.key(0), ring, 0, ladder, 100)
     for ladder in (jnp.array([1.0, 0.1]), jnp.array([0.0, 1.0]), jnp.array([0.1, jnp.inf])):
-        with pytest.raises(InputError, match="temperatures must rise, from above 0, not"):
+        with pytest.raises(InputError, match="temperatures must be above 0, finite and rising, not"):
             temper(jax.random.key(0), ring, 0, ladder, 100)
-    with pytest.raises(InputError, match="adapt_steps must be from 0 to num_steps, 100, not 101"):
-        temper(jax.random.key(0), ring, 0, jnp.array([0.1, 1.0]), 100, adapt_steps=101)
+    for adapt_steps in (101, -1, 50.0):
+        with pytest.raises(
+            InputError, match=r"adapt_steps must be a whole number from 0 to 100 \(num_steps\), not"
+        ):
+            temper(jax.random.key(0), ring, 0, jnp.array([0.1, 1.0]), 100, adapt_steps=adapt_steps)
     with pytest.raises(InputError, match=r"leading axis \[members\] of at least 2"):
         population_anneal(jax.random.key(0), ring, jnp.zeros(1, jnp.int32), geometric_schedule(1.0, 0.1, 100), 100)

@@ -12,31 +12,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sa_jax import InputError, anneal, constant_schedule, geometric_schedule
+from sa_jax import InputError, anneal, constant_schedule
 from sa_jax.annealing.chain import init, run
-from sa_jax.landscapes.full import full_mlp
 from sa_jax.landscapes.mlp import Weighted, evaluation, hidden, masked_mlp
 from sa_jax.landscapes.mlp import landscape as mlp_landscape
-from sa_jax.landscapes.mlp.layout import NARROW
-from sa_jax.moves.base import Estimates, Swap, swap_mask
+from sa_jax.moves.base import Estimates, Swap
 from sa_jax.moves.informed import InformedCache, InformedState, informed_swap
-from sa_jax.moves.nudges import NudgeCache, NudgeState, nudge
+from sa_jax.moves.nudges import nudge
 from sa_jax.moves.saliency import saliency_swap
 from sa_jax.moves.uniform import swap_within, uniform_swap
 from sa_jax.networks import masks, mlp
 from sa_jax.networks.energies import cross_entropy, error_rate
 from sa_jax.testing import boltzmann, check_boltzmann, check_proposal_ratios, count_proposals, energies_of, visits
-from tests.conftest import OPTIMIZED
+from tests.landscapes.networks import TINY, TINY_DATA, enumerate_masks, full_energy, make_network, make_samples
 
-SIZES = {
-    "one layer": [7, 4],
-    "two layers": [6, 5, 3],
-    "three, narrow": [6, 5, 4, 3],
-    "three, wide": [6, 5, NARROW + 5, 3],
-    "four": [5, 4, 4, 3, 3],
-    "four, wide": [6, 40, 37, 20, 3],
-    "five": [5, 4, 3, 4, 3, 2],
-}
 # Some of all combinations, since each is a program to compile.
 VARIANTS = [
     ("one layer", True, "relu", "cross_entropy"),
@@ -48,46 +37,6 @@ VARIANTS = [
     ("five", True, "relu", "cross_entropy"),
     ("five", False, "gelu", "error_rate"),
 ]
-
-
-def make_network(name, use_bias, seed=0):
-    shapes = list(itertools.pairwise(SIZES[name]))
-    numbers = np.random.default_rng(seed)  # of which none is compiled
-    # Outputs of about the same size in narrow and in wide networks.
-    kernels = tuple(jnp.asarray(numbers.normal(0, 2 / np.sqrt(shape[0]), shape), jnp.float32) for shape in shapes)
-    biases = tuple(jnp.asarray(numbers.normal(size=outputs), jnp.float32) for _, outputs in shapes)
-    return mlp.Network(kernels, biases if use_bias else (None,) * len(shapes))
-
-
-def make_samples(network, samples=9, seed=1):
-    numbers = np.random.default_rng(seed)
-    x = jnp.asarray(numbers.normal(size=(samples, network.sizes[0])), jnp.float32)
-    return x, jnp.asarray(numbers.integers(network.sizes[-1], size=samples), jnp.int32)
-
-
-def full_energy(network, energy, activation):
-    """Written anew from the definition, in float64 and without the package's forward pass."""
-
-    def evaluate(mask, x, y):
-        act = {
-            "relu": lambda z: np.maximum(z, 0),
-            "tanh": np.tanh,
-            "gelu": lambda z: 0.5 * z * (1 + np.tanh(np.sqrt(2 / np.pi) * (z + 0.044715 * z**3))),
-        }[activation]
-        a, start = np.asarray(x, np.float64), 0
-        for layer, (kernel, bias) in enumerate(zip(network.kernels, network.biases, strict=True)):
-            kept = np.asarray(mask[start : start + kernel.size]).reshape(kernel.shape)
-            start += kernel.size
-            a = (act(a) if layer else a) @ np.where(kept, np.asarray(kernel, np.float64), 0)
-            a = a if bias is None else a + np.asarray(bias, np.float64)
-        if energy == "error_rate":
-            low, high = np.sort(a, 1)[:, -2:].T
-            # Rounding may break a tie either way, as between two classes without a kept branch.
-            return np.where(high - low < 1e-4, np.nan, a.argmax(1) != np.asarray(y)).mean()
-        a = 3.0 * (a - a.max(1, keepdims=True))
-        return np.mean(np.log(np.exp(a).sum(1)) - a[np.arange(len(y)), np.asarray(y)])
-
-    return evaluate
 
 
 ENERGIES = {"cross_entropy": cross_entropy(3.0), "error_rate": error_rate()}
@@ -308,65 +257,6 @@ def test_swaps_and_nudges_in_turn_equal_full_evaluation(name, branches_per_note,
         np.testing.assert_allclose(energy, expected(np.asarray(at.mask), x, y), rtol=5e-4, atol=5e-5)
 
 
-def test_nudges_are_refused_where_no_weight_can_move():
-    landscape = masked_mlp(TINY, nudge(uniform_swap(), jnp.ones(8)), cross_entropy())
-    with pytest.raises(InputError, match="need masked_mlp"):
-        jax.eval_shape(
-            lambda mask: anneal(jax.random.key(0), landscape, mask, 0.1, 100, TINY_DATA), np.ones(8, bool)
-        )
-
-
-def test_nudged_weight_is_distributed_as_boltzmann_says():
-    """One branch, of which the energy is a quadratic: its weight is normal."""
-    network = mlp.Network((jnp.array([[1.0]]),), (None,))
-    squared_error = lambda outputs, target, axis: ((outputs[0] - target) ** 2).mean()  # noqa: E731
-    x, target, temperature = jnp.array([[2.0]]), jnp.array([3.0]), 0.5
-    swaps = nudge(uniform_swap(), jnp.array([2.0]), share=1.0)
-    # Between refreshes it is exact, however wrong the estimates are.
-    told = NudgeCache(*jnp.array([[1.2], [0.4], [1.0]]))
-    fixed = NudgeState(uniform_swap().init(jnp.array([True])), told)
-    swaps = swaps._replace(init=lambda mask: fixed, refresh=None)
-    landscape = masked_mlp(network, swaps, squared_error, moves_weights=True)
-
-    @partial(jax.jit, compiler_options=OPTIMIZED)
-    @jax.vmap
-    def sample(key):
-        start = Weighted(jnp.array([True]), jnp.array([0.0]))
-        return anneal(key, landscape, start, temperature, 400, (x, target)).final.weights[0]
-
-    weights = np.asarray(sample(jax.random.split(jax.random.key(0), 4_000)))
-    # E = (2 w - 3)^2, hence mean 1.5 and variance T / 8; six standard errors of each.
-    assert abs(weights.mean() - 1.5) < 6 * np.sqrt(0.0625 / 4_000)
-    assert abs(weights.var() / 0.0625 - 1) < 6 * np.sqrt(2 / 4_000)
-
-
-def test_nudges_go_down_the_slope_no_farther_than_the_scale():
-    slopes = jnp.array([1.0, -2.0, 0.0, 0.01, 0.0, -1.0])
-    curvatures = jnp.array([10.0, 10.0, 10.0, 1e-3, 0.0, 1e3])
-    mask, scale = jnp.array([True] * 5 + [False]), jnp.full(6, 0.5)
-    swaps = nudge(uniform_swap(), scale, share=1.0)
-    state = jax.jit(lambda: swaps.refresh(swaps.init(mask), mask, Estimates(slopes, slopes, curvatures)))()
-    keys = jax.random.split(jax.random.key(0), 20_000)
-    swap, ratio = jax.jit(jax.vmap(lambda key: swaps.propose(swaps.draw(key), state, mask)))(keys)
-    made, branch, change = (np.asarray(of) for of in (ratio > -jnp.inf, swap.pruned, swap.nudge))
-    np.testing.assert_array_equal(swap.pruned, swap.grown)
-    assert set(branch[made]) == {0, 1, 2, 3}  # 4 has no effect, and 5 is pruned
-    # -g / h, of 3 no more than the scale, whose gain is then 2 * 0.01 * 0.5 - 1e-3 * 0.25; so that G is 0.10195.
-    aimed, spread = [-0.1, 0.2, 0.0, -0.5], [0.6 * np.sqrt(m**2 + 0.10195 / 10) for m in (0.1, 0.2, 0.0)]
-    for index in range(4):
-        np.testing.assert_allclose(change[branch == index].mean(), aimed[index], atol=0.03)
-    for index in range(3):
-        np.testing.assert_allclose(change[branch == index].std(), spread[index], rtol=0.1)
-    np.testing.assert_allclose(change[branch == 3].std(), 0.5, rtol=0.1)
-    # Whichever gains most is drawn most.
-    counts = np.bincount(branch[made], minlength=4)
-    assert counts[1] > 2 * counts[0] > 2 * counts[2]
-    # The change made, the next is aimed at what is left of it.
-    one = jax.tree.map(lambda leaf: leaf[0], swap)
-    after = jax.jit(swaps.commit)(state, one, jnp.asarray(True))
-    np.testing.assert_allclose(after.cache.mean[one.pruned], state.cache.mean[one.pruned] - one.nudge, rtol=1e-6)
-
-
 @pytest.mark.parametrize("name", ["two layers", "three, narrow"])
 def test_slopes_and_curvatures_are_those_of_each_weight(name):
     """Of weights that have moved; for a pruned branch, those that it will have once it is kept, to first order."""
@@ -389,43 +279,8 @@ def test_slopes_and_curvatures_are_those_of_each_weight(name):
     np.testing.assert_allclose(estimated.slopes, slopes, rtol=1e-3, atol=1e-5)
 
 
-def test_full_landscape_walks_alike(rng_key, monkeypatch):
-    """The same swaps by full evaluation and through the cache end in the same masks.
-
-    The best is kept up by notes of swaps where there is room for them, else copied.
-    """
-    network = make_network("three, narrow", True)
-    x, y = make_samples(network, 40)
-    kept = network.total // 2
-    mask = masks.random(rng_key, network.total, kept)
-    swaps, energy = uniform_swap(), cross_entropy(2.0)
-
-    def walk(landscape, start):
-        schedule = geometric_schedule(0.3, 0.003, 2_000)
-        return jax.jit(lambda key: anneal(key, landscape, start, schedule, 2_000, data=(x.T, y)))(rng_key)
-
-    slow_result = walk(full_mlp(network, swaps, energy), (mask, swaps.init(mask)))
-    for branches_per_note in (1, 30, 4_096):
-        monkeypatch.setattr(evaluation, "BRANCHES_PER_NOTE", branches_per_note)
-        fast_result = walk(masked_mlp(network, swaps, energy), mask)
-        np.testing.assert_array_equal(slow_result.final[0], fast_result.final)
-        np.testing.assert_array_equal(slow_result.best[0], fast_result.best)
-        np.testing.assert_allclose(slow_result.best_energy, fast_result.best_energy, rtol=1e-4)
-        assert int(fast_result.best.sum()) == kept
-
-
-TINY = mlp.Network((jnp.array([[1.5, -0.7], [0.4, 1.1]]), jnp.array([[0.9, -1.2], [-0.8, 0.6]])), (None, None))
-TINY_DATA = (jnp.array([[1.0, -0.5, 0.3, 2.0], [0.2, 1.0, -1.0, 0.7]]), jnp.array([0, 1, 1, 0]))
 TINY_ENERGY = cross_entropy(1.5)
 SALIENCY = jnp.array([4.0, 0.0, 1.0, 2.0, 0.5, 7.0, 1.0, 3.0])
-
-
-def enumerate_masks(total, kept):
-    chosen = list(itertools.combinations(range(total), kept))
-    all_masks = np.zeros((len(chosen), total), bool)
-    for row, branches in enumerate(chosen):
-        all_masks[row, list(branches)] = True
-    return all_masks
 
 
 def fixed_informed_swap(effects):
@@ -562,23 +417,6 @@ def test_estimates_are_made_anew_at_each_refresh():
     assert masked_mlp(wide, record_estimates(), cross_entropy()).refresh_steps == 5_000
 
 
-def test_informed_swaps_prefer_what_helps_and_leave_what_changes_nothing():
-    mask = jnp.arange(1000) < 200
-    effects = jnp.linspace(-1, 1, 1000)[jax.random.permutation(jax.random.key(0), 1000)]
-    dead = jnp.arange(1000) % 2 == 0
-    effects = jnp.where(dead, 0, effects)
-    swaps = informed_swap()
-    state = jax.jit(lambda: swaps.refresh(swaps.init(mask), mask, Estimates(effects, effects, effects)))()
-    keys = jax.random.split(jax.random.key(1), 4_000)
-    swap, ratio = jax.jit(jax.vmap(lambda key: swaps.propose(swaps.draw(key), state, mask)))(keys)
-    made = np.asarray(ratio) > -np.inf
-    pruned, grown = np.asarray(swap.pruned)[made], np.asarray(swap.grown)[made]
-    assert made.mean() > 0.9
-    assert np.mean(effects[pruned]) > np.mean(effects[mask]) + 0.2
-    assert np.mean(effects[grown]) < -0.5
-    assert np.mean(dead[grown]) < 0.08
-
-
 def test_true_optimum_is_found_on_enumerable_networks(monkeypatch):
     """The figure that the README states, measured anew on some of the networks by the script that states it."""
     script = runpy.run_path(str(Path(__file__).parents[2] / "scripts/optimum.py"))
@@ -591,14 +429,6 @@ def test_true_optimum_is_found_on_enumerable_networks(monkeypatch):
     assert found["random"] < found["greedy"] < found["annealing"]
 
 
-@pytest.mark.parametrize("make", [masked_mlp, full_mlp])
-def test_an_unknown_activation_is_named(make):
+def test_an_unknown_activation_is_named():
     with pytest.raises(InputError, match="activation must be one of relu, tanh, gelu, not 'sine'"):
-        make(TINY, uniform_swap(), cross_entropy(), "sine")
-
-
-def test_swap_mask_leaves_a_rejected_mask_alone():
-    mask = jnp.array([True, False, True])
-    swap = Swap(jnp.int32(0), jnp.int32(1), jnp.zeros(2, jnp.int32))
-    assert swap_mask(mask, swap).tolist() == [False, True, True]
-    assert swap_mask(mask, swap, jnp.bool_(False)).tolist() == [True, False, True]
+        masked_mlp(TINY, uniform_swap(), cross_entropy(), "sine")

@@ -1,8 +1,10 @@
 """What the compiled program does in every step, read from it: no copies of what is carried, no recompilation."""
 
+import ast
 import itertools
 import operator
 import re
+from pathlib import Path
 
 import chex
 import jax
@@ -10,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sa_jax import landscapes
 from sa_jax.annealing.chain import init, run
 from sa_jax.landscapes.mlp import Weighted, masked_mlp
 from sa_jax.moves.informed import informed_swap
@@ -116,6 +119,15 @@ def test_copies_are_seen():
     text = jax.jit(loop, donate_argnums=0).lower(jnp.ones((61, 43)), jnp.arange(30)).compile(FULLY).as_text()
     if jax.default_backend() == "cpu":
         assert "f32[61,43]" in copies(text)
+
+
+def test_no_function_is_longer_than_60_lines():
+    folder, long = Path(landscapes.__file__).parent, []
+    for path in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno >= 60:
+                long.append(f"{path.relative_to(folder)}: {node.name}")
+    assert not long, long
 
 
 def test_a_chunk_is_traced_once():

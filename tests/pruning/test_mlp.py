@@ -1,4 +1,4 @@
-"""`prune` in a few lines, its calibration, and what it refuses."""
+"""`prune`: the masks that it finds, its options, and the input that it refuses."""
 
 import chex
 import jax
@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sa_jax import InputError, calibrate, from_energy, prune
+from sa_jax import InputError, prune
 from sa_jax.networks import energies, masks, mlp, patterns
 from sa_jax.networks.mlp import MLP
 from sa_jax.networks.patterns import NM, Block, Columns, Layer, Rows, Unit
@@ -83,20 +83,6 @@ def test_everything_kept_changes_nothing(task):
     params, x, y = task
     kernel_masks, result = prune(jax.random.key(0), params, x, y, density=1.0, num_steps=200)
     assert all(leaf.all() for leaf in jax.tree.leaves(kernel_masks)) and result.best.all()
-
-
-def test_calibration_has_the_units_of_the_energy():
-    def move(rng_key, x):
-        return x + jax.random.normal(rng_key)
-
-    start, end = calibrate(jax.random.key(0), from_energy(lambda x: 3 * jnp.abs(x), move), 100.0)
-    # Energy changes are normal with deviation 3; the median of their sizes is 0.6745 of it.
-    assert float(start) == pytest.approx(0.25 * 3 * 0.6745, rel=0.1)
-    assert float(end) == pytest.approx(float(start) / 100)
-    scaled, _ = calibrate(jax.random.key(0), from_energy(lambda x: 3e5 * jnp.abs(x), move), 100.0)
-    assert float(scaled) == pytest.approx(1e5 * float(start), rel=1e-4)
-    flat = calibrate(jax.random.key(0), from_energy(lambda x: 0 * x, move), 1.0)
-    assert [float(t) for t in flat] == [0.0, 0.0]
 
 
 @pytest.mark.parametrize("density", [0.5, 0.9])

@@ -44,7 +44,7 @@ class Progress(NamedTuple):
     row: dict[str, Any]
 
 
-def prune_layers(
+def prune_model_files(
     config: LayersConfig,
     workdir: Path,
     operative_config: str = "",

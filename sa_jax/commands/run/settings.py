@@ -7,6 +7,7 @@ from typing import Any
 from sa_jax import baselines, checks, pruning
 from sa_jax.annealing.chain import BLOCK_STEPS
 from sa_jax.networks import mlp
+from sa_jax.pruning.options import SCHEDULES as SCHEDULES  # for messages of the command line
 from sa_jax.pruning.options import STARTS, Options
 from sa_jax.types import InputError
 

@@ -1,7 +1,7 @@
-"""The landscape of a masked multilayer perceptron, where a swap costs what it changes.
+"""The landscape of a masked multilayer perceptron, which computes only the changes that a swap makes.
 
-The modules are read in the order of a proposal: `landscape`, `layout`, `state`, `evaluation`, `ends`, `hidden`,
-`logits`, `commit`, `neighbours`, `loops`.
+To follow one proposal, read the modules in this order: `landscape`, `layout`, `state`, `evaluation`, `ends`,
+`hidden`, `logits`, `commit`, `neighbours`, `loops`.
 """
 
 from sa_jax.landscapes.mlp.landscape import masked_mlp

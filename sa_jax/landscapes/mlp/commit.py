@@ -1,4 +1,4 @@
-"""The state after a proposal was accepted or rejected, and the best mask kept up to date."""
+"""Updates the state after a proposal is accepted or rejected, and updates the best position."""
 
 import jax
 import jax.numpy as jnp
@@ -14,14 +14,14 @@ from sa_jax.types import PyTree
 
 
 def commit(layout: Layout, state: MlpState, swap: Swap, pending: Pending, accepted: jax.Array) -> MlpState:
-    """Returns the state after the proposal, unchanged where it is not accepted, bool `[]`."""
+    """Returns the state after the proposal; if not accepted, bool `[]`, only the scratch changes."""
     changes = jax.tree.map(lambda leaf: jnp.where(accepted, leaf, 0), pending.changes)
     swapped = accepted & (swap.changes_mask)
     fan_in = tuple(
         swapped_neighbours(neighbours, ends(layout, swap, layer), swapped)
         for layer, neighbours in enumerate(state.fan_in, 2)
     )
-    # Written before it is read again: XLA would copy it to read it first.
+    # The position is written before it is read again. If it were read first, XLA would copy it.
     position = swap_mask(mask_of(layout, state.position), swap, accepted)
     if layout.moves_weights:
         nudge = 0 if swap.nudge is None else jnp.where(accepted, swap.nudge, 0)
@@ -40,7 +40,7 @@ def commit(layout: Layout, state: MlpState, swap: Swap, pending: Pending, accept
 
 
 def _outputs(layout, state, swap, changes, pending, accepted):
-    """The outputs of all layers after the proposal."""
+    """Returns the outputs of all layers after the proposal."""
     outputs = list(state.cache.outputs)
     if layout.head > 1:
         outputs = hidden_outputs(layout, state, swap, changes, pending.changed, accepted)
@@ -56,14 +56,16 @@ def _outputs(layout, state, swap, changes, pending, accepted):
 
 
 def remember(best: PyTree, state: MlpState, improved: jax.Array) -> tuple[PyTree, MlpState]:
-    """Returns the position in place of the best one where improved, bool `[]`.
+    """Returns the best position and the state; if improved, bool `[]`, the best position is the state's position.
 
-    The swaps noted since the last best position are repeated in it, or the position is copied whole.
+    The function repeats the swaps noted since the last best position. If notes are missing, it copies the
+    position.
     """
     complete = state.cache.num_notes <= len(state.cache.notes)
 
     def repeat(i, best):
-        # A chain without a new best, vmapped with one that has one, goes through its notes and writes nothing.
+        # Under vmap, a chain without a new best position runs the same loop as one that has a new best. It then
+        # writes nothing.
         noted = improved & complete & (i < state.cache.num_notes)
 
         def set_both(best, now):

@@ -1,4 +1,4 @@
-"""Where the two branches of a swap lie, what they change at their ends, and which units may change after them."""
+"""The two branches of a swap: their ends, the changes there, and the units that may change in later layers."""
 
 from functools import partial
 
@@ -13,14 +13,14 @@ from sa_jax.types import InputError, PyTree
 
 
 def ends(layout: Layout, swap: Swap, layer: int) -> Ends:
-    """The two branches of a swap seen from one layer.
+    """Returns the units that the two branches of a swap connect, for one layer.
 
     Raises:
-      InputError: the swap changes a weight, and the layout has fixed weights.
+      InputError: if the swap changes a weight but the weights of the layout are fixed.
     """
     branches = jnp.stack([swap.pruned, swap.grown])
     if swap.nudge is not None and not layout.moves_weights:
-        raise InputError("proposals that change weights need masked_mlp(..., weights_move=True)")
+        raise InputError("proposals that change weights need masked_mlp(..., moves_weights=True)")
     swapped = swap.changes_mask
     moved = swapped if swap.nudge is None else jnp.stack([swapped | (swap.nudge != 0), swapped])
     here = (branches >= layout.starts[layer]) & (branches < layout.starts[layer + 1]) & moved
@@ -30,21 +30,21 @@ def ends(layout: Layout, swap: Swap, layer: int) -> Ends:
 
 
 def places(layout: Layout, swap: Swap, layer: int) -> jax.Array:
-    """1 where a branch of the swap ends, float32 `[2, units]`."""
+    """Returns 1 for the unit of the layer that a branch of the swap enters, else 0: float32 `[2, units]`."""
     end = ends(layout, swap, layer)
     width = layout.shapes[layer][1]
     return (end.here[:, None] & (jnp.arange(width) == end.unit_out[:, None])).astype(jnp.float32)
 
 
 def kept_weights(layout: Layout, position: PyTree, swap: Swap | None, layer: int, local: jax.Array) -> jax.Array:
-    """Weights of branches, 0 where pruned; after the swap where one is given, which is then still proposed.
+    """Returns the weights of branches after a swap, 0 for pruned branches: float32 of the shape of `local`.
 
     Args:
-      layout: what stays the same.
-      position: before the swap, or after it where none is given.
+      layout: fixed part of the landscape.
+      position: the position before `swap`. If `swap` is None, the weights are those of this position.
       swap: a proposal, or None.
-      layer: in which the branches lie.
-      local: their numbers in the layer, int32 of any shape.
+      layer: index of the layer.
+      local: indices of the branches within the layer, int32 of any shape.
     """
     branches = layout.starts[layer] + local
     kept = mask_of(layout, position)[branches]
@@ -58,26 +58,26 @@ def kept_weights(layout: Layout, position: PyTree, swap: Swap | None, layer: int
 
 
 def fan_out(layout: Layout, position: PyTree, swap: Swap, layer: int, units: jax.Array) -> jax.Array:
-    """Weights of the branches that leave each of the units, int32 `[units]`: float32 `[units, outputs]`."""
+    """Returns the weights of the branches that leave `units`, int32 `[units]`: float32 `[units, outputs]`."""
     width = layout.shapes[layer][1]
     return kept_weights(layout, position, swap, layer, units[:, None] * width + jnp.arange(width))
 
 
 def first_changes(layout: Layout, state: MlpState, swap: Swap, inputs: jax.Array) -> Changes:
-    """Returns what the two branches change at their ends, and in the first layer's activations.
+    """Returns the changes at the ends of the two branches, and in the activations of the first layer.
 
     Args:
-      layout: what stays the same.
-      state: before the swap.
+      layout: fixed part of the landscape.
+      state: state before the swap.
       swap: the proposal.
-      inputs: float32 `[features, samples]`.
+      inputs: network inputs, float32 `[features, samples]`.
     """
     act, head = layout.act, layout.head
     at_ends = jnp.stack(
         [_added(layout, state, swap, inputs, *branch) for branch in ((swap.pruned, -1), (swap.grown, 1))]
     )
     end = ends(layout, swap, 0)
-    # When both ends lie in one unit its whole change counts once, as the first.
+    # If both branches enter the same unit, the change of this unit counts once, for the first branch.
     one_unit = end.here.all() & (end.unit_out[0] == end.unit_out[1])
     counted = end.here & ~(one_unit & jnp.array([False, True]))
     whole = jnp.where(counted[:, None], at_ends, 0).at[0].add(jnp.where(one_unit, at_ends[1], 0))
@@ -86,12 +86,13 @@ def first_changes(layout: Layout, state: MlpState, swap: Swap, inputs: jax.Array
     if head > 0:
         leaving = jnp.where(counted[:, None], fan_out(layout, state.position, swap, 1, end.unit_out), 0)
     changes = Changes(at_ends, act(old + whole) - act(old), leaving)
-    # Once for all that follows: XLA would compute them again in every loop, and keep the old rows for it.
+    # The barrier makes XLA compute the changes once. Without it, XLA would compute them again in every loop, and
+    # would keep the old rows for this.
     return jax.lax.optimization_barrier(changes)
 
 
 def _added(layout: Layout, state: MlpState, swap: Swap, inputs: jax.Array, branch: jax.Array, sign: int):
-    """Change of the branch's weight times activation, float32 `[samples]`, whichever its layer."""
+    """Returns the change of the branch's weight times its activation, float32 `[samples]`, for any layer."""
     starts, shapes = layout.starts, layout.shapes
 
     def of_layer(layer):
@@ -109,7 +110,7 @@ def _added(layout: Layout, state: MlpState, swap: Swap, inputs: jax.Array, branc
 
 
 def changed_units(layout: Layout, state: MlpState, swap: Swap, changes: Changes) -> list[jax.Array]:
-    """Which units of the hidden layers from the second on may change, bool `[units]` each."""
+    """Returns which units may change, for each hidden layer from the second on: bool `[units]` each."""
     changed = []
     if layout.head > 1:
         changed.append((changes.leaving != 0).any(0) | (places(layout, swap, 1) != 0).any(0))
@@ -119,7 +120,7 @@ def changed_units(layout: Layout, state: MlpState, swap: Swap, changes: Changes)
 
 
 def _reached(layout: Layout, state: MlpState, swap: Swap, layer: int, sources: jax.Array) -> jax.Array:
-    """Units of a layer that may change, given those of the layer before."""
+    """Returns which units of a layer may change, given the units of the previous layer that may change."""
 
     def reach(units, real, reached):
         return reached | (real[:, None] & (fan_out(layout, state.position, swap, layer, units) != 0)).any(0)

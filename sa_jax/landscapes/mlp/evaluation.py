@@ -1,4 +1,4 @@
-"""Full evaluation: the state of a position, and what derivatives of the energy say of each branch."""
+"""Full evaluation of a position: its state, and estimates for each branch from derivatives of the energy."""
 
 import jax
 import jax.numpy as jnp
@@ -11,21 +11,22 @@ from sa_jax.moves.base import Estimates
 from sa_jax.networks import masks
 from sa_jax.types import PyTree
 
-# Samples worked on at once, which bounds the need of memory. It changes nothing of what is computed.
+# Number of samples evaluated at once. It limits the memory, and does not change the results.
 EVALUATED_SAMPLES = 256
-# Swaps are noted, to be made in the best mask too, one for so many branches; after more of them it is copied.
+# Accepted swaps are noted, and a new best position is made from the old one by repeating them. There is space for
+# one note per so many branches. After more swaps the position is copied instead.
 BRANCHES_PER_NOTE = 4096
 
 
 def init(layout: Layout, position: PyTree, data: tuple) -> MlpState:
-    """The state of a position, by full evaluation."""
+    """Returns the state of a position, by full evaluation."""
     shapes, head = layout.shapes, layout.head
     mask = jnp.asarray(mask_of(layout, position), bool)
     weighted = layout.moves_weights
     position = Weighted(mask, jnp.asarray(position.weights, jnp.float32)) if weighted else mask
     outputs, value = evaluate(layout, position, data)
     fan_in = tuple(map(neighbours_of, masks.unflatten(mask, shapes)[2:head]))
-    # One row more than units: see `loops.each`.
+    # The scratch has one row more than there are units; see `loops.each`.
     sizes = [(shapes[layer][1] + 1, data[0].shape[1]) for layer in range(1, head) if head > 2]
     scratch = tuple(jnp.full(size, zero_like(mask, data[0])) for size in sizes)
     notes = jnp.zeros((-(-mask.size // BRANCHES_PER_NOTE), 2), jnp.int32)
@@ -34,10 +35,10 @@ def init(layout: Layout, position: PyTree, data: tuple) -> MlpState:
 
 
 def refresh(layout: Layout, state: MlpState, data: tuple) -> MlpState:
-    """The state evaluated anew from its position, which ends float drift."""
+    """Returns the state computed again from its position, which removes rounding errors that have added up."""
     outputs, value = evaluate(layout, state.position, data, state.cache.outputs)
     drawn = _informed(layout, state.swaps, state.position, outputs, data)
-    # The next best position is copied whole: so nothing of the notes need be in a checkpoint.
+    # The next best position is copied, so that a checkpoint does not need the notes.
     overfull = jnp.full_like(state.cache.num_notes, len(state.cache.notes) + 1)
     return state._replace(energy=value, swaps=drawn).with_cache(outputs=outputs, num_notes=overfull)
 
@@ -45,9 +46,10 @@ def refresh(layout: Layout, state: MlpState, data: tuple) -> MlpState:
 def evaluate(
     layout: Layout, position: PyTree, data: tuple, outputs: tuple[jax.Array, ...] | None = None
 ) -> tuple[tuple[jax.Array, ...], jax.Array]:
-    """The outputs of all layers, float32 `[units, samples]` each, and the energy, float32 `[]`.
+    """Returns the outputs of all layers, float32 `[units, samples]` each, and the energy, float32 `[]`.
 
-    Layer by layer and block by block, into the old outputs: beside them little memory is needed.
+    The function works layer by layer and block by block, and writes into the old outputs. It therefore needs
+    little additional memory.
     """
     shapes, network = layout.shapes, layout.network
     inputs, *targets = data
@@ -60,7 +62,8 @@ def evaluate(
     kernel_masks = masks.unflatten(mask, shapes)
     kernels = masks.unflatten(position.weights, shapes) if layout.moves_weights else network.kernels
     for layer, (kept, kernel, old) in enumerate(zip(kernel_masks, kernels, outputs, strict=True)):
-        # One layer's weights at a time: XLA would mask those of all layers first.
+        # The barrier makes XLA mask one layer's weights at a time. Without it, XLA would first mask the weights of
+        # all layers.
         kept, entering = jax.lax.optimization_barrier((kept, entering))
         kernel = jnp.where(kept, kernel, 0)
 
@@ -85,8 +88,9 @@ def _informed(layout: Layout, swaps_state: PyTree, position: PyTree, outputs: tu
 def estimates(layout: Layout, position: PyTree, outputs: tuple[jax.Array, ...], data: tuple) -> Estimates:
     """Returns the `Estimates` at a position, float32 `[total]` each.
 
-    Effects to second order in the branch's weight, with the mean square of the first derivatives, sample by
-    sample, for the second one (the empirical Fisher information): large weights are no small change.
+    The effects are of second order in the branch's weight, because removing a large weight is not a small change.
+    The second derivative is estimated by the mean square of the first derivatives of the samples (the empirical
+    Fisher information).
     """
     shapes, (inputs, *targets) = layout.shapes, data
     samples = inputs.shape[1]
@@ -100,28 +104,28 @@ def estimates(layout: Layout, position: PyTree, outputs: tuple[jax.Array, ...], 
     slopes, curvatures = (masks.flatten([of_layer[i] for of_layer in sums]) / samples for i in range(2))
     weights, mask = masks.flatten(kernels), mask_of(layout, position)
     effects = weights * slopes + jnp.where(mask, -0.5, 0.5) * weights**2 * curvatures
-    # A pruned branch acts as a weight of 0 would, and comes back with the weight it has.
+    # A pruned branch acts like a weight of 0. When it is kept again, it has its own weight again.
     return Estimates(effects, slopes + jnp.where(mask, 0, weights * curvatures), curvatures)
 
 
 def _derivative_sums(
     layout: Layout, kept: list[jax.Array], entering: list[jax.Array], by_logits: jax.Array, zero: jax.Array
 ) -> list[tuple[jax.Array, jax.Array]]:
-    """By layer, the first derivatives of the energy by each weight and their squares, summed over samples.
+    """Returns the derivatives with respect to the weights and their squares, each summed over samples, per layer.
 
     Args:
-      layout: what stays the same.
-      kept: kernels with zeros where pruned, float32 `[inputs, outputs]`.
-      entering: inputs, and outputs of the hidden layers before the activation, float32 `[units, samples]`.
-      by_logits: derivatives of each sample's energy, float32 `[classes, samples]`.
-      zero: what sums begin with, float32 `[]`.
+      layout: fixed part of the landscape.
+      kept: kernels with zeros for the pruned branches, float32 `[inputs, outputs]` each.
+      entering: network inputs, and outputs of the hidden layers before the activation, float32 `[units, samples]`.
+      by_logits: derivatives of each sample's energy with respect to the logits, float32 `[classes, samples]`.
+      zero: initial value of the sums, float32 `[]`; see `loops.zero_like`.
     """
     act, samples = layout.act, by_logits.shape[1]
     number, size = blocks(samples, EVALUATED_SAMPLES)
 
     def one_block(i, sums):
         start = jnp.minimum(i * size, samples - size)
-        # The last block may overlap the one before, whose samples must not count twice.
+        # The last block may overlap the previous block. The samples in both blocks must not count twice.
         fresh = start + jnp.arange(size) >= i * size
         parts = [cut(array, (0, start), (array.shape[0], size)) for array in entering]
         signal = jnp.where(fresh, cut(by_logits, (0, start), (by_logits.shape[0], size)), 0)

@@ -1,4 +1,7 @@
-"""How a swap changes the hidden layers from the second on: activations of a proposal, outputs once accepted."""
+"""Computes how a swap changes the hidden layers from the second on.
+
+For a proposal these are changes of activations. For an accepted proposal they are the new outputs.
+"""
 
 from collections.abc import Callable
 from functools import partial
@@ -15,16 +18,16 @@ from sa_jax.landscapes.mlp.state import Block, Changes, MlpState, Neighbours
 from sa_jax.moves.base import Swap
 from sa_jax.types import PyTree
 
-# Measured on x86 with AVX2; neither changes what is computed.
-# Branches that enter a unit, added in one pass.
+# Both values were measured on x86 with AVX2. They do not change the results.
+# Number of branches into a unit that are added in one pass.
 FAN_IN_CHUNK = 8
-# Share of a layer's branches, of which so many are kept and enter changed units, above which a matrix product is
-# faster than a sum over kept branches.
+# If more than this share of a layer's branches are kept and enter changed units, a matrix product is faster than
+# sums over kept branches.
 DENSE_SHARE = 0.25
 
 
 def second_change(layout: Layout, swap: Swap, changes: Changes, block: Block) -> Callable[[jax.Array], jax.Array]:
-    """How the outputs of the second layer change, as a function from a unit to float32 `[1, block]`."""
+    """Returns the function from a unit of the second layer to the change of its output, float32 `[1, block]`."""
     rows = jnp.concatenate([changes.first, changes.at_ends])
     rows = cut(rows, (0, block.start), (4, block.size))
     factors = jnp.concatenate([changes.leaving, places(layout, swap, 1)])
@@ -32,19 +35,19 @@ def second_change(layout: Layout, swap: Swap, changes: Changes, block: Block) ->
 
 
 class Arriving(NamedTuple):
-    """What arrives at a hidden layer after the second.
+    """The changes that enter a hidden layer after the second.
 
     Attributes:
-      layer: its index.
-      position: before the swap while it is proposed, else after it.
-      swap: the proposal, or None after it.
-      neighbours: the kept branches that enter the layer; those of before the swap while it is proposed.
-      sources: which units of the layer before may change, bool `[units]`.
-      entering: changes of their activations, float32 `[units + 1, samples]`.
-      place: 1 where a branch of the swap ends, float32 `[2, units]`.
-      direct: what the two branches add at their ends, float32 `[2, block]`.
-      at_ends: the same without what the grown one carries of the layer before, float32 `[2, block]`.
-      block: samples.
+      layer: index of the layer.
+      position: the position before the swap while the swap is proposed, and after the swap once it is accepted.
+      swap: the proposal; None once it is accepted.
+      neighbours: the kept branches of `position` that enter the layer.
+      sources: which units of the previous layer may change.
+      entering: changes of the activations of the previous layer.
+      place: 1 for the unit that a branch of the swap enters, else 0.
+      direct: changes that the two branches of the swap cause in the units that they enter.
+      at_ends: `direct` without the effect of a change in the previous layer that passes through the grown branch.
+      block: block of samples.
     """
 
     layer: int
@@ -69,24 +72,24 @@ def arriving(
     block: Block,
     proposed: bool,
 ) -> Arriving:
-    """Collects what arrives at a hidden layer after the second.
+    """Collects the changes that enter a hidden layer after the second.
 
     Args:
-      layout: what stays the same.
-      state: before the swap while it is proposed, else after it.
+      layout: fixed part of the landscape.
+      state: the state before the swap while the swap is proposed, and after the swap once it is accepted.
       swap: the proposal.
-      changes: what it changes at its ends.
+      changes: changes at the ends of the two branches.
       layer: index of the layer.
-      sources: which units of the layer before may change, bool `[units]`.
-      block: samples.
-      proposed: whether the swap is still proposed.
+      sources: which units of the previous layer may change, bool `[units]`.
+      block: block of samples.
+      proposed: True while the swap is proposed, False once it is accepted.
     """
     after = swap if proposed else None
     neighbours, entering = state.fan_in[layer - 2], state.cache.scratch[layer - 2]
     place, end = places(layout, swap, layer), ends(layout, swap, layer)
     direct = at_ends = cut(changes.at_ends, (0, block.start), (2, block.size))
     if proposed:
-        # The list of kept branches does not hold the grown one yet.
+        # The list of kept branches does not contain the grown branch yet.
         grows = end.here[1] & sources[end.unit_in[1]]
         width = layout.shapes[layer][1]
         grown = weight_of(layout, state.position, layer, end.unit_in[1] * width + end.unit_out[1])
@@ -97,7 +100,7 @@ def arriving(
 
 
 def change_of_unit(layout: Layout, arrived: Arriving, unit: jax.Array) -> jax.Array:
-    """How the output of one unit changes, float32 `[1, block]`: a sum over the kept branches that enter it."""
+    """Returns the change of one unit's output, float32 `[1, block]`, as a sum over the kept branches into it."""
     layer, neighbours, sources, block = arrived.layer, arrived.neighbours, arrived.sources, arrived.block
     count = at(neighbours.count, unit)
 
@@ -110,7 +113,7 @@ def change_of_unit(layout: Layout, arrived: Arriving, unit: jax.Array) -> jax.Ar
         branches = units_in * layout.shapes[layer][1] + unit
         factors = kept_weights(layout, arrived.position, arrived.swap, layer, branches)
         factors = jnp.where((slots < count) & sources[units_in], factors, 0)
-        # Rows of unchanged units hold whatever was there before, perhaps NaN.
+        # Rows of unchanged units hold old values, which may be NaN.
         terms = [jnp.where(factors[j] != 0, factors[j] * row(units_in[j]), 0) for j in range(FAN_IN_CHUNK)]
         return change + sum(terms)
 
@@ -120,9 +123,10 @@ def change_of_unit(layout: Layout, arrived: Arriving, unit: jax.Array) -> jax.Ar
 
 
 def change_of_all(layout: Layout, arrived: Arriving, i: jax.Array) -> jax.Array:
-    """How the outputs of all units change, float32 `[units, block]`: one matrix product; `i` is 0.
+    """Returns the changes of all units' outputs, float32 `[units, block]`, by one matrix product.
 
-    Depends on the loop it stands in by `i`, lest XLA move it out and compute it in any case.
+    `i` is the index of the surrounding loop and always 0. The product depends on it. Otherwise XLA would move the
+    product out of the loop, and would compute it even if the loop does not run.
     """
     layer, block = arrived.layer, arrived.block
     shape = layout.shapes[layer]
@@ -133,7 +137,7 @@ def change_of_all(layout: Layout, arrived: Arriving, i: jax.Array) -> jax.Array:
 
 
 def dense_pays(layout: Layout, state: MlpState, layer: int, changed: jax.Array) -> jax.Array:
-    """Whether one matrix product is faster than a sum for each changed unit, bool `[]`."""
+    """Returns whether one matrix product is faster than a sum for each changed unit, bool `[]`."""
     work = jnp.where(changed, state.fan_in[layer - 2].count, 0).sum()
     return work > DENSE_SHARE * layout.shapes[layer][0] * layout.shapes[layer][1]
 
@@ -141,15 +145,15 @@ def dense_pays(layout: Layout, state: MlpState, layer: int, changed: jax.Array) 
 def hidden_activations(
     layout: Layout, state: MlpState, swap: Swap, changes: Changes, changed: list[jax.Array], block: Block
 ) -> tuple[jax.Array, ...]:
-    """Returns the scratch with the activations' changes of the hidden layers from the second on, for one block.
+    """Returns the scratch with the changes of activations in the hidden layers from the second on, for one block.
 
     Args:
-      layout: what stays the same.
-      state: before the swap.
+      layout: fixed part of the landscape.
+      state: state before the swap.
       swap: the proposal.
-      changes: what it changes at its ends.
-      changed: which units of each layer from the second on may change, bool `[units]`.
-      block: samples.
+      changes: changes at the ends of the two branches.
+      changed: which units may change, for each hidden layer from the second on, bool `[units]` each.
+      block: block of samples.
     """
 
     def change_of(old, change):
@@ -191,22 +195,22 @@ def hidden_outputs(
     changed: tuple[jax.Array, ...],
     accepted: jax.Array,
 ) -> list[jax.Array]:
-    """Returns the outputs of all layers, those of the hidden layers from the second on changed where accepted.
+    """Returns the outputs of all layers; if accepted, those of the hidden layers from the second on are updated.
 
     Args:
-      layout: what stays the same.
-      state: after the swap, but for its outputs.
+      layout: fixed part of the landscape.
+      state: state after the swap, except that its outputs are not updated yet.
       swap: the proposal.
-      changes: what it changes at its ends, 0 where it is not accepted.
-      changed: which units of each layer from the second on may change, bool `[units]`.
-      accepted: bool `[]`.
+      changes: changes at the ends of the two branches; 0 if the proposal is not accepted.
+      changed: which units may change, for each hidden layer from the second on, bool `[units]` each.
+      accepted: whether the proposal is accepted, bool `[]`.
     """
     samples = state.cache.outputs[0].shape[1]
     number, size = blocks(samples, BLOCK_SAMPLES)
 
     def one_block(i, hidden):
         block = Block(jnp.minimum(i * size, samples - size), size)
-        # The last block may overlap the one before, whose samples must not be added to twice.
+        # The last block may overlap the previous block. The samples in both blocks must not be updated twice.
         fresh = True if number == 1 else block.start + jnp.arange(size) >= i * size
         return _block_outputs(layout, state, swap, changes, changed, accepted, block, fresh, hidden)
 
@@ -217,7 +221,7 @@ def hidden_outputs(
 
 
 def _block_outputs(layout, state, swap, changes, changed, accepted, block, fresh, hidden):
-    """The hidden outputs from the second layer on with the changes of one block of samples added."""
+    """Returns the outputs of the hidden layers from the second on, updated for one block of samples."""
     hidden = list(hidden)
 
     def add_row(of_unit):

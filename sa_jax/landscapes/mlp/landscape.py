@@ -1,10 +1,11 @@
-"""The landscape, assembled: what happens to a proposal, in the order in which it happens.
+"""Assembles the landscape of a masked multilayer perceptron and evaluates its proposals.
 
-Pre-activations of every layer are cached as `[units, samples]`, so that a unit's row is contiguous. A swap
-changes few of them: in the first layer the rows of one or two units, in the second those of the units
-that these feed through kept branches, and so on. Only these rows are read, and the logits are updated
-rather than computed anew. How many they are differs from proposal to proposal, while shapes are static:
-so loops over chunks of rows run as often as the proposal at hand needs.
+The outputs of every layer before the activation are cached as `[units, samples]`, so that a unit's row is
+contiguous. A swap changes few of these rows. In the first layer it changes the rows of one or two units. In the
+second layer it changes the rows of the units that these units feed through kept branches, and so on. Only the
+changed rows are read, and the logits are updated instead of computed again. The number of changed rows differs
+between proposals, but shapes are static. So the rows are processed in chunks, by loops that run as often as the
+proposal needs.
 """
 
 from functools import partial
@@ -26,8 +27,8 @@ from sa_jax.networks.energies import Energy
 from sa_jax.networks.mlp import Network
 from sa_jax.types import Landscape
 
-# Estimates of the energy, for proposals that want them, are made anew after one step for so many branches, rounded
-# up to a multiple of the second.
+# Some proposals use estimates of the energy. Their landscape is refreshed after a number of steps: the number of
+# branches divided by BRANCHES_PER_STEP, rounded up to a multiple of LEAST_REFRESH_STEPS.
 BRANCHES_PER_STEP = 40
 LEAST_REFRESH_STEPS = 1_000
 
@@ -35,24 +36,25 @@ LEAST_REFRESH_STEPS = 1_000
 def masked_mlp(
     network: Network, swaps: SwapProposal, energy: Energy, activation: str = "relu", moves_weights: bool = False
 ) -> Landscape:
-    """Makes the landscape of the masks of a fixed-weight multilayer perceptron.
+    """Makes the landscape of the masks of a multilayer perceptron.
 
-    Positions are flat masks, bool `[total]` (see `masks`), and data is `(inputs, labels)` with inputs float32
-    `[features, samples]`, features first, and labels int32 `[samples]`.
+    Positions are flat masks, bool `[total]` (see `sa_jax.networks.masks`). Data is `(inputs, labels)` with inputs
+    float32 `[features, samples]`, features first, and labels int32 `[samples]`.
 
     Args:
-      network: the fixed weights; any depth and widths, with or without biases.
+      network: the weights; any depth and widths, with or without biases.
       swaps: the proposals, such as `uniform_swap()` or `saliency_swap(...)`.
-      energy: of the logits, such as `cross_entropy()`; called with `axis=0`.
+      energy: energy of the logits, such as `cross_entropy()`; called with `axis=0`.
       activation: 'relu', 'tanh' or 'gelu'.
-      moves_weights: whether positions are `Weighted`, whose weights then stand for those of `network`: for
-        proposals that change weights, `moves.nudge(...)`.
+      moves_weights: whether positions are `Weighted`, for proposals that change weights
+        (`sa_jax.moves.nudge(...)`). The weights in the position then replace the weights of `network`.
 
     Returns:
-      A `Landscape`, equal to `full_mlp` up to float rounding where no weights move.
+      A `Landscape`. Without `moves_weights` it equals `full_mlp` up to float rounding.
 
     Raises:
-      InputError: an unknown activation; when annealed, proposals that change weights where none move.
+      InputError: if the activation is unknown. While annealing, if the proposals change weights and
+        `moves_weights` is False.
     """
     layout = layout_of(network, swaps, energy, activation, moves_weights)
     landscape = Landscape(
@@ -66,24 +68,28 @@ def masked_mlp(
     )
     if swaps.refresh is None:
         return landscape
-    # The more branches, the more the estimates cost, and the longer they hold for most of them.
+    # With more branches the estimates cost more, and most of them stay accurate for longer.
     times = -(-network.total // (BRANCHES_PER_STEP * LEAST_REFRESH_STEPS))
     return landscape._replace(refresh_steps=times * LEAST_REFRESH_STEPS)
 
 
 def propose(layout: Layout, noise: jax.Array, state: MlpState, temperature: jax.Array) -> tuple[Swap, jax.Array]:
-    """Draws a swap; returns it and its log proposal ratio, float32 `[]`."""
+    """Returns a swap and its log proposal ratio, float32 `[]`."""
     del temperature
     return layout.swaps.propose(noise, state.swaps, mask_of(layout, state.position))
 
 
 def delta(layout: Layout, state: MlpState, swap: Swap, data: tuple) -> tuple[jax.Array, Pending]:
-    """Evaluates a swap block by block of samples; returns the energy's change, float32 `[]`, and the rest."""
+    """Evaluates a swap, block by block of samples.
+
+    Returns:
+      The change of the energy, float32 `[]`, and the values that `commit` reuses.
+    """
     inputs, *targets = data
     changes = first_changes(layout, state, swap, inputs)
     changed = changed_units(layout, state, swap, changes)
     logits, scratch = _all_logits(layout, state, swap, changes, changed, inputs.shape[1])
-    # Where nothing leads on to the logits the energy is what it was.
+    # If no change reaches the logits, the energy does not change.
     last = changed[-1] if layout.head > 1 else changes.leaving != 0
     touched = (places(layout, swap, layout.head) != 0).any() | last.any()
     evaluated = batch_bound(touched.astype(jnp.int32)) > 0
@@ -95,7 +101,7 @@ def delta(layout: Layout, state: MlpState, swap: Swap, data: tuple) -> tuple[jax
 def _all_logits(
     layout: Layout, state: MlpState, swap: Swap, changes: Changes, changed: list[jax.Array], samples: int
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    """The logits of all samples after the swap, and the scratch that led to them."""
+    """Returns the logits of all samples after the swap, and the scratch with the changes in the hidden layers."""
     number, size = blocks(samples, samples if layout.narrow else BLOCK_SAMPLES)
 
     def one_block(i, carry):

@@ -1,4 +1,4 @@
-"""What stays the same for all states of a landscape: the network, its shapes, the path of a proposal."""
+"""The fixed part of a landscape: the network, its shapes and the path of a proposal."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -11,8 +11,9 @@ from sa_jax.networks.energies import Energy
 from sa_jax.networks.mlp import ACTIVATIONS, Network, check_activation
 from sa_jax.types import PyTree
 
-# Measured on x86 with AVX2; it does not change what is computed.
-# A second layer so narrow is updated whole: finding its changed rows would cost more.
+# Measured on x86 with AVX2. It does not change the results.
+# The second of two hidden layers is updated completely if it has at most so many units: to find its changed rows
+# would cost more.
 NARROW = 32
 
 
@@ -20,16 +21,16 @@ class Layout(NamedTuple):
     """The fixed part of a landscape.
 
     Attributes:
-      network: the fixed weights.
+      network: the weights.
       swaps: the proposals.
-      energy: of the logits.
+      energy: energy of the logits.
       act: the activation function.
       moves_weights: whether positions are `Weighted`.
-      weights: of the branches of each layer, float32 `[inputs * outputs]` each.
+      weights: flat weights of each layer.
       shapes: `(inputs, outputs)` of each layer.
-      starts: number of the first branch of each layer, and the number of all branches.
+      starts: flat index of the first branch of each layer; at the end, the total number of branches.
       head: index of the last layer.
-      path: how a proposal reaches the logits, one of the keys of `logits.PATHS`.
+      path: name of the function that computes the logits of a proposal, a key of `logits.PATHS`.
     """
 
     network: Network
@@ -37,7 +38,7 @@ class Layout(NamedTuple):
     energy: Energy
     act: Callable[[jax.Array], jax.Array]
     moves_weights: bool
-    weights: list[jax.Array]  # float32 [inputs * outputs]
+    weights: list[jax.Array]  # float32 [inputs * outputs] each
     shapes: list[tuple[int, int]]
     starts: list[int]
     head: int
@@ -45,20 +46,20 @@ class Layout(NamedTuple):
 
     @property
     def narrow(self) -> bool:
-        """Whether the second of two hidden layers is updated whole."""
+        """Whether the second of two hidden layers is updated completely."""
         return self.path == "narrow"
 
 
 def layout_of(
     network: Network, swaps: SwapProposal, energy: Energy, activation: str, moves_weights: bool
 ) -> Layout:
-    """Collects what stays the same; arguments as in `masked_mlp`.
+    """Makes the fixed part of a landscape; arguments as in `masked_mlp`.
 
     Raises:
-      InputError: an unknown activation.
+      InputError: if the activation is unknown.
     """
     check_activation(activation)
-    # Views, not one flat array of all: that would be a second copy of the weights.
+    # A flat array per layer, because one flat array of all layers would be a second copy of the weights.
     weights = [jnp.ravel(kernel) for kernel in network.kernels]
     shapes = network.shapes
     starts = [0]
@@ -74,12 +75,12 @@ def layout_of(
 
 
 def mask_of(layout: Layout, position: PyTree) -> jax.Array:
-    """The mask of a position, bool `[total]`."""
+    """Returns the mask of a position, bool `[total]`."""
     return position.mask if layout.moves_weights else position
 
 
 def weight_of(layout: Layout, position: PyTree, layer: int, local: jax.Array) -> jax.Array:
-    """Weights of branches, float32 of the shape of `local`: their numbers within the layer, int32."""
+    """Returns the weights of branches, float32 of the shape of `local`: indices within the layer, int32."""
     if layout.moves_weights:
         return position.weights[layout.starts[layer] + local]
     return layout.weights[layer][local]

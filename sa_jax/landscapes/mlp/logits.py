@@ -1,4 +1,4 @@
-"""The logits of one block of samples after a swap, by the path that suits the network's depth."""
+"""Computes the logits of one block of samples after a swap, with one function (path) per depth of the network."""
 
 from typing import NamedTuple
 
@@ -14,12 +14,12 @@ from sa_jax.moves.base import Swap
 
 
 class Parts(NamedTuple):
-    """What the paths to the logits take of one block of samples.
+    """The part of the old logits and of the changes that belongs to one block of samples.
 
     Attributes:
-      logits: before the swap, float32 `[classes, block]`.
-      at_ends: see `Changes`, float32 `[2, block]`.
-      first: see `Changes`, float32 `[2, block]`.
+      logits: logits before the swap.
+      at_ends: see `Changes`.
+      first: see `Changes`.
     """
 
     logits: jax.Array  # float32 [classes, block]
@@ -30,7 +30,10 @@ class Parts(NamedTuple):
 def block_logits(
     layout: Layout, state: MlpState, swap: Swap, changes: Changes, changed: list[jax.Array], block: Block
 ) -> jax.Array:
-    """The logits of one block, float32 `[classes, block]`; `state.cache.scratch` holds the hidden changes."""
+    """Returns the logits of one block after the swap, float32 `[classes, block]`.
+
+    In a network with at least three hidden layers, `state.cache.scratch` holds the changes of their activations.
+    """
     logits = cut(state.cache.outputs[-1], (0, block.start), (layout.shapes[layout.head][1], block.size))
     at_ends = cut(changes.at_ends, (0, block.start), (2, block.size))
     first = cut(changes.first, (0, block.start), (2, block.size))
@@ -38,7 +41,7 @@ def block_logits(
 
 
 def narrow(layout, state, swap, changes, changed, block, parts):
-    """Of two hidden layers the second is narrow: it and the logits are computed whole."""
+    """Computes the narrow second hidden layer and the logits completely."""
     del changed
     second = cut(state.cache.outputs[1], (0, block.start), (layout.shapes[1][1], block.size))
     factors = jnp.concatenate([changes.leaving, places(layout, swap, 1)])
@@ -49,19 +52,19 @@ def narrow(layout, state, swap, changes, changed, block, parts):
 
 
 def no_hidden_layer(layout, state, swap, changes, changed, block, parts):
-    """Only the branches of the swap change the logits."""
+    """Adds the changes that the branches of the swap cause in the logits."""
     del state, changes, changed, block
     return _with_ends(layout, swap, parts)
 
 
 def one_hidden_layer(layout, state, swap, changes, changed, block, parts):
-    """One or two hidden units change, and feed the logits."""
+    """Adds the changes of the one or two hidden units that change."""
     del state, changed, block
     return _with_ends(layout, swap, parts) + changes.leaving.T @ parts.first
 
 
 def two_hidden_layers(layout, state, swap, changes, changed, block, parts):
-    """The changes of the second layer are computed where they are added to the logits."""
+    """Computes the changes of the second hidden layer and adds them to the logits, a chunk of units at a time."""
     logits = _with_ends(layout, swap, parts)
     sources = jnp.concatenate([parts.first, parts.at_ends])
     coefficients = jnp.concatenate([changes.leaving, places(layout, swap, 1)])
@@ -78,7 +81,7 @@ def two_hidden_layers(layout, state, swap, changes, changed, block, parts):
 
 
 def deep(layout, state, swap, changes, changed, block, parts):
-    """The changes of the last hidden layer are in the scratch."""
+    """Adds the changes of the last hidden layer, which are in the scratch."""
     del changes
     logits = _with_ends(layout, swap, parts)
 
@@ -100,7 +103,7 @@ PATHS = {
 
 
 def _with_ends(layout: Layout, swap: Swap, parts: Parts) -> jax.Array:
-    """The logits with what the branches of the swap add where they end in the last layer."""
+    """Returns the logits with the changes from branches of the swap that lie in the last layer."""
     place = places(layout, swap, layout.head)
     direct = batch_bound((place != 0).any().astype(jnp.int32)) > 0
     return jax.lax.cond(direct, lambda: parts.logits + place.T @ parts.at_ends, lambda: parts.logits)

@@ -1,4 +1,4 @@
-"""Lists of the kept branches that enter each unit, kept up to date swap by swap."""
+"""Lists of the kept branches that enter each unit, updated after each swap."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from sa_jax.landscapes.mlp.state import Ends, Neighbours
 
 
 def neighbours_of(kept: jax.Array) -> Neighbours:
-    """The lists of one kernel, from its mask, bool `[inputs, outputs]`."""
+    """Returns the lists of one kernel, from its mask, bool `[inputs, outputs]`."""
     kept = kept.T
     dtype = jnp.int16 if kept.shape[1] < 2**15 else jnp.int32
     units = jnp.argsort(~kept, axis=1, stable=True).astype(dtype)
@@ -17,7 +17,7 @@ def neighbours_of(kept: jax.Array) -> Neighbours:
 
 
 def swapped_neighbours(neighbours: Neighbours, end: Ends, accepted: jax.Array) -> Neighbours:
-    """The lists after a swap, unchanged where it is not accepted, bool `[]`."""
+    """Returns the lists after a swap; they are unchanged if it is not accepted, bool `[]`."""
 
     def update(_, neighbours):
         units, count = neighbours

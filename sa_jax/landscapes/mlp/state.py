@@ -1,4 +1,4 @@
-"""The tuples that travel from one function of the landscape to the next."""
+"""The tuples that the functions of the landscape pass to each other."""
 
 from typing import Any, NamedTuple
 
@@ -11,50 +11,51 @@ class Neighbours(NamedTuple):
     """The kept branches that enter each unit of a layer.
 
     Attributes:
-      units: units at their other end, the first `count` of each row, int16 or int32 `[outputs, inputs]`.
-      count: int32 `[outputs]`.
+      units: units of the previous layer from which the branches come. Only the first `count` of each row are
+        valid.
+      count: number of kept branches that enter each unit.
     """
 
-    units: jax.Array  # int32 [outputs, inputs]
+    units: jax.Array  # int16 or int32 [outputs, inputs]
     count: jax.Array  # int32 [outputs]
 
 
 class Weighted(NamedTuple):
-    """A mask and the weights of all branches, kept or not: bool and float32 `[total]`."""
+    """A position that holds weights: a mask, and the weights of all branches, kept and pruned."""
 
     mask: jax.Array  # bool [total]
     weights: jax.Array  # float32 [total]
 
 
 class MlpCache(NamedTuple):
-    """What a refresh makes again from the position, so that a checkpoint leaves it out.
+    """Values that a refresh computes again from the position; checkpoints do not contain them.
 
     Attributes:
-      outputs: per layer, its outputs before the activation, float32 `[units, samples]`; last, the logits.
-      scratch: changes of activations of the hidden layers but the first, float32 `[units + 1, samples]`, where
-        there are at least three; between proposals, nothing that matters.
-      notes: the branches swapped since the position was last remembered as the best, int32 `[notes, 2]`.
-      num_notes: their number, int32 `[]`; more than there is room for where some are missing.
+      outputs: outputs of each layer before the activation; the last entry holds the logits.
+      scratch: changes of activations, for each hidden layer except the first. It is empty if there are fewer than
+        three hidden layers. Between two proposals its values are not used.
+      notes: pruned and grown branch of each swap since the position was last saved as the best.
+      num_notes: number of these swaps. It is greater than the length of `notes` if notes are missing.
     """
 
-    outputs: tuple[jax.Array, ...]  # float32 [units, samples]
-    scratch: tuple[jax.Array, ...]  # float32 [units + 1, samples]
+    outputs: tuple[jax.Array, ...]  # float32 [units, samples] each
+    scratch: tuple[jax.Array, ...]  # float32 [units + 1, samples] each
     notes: jax.Array  # int32 [notes, 2]
     num_notes: jax.Array  # int32 []
 
 
 class MlpState(NamedTuple):
-    """A mask and everything that depends on it.
+    """A position and all values that depend on it.
 
     Attributes:
-      position: flat mask, bool `[total]`, or `Weighted`.
-      energy: float32 `[]`.
+      position: flat mask, or `Weighted`.
+      energy: energy of the position.
       swaps: state of the proposals, such as the index lists of kept and pruned branches.
-      fan_in: of each kernel between two hidden layers but the first such.
-      cache: what a refresh makes again.
+      fan_in: kept branches that enter each hidden layer from the third on.
+      cache: values that a refresh computes again.
     """
 
-    position: PyTree
+    position: PyTree  # bool [total], or Weighted
     energy: jax.Array  # float32 []
     swaps: PyTree
     fan_in: tuple[Neighbours, ...]
@@ -66,12 +67,12 @@ class MlpState(NamedTuple):
 
 
 class Ends(NamedTuple):
-    """The two branches of a swap seen from one layer, the pruned one first.
+    """The units that the two branches of a swap connect, for one layer; the pruned branch comes first.
 
     Attributes:
-      here: whether the branch lies in this layer and changes, bool `[2]`.
-      unit_in: the unit it leaves, int32 `[2]`; 0 where the branch lies in another layer.
-      unit_out: the unit it enters, likewise.
+      here: whether the branch lies in this layer and changes.
+      unit_in: the unit that the branch leaves; 0 if the branch lies in another layer.
+      unit_out: the unit that the branch enters; 0 if the branch lies in another layer.
     """
 
     here: jax.Array  # bool [2]
@@ -80,13 +81,14 @@ class Ends(NamedTuple):
 
 
 class Changes(NamedTuple):
-    """What a swap changes before anything is carried to a later layer.
+    """The changes that a swap causes directly, before they reach a later layer.
 
     Attributes:
-      at_ends: what each of the two branches adds to the unit at its end, float32 `[2, samples]`.
-      first: changes of the activations of the first layer's units where they end, float32 `[2, samples]`; 0 where
-        a branch lies in another layer, and the second is 0 where both end in one unit.
-      leaving: weights after the swap of the branches by which these changes go on, float32 `[2, units]`.
+      at_ends: change that each of the two branches causes in the output of the unit that it enters.
+      first: changes of the activations of the first layer's units that the branches enter. A row is 0 if its
+        branch lies in another layer. If both branches enter the same unit, the first row holds its change and the
+        second row is 0.
+      leaving: weights after the swap of the branches that lead from these units to the second layer.
     """
 
     at_ends: jax.Array  # float32 [2, samples]
@@ -98,7 +100,7 @@ class Block(NamedTuple):
     """One block of samples.
 
     Attributes:
-      start: first sample, int32 `[]`.
+      start: index of the first sample.
       size: number of samples.
     """
 
@@ -107,18 +109,18 @@ class Block(NamedTuple):
 
 
 class Pending(NamedTuple):
-    """A proposal's consequences, up to its acceptance.
+    """The values computed for a proposal that `commit` reuses.
 
     Attributes:
-      energy: float32 `[]`.
+      energy: energy after the proposal.
       changes: see `Changes`.
-      changed: which units of the hidden layers from the second on may change, bool `[units]` each.
-      logits: float32 `[classes, samples]`.
+      changed: which units may change, for each hidden layer from the second on.
+      logits: logits after the proposal.
       scratch: see `MlpCache`.
     """
 
     energy: jax.Array  # float32 []
     changes: Changes
-    changed: tuple[jax.Array, ...]  # bool [units]
+    changed: tuple[jax.Array, ...]  # bool [units] each
     logits: jax.Array  # float32 [classes, samples]
-    scratch: tuple[jax.Array, ...]  # float32 [units + 1, samples]
+    scratch: tuple[jax.Array, ...]  # float32 [units + 1, samples] each

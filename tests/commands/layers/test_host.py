@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from sa_jax import cli
-from sa_jax.commands.layers.host import prune_layers
+from sa_jax.commands.layers.host import prune_model_files
 from sa_jax.commands.layers.settings import LayersConfig, parse
 from tests.conftest import refusal
 
@@ -57,7 +57,7 @@ def config_of(folder, **changes):
 
 def test_prunes_every_layer_in_its_own_layout_and_type(model):
     folder, arrays = model
-    rows = prune_layers(config_of(folder), folder / "out", "layers.pattern = 'unit:0.5'")
+    rows = prune_model_files(config_of(folder), folder / "out", "layers.pattern = 'unit:0.5'")
     pruned, masks = (load_file(folder / "out" / f"{name}.safetensors") for name in ("pruned", "masks"))
     assert [row["layer"] for row in rows] == ["first", "second", "twin"] and set(pruned) == set(arrays)
     np.testing.assert_array_equal(pruned["norm.bias"], arrays["norm.bias"])
@@ -78,7 +78,7 @@ def test_prunes_every_layer_in_its_own_layout_and_type(model):
 
 def test_errors_are_those_of_the_layers_outputs(model):
     folder, arrays = model
-    rows = prune_layers(config_of(folder, refit=True), folder / "out")
+    rows = prune_model_files(config_of(folder, refit=True), folder / "out")
     pruned = load_file(folder / "out/pruned.safetensors")["first.weight"].astype(np.float32)
     x, weight = inputs_of(), arrays["first.weight"].astype(np.float32)
     whole, change = x @ weight.T, x @ (pruned - weight).T
@@ -88,17 +88,17 @@ def test_errors_are_those_of_the_layers_outputs(model):
 
 def test_resumes_where_it_stopped_and_prunes_again_what_changed(model):
     folder, _ = model
-    rows = prune_layers(config_of(folder), folder / "out")
+    rows = prune_model_files(config_of(folder), folder / "out")
     files = sorted((folder / "out/layers").iterdir())
     before = [path.stat().st_mtime_ns for path in files]
     files[1].write_bytes(files[1].read_bytes()[:50])  # a damaged one is pruned again
-    again = prune_layers(config_of(folder), folder / "out")
+    again = prune_model_files(config_of(folder), folder / "out")
     assert [{k: v for k, v in row.items() if k != "seconds"} for row in again] == [
         {k: v for k, v in row.items() if k != "seconds"} for row in rows
     ]
     after = [path.stat().st_mtime_ns for path in files]
     assert [old == new for old, new in zip(before, after, strict=True)] == [True, False, True]
-    other = prune_layers(config_of(folder, pattern="2:4"), folder / "out")
+    other = prune_model_files(config_of(folder, pattern="2:4"), folder / "out")
     assert all(new != old for new, old in zip((p.stat().st_mtime_ns for p in files), after, strict=True))
     assert other[0]["pattern"] == "2:4"
 
@@ -106,7 +106,7 @@ def test_resumes_where_it_stopped_and_prunes_again_what_changed(model):
 def test_a_layer_is_pruned_alike_whichever_others_are(model):
     folder, _ = model
     for workdir, chosen in (("all", None), ("one", ["twin"])):
-        prune_layers(config_of(folder, layers=chosen), folder / workdir)
+        prune_model_files(config_of(folder, layers=chosen), folder / workdir)
     masks = [load_file(folder / workdir / "masks.safetensors")["twin.weight"] for workdir in ("all", "one")]
     np.testing.assert_array_equal(*masks)
 
@@ -114,8 +114,8 @@ def test_a_layer_is_pruned_alike_whichever_others_are(model):
 def test_a_function_that_shows_inputs_serves_as_well_as_gram_matrices(model):
     folder, _ = model
     place = f"{forward.__module__}:forward"
-    by_grams = prune_layers(config_of(folder), folder / "grams")
-    by_forward = prune_layers(config_of(folder, forward=place, batch_size=16), folder / "forward")
+    by_grams = prune_model_files(config_of(folder), folder / "grams")
+    by_forward = prune_model_files(config_of(folder, forward=place, batch_size=16), folder / "forward")
     for one, other in zip(by_grams, by_forward, strict=True):
         assert one["annealed_error"] == pytest.approx(other["annealed_error"], rel=0.2)
         assert (one["samples"], other["samples"]) == (None, 64)
@@ -124,7 +124,7 @@ def test_a_function_that_shows_inputs_serves_as_well_as_gram_matrices(model):
 def test_sequentially_a_layer_sees_its_pruned_predecessors(model):
     folder, arrays = model
     config = config_of(folder, forward=f"{forward.__module__}:forward", sequential=True, pattern="unit:0.25")
-    rows = prune_layers(config, folder / "out")
+    rows = prune_model_files(config, folder / "out")
     pruned = load_file(folder / "out/pruned.safetensors")
     hidden = np.maximum(inputs_of() @ pruned["first.weight"].astype(np.float32).T, 0)
     dense = np.maximum(inputs_of() @ arrays["first.weight"].astype(np.float32).T, 0)
@@ -136,7 +136,7 @@ def test_sequentially_a_layer_sees_its_pruned_predecessors(model):
 
 def test_densities_by_error_keep_the_budget(model):
     folder, _ = model
-    rows = prune_layers(config_of(folder, allocation="by_error"), folder / "out")
+    rows = prune_model_files(config_of(folder, allocation="by_error"), folder / "out")
     assert len({row["pattern"] for row in rows}) > 1
     kept, total = (sum(row[name] for row in rows) for name in ("kept", "total"))
     assert kept / total == pytest.approx(0.5, abs=0.05)
@@ -150,7 +150,7 @@ def test_densities_by_error_keep_the_budget(model):
 def test_a_number_is_the_share_of_the_layer(model):
     folder, _ = model
     by_number, by_name = (
-        prune_layers(config_of(folder, pattern=pattern), folder / f"out{place}")
+        prune_model_files(config_of(folder, pattern=pattern), folder / f"out{place}")
         for place, pattern in enumerate((0.3, "layer:0.3"))
     )
     for one, other in zip(by_number, by_name, strict=True):
@@ -173,7 +173,7 @@ def test_a_number_is_the_share_of_the_layer(model):
 def test_refuses_before_anything_is_written(model, changes, parts):
     folder, _ = model
     with refusal(*parts):
-        prune_layers(config_of(folder, **changes), folder / "out")
+        prune_model_files(config_of(folder, **changes), folder / "out")
     assert not (folder / "out").exists()
 
 
@@ -187,7 +187,7 @@ def test_refuses_gram_matrices_that_are_none(model):
     ):
         save_file(grams | {"first": change}, folder / "grams.safetensors")
         with refusal("first", part):
-            prune_layers(config_of(folder), folder / "out")
+            prune_model_files(config_of(folder), folder / "out")
         assert not (folder / "out/pruned.safetensors").exists()
 
 
@@ -197,7 +197,7 @@ def test_refuses_a_file_whose_header_lies(model):
     content[:8] = (2**40).to_bytes(8, "little")
     (folder / "model.safetensors").write_bytes(content)
     with refusal("model.safetensors is damaged"):
-        prune_layers(config_of(folder), folder / "out")
+        prune_model_files(config_of(folder), folder / "out")
 
 
 def test_tells_of_inputs_that_are_linear_combinations_of_others(model):
@@ -206,7 +206,7 @@ def test_tells_of_inputs_that_are_linear_combinations_of_others(model):
     few = inputs_of(samples=10)
     save_file(grams | {"first": few.T @ few}, folder / "grams.safetensors")
     messages = []
-    prune_layers(config_of(folder), folder / "out", on_message=messages.append)
+    prune_model_files(config_of(folder), folder / "out", on_message=messages.append)
     assert any(
         "first: in these samples 6 of 16 inputs are linear combinations of others" in message
         for message in messages

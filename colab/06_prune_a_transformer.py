@@ -15,7 +15,8 @@
 #
 # The transformer all-MiniLM-L6-v2 turns sentences into vectors. This notebook prunes half of the weights of its 36
 # linear layers. Simulated annealing chooses the weights of each layer so that the outputs of the layer change least. It
-# needs no labels and no gradients, and the kept weights do not change. The notebook takes two to four minutes on a CPU.
+# needs no labels and no gradients, and the kept weights do not change; an optional last step refits them. The notebook
+# takes two to four minutes on a CPU.
 
 # %%
 import sys

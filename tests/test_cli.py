@@ -26,6 +26,7 @@ def arguments(workdir, *bindings, gin_file=DIGITS):
     return ["run", f"--gin_file={gin_file}", *(f"--gin_bindings={b}" for b in bindings), f"--workdir={workdir}"]
 
 
+@pytest.mark.slow
 def test_run_with_overridden_macros(tmp_path, capsys):
     assert cli.main(arguments(tmp_path / "run", *TINY)) == 0
     output = capsys.readouterr()
@@ -47,6 +48,7 @@ def test_run_with_overridden_macros(tmp_path, capsys):
     assert cli.main([*again, "--overwrite"]) == 0
 
 
+@pytest.mark.slow
 def test_script_is_the_same_command(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["run.py", *arguments(tmp_path / "run", *TINY)[1:]])
     with pytest.raises(SystemExit) as exit:
@@ -80,6 +82,7 @@ def test_all_configs_are_there():
     ]
 
 
+@pytest.mark.slow
 def test_a_schedule_of_ones_own(tmp_path, monkeypatch, capsys):
     (tmp_path / "my_schedules.py").write_text(
         "import gin\n@gin.configurable\ndef sawtooth(step):\n    return 0.01 * (1 - (step % 100) / 100)\n"
@@ -218,6 +221,7 @@ def own_data(path, **changes):
     return f"DATASET='{path}'"
 
 
+@pytest.mark.slow
 def test_data_of_ones_own(tmp_path):
     binding = own_data(tmp_path / "own.npz")
     assert cli.main(arguments(tmp_path / "run", *TINY, binding, "DENSITY=0.3")) == 0

@@ -71,6 +71,7 @@ def run_command(line, folder):
         subprocess.run(line, shell=True, check=True, cwd=folder, timeout=120)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python", "bash")], ids=name_of)
 def test_blocks_run_from_top_to_bottom(page, tmp_path, monkeypatch):
     """Runs the blocks of a page as a reader would: Python blocks share their names, shell blocks share a folder.
@@ -197,6 +198,7 @@ def readme_examples():
     return [text for _, text in blocks(README, "python")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", readme_examples(), ids=lambda code: re.findall(r"\w+\(", code)[-1])
 def test_readme_examples_give_what_they_say(code, capsys):
     names = {}
@@ -226,6 +228,7 @@ print(*sorted({name.partition(".")[0] for name in sys.modules}))
 """
 
 
+@pytest.mark.slow
 def test_anneal_pulls_in_no_more_than_it_needs():
     done = subprocess.run(
         [sys.executable, "-c", IMPORTS], capture_output=True, text=True, check=True, env=None, cwd=ROOT

@@ -74,6 +74,7 @@ def test_a_notebook_opens_in_colab(twin):
     )  # the installed JAX version stays
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("twin", TWINS, ids=lambda path: path.stem)
 def test_a_notebook_runs(twin, request, tmp_path):
     environment = os.environ | {"SA_JAX_TINY": "1", "MPLBACKEND": "agg"}
@@ -86,6 +87,7 @@ def test_a_notebook_runs(twin, request, tmp_path):
     assert done.stdout
 
 
+@pytest.mark.slow
 def test_minilm_is_pruned_by_every_method(model, monkeypatch):
     import prune_minilm
 

@@ -76,6 +76,7 @@ def files():
     return [path for path in sorted(PACKAGE.glob("**/*.py")) if path != PACKAGE / "__init__.py"]
 
 
+@pytest.mark.slow
 def test_each_package_imports_only_what_its_wall_lets_through():
     assert {room_of(path) for path in files() if "docs" not in path.parts} == set(MAY_IMPORT)
     for path in files():
@@ -93,6 +94,7 @@ def test_the_walls_themselves_let_nothing_round_in_a_circle():
             del left[room]
 
 
+@pytest.mark.slow
 def test_modules_of_a_package_import_one_way():
     """A module may import its package's siblings, as long as none of them leads back to it."""
     graph = {}
@@ -122,6 +124,7 @@ def reachable(graph, start):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ROOMS)
 def test_each_of_these_is_used_in_its_room_alone(name):
     users = {
@@ -143,6 +146,7 @@ def test_no_module_is_hidden_by_a_function_of_its_name():
                     assert inspect.ismodule(getattr(package, name)), f"{package.__name__}.{name}"
 
 
+@pytest.mark.slow
 def test_tests_lie_where_their_modules_do():
     """The tests of sa_jax/pruning/linear.py are tests/pruning/test_linear.py."""
     missing = []
@@ -166,6 +170,7 @@ print(*sorted({{name.partition(".")[0] for name in set(sys.modules) - before}}))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["import sa_jax", "from sa_jax import anneal, from_energy, geometric_schedule"])
 def test_the_import_is_light(what):
     """JAX and numpy are loaded, and the rest on first use."""
@@ -208,11 +213,13 @@ def public_functions():
                     yield f"{path.relative_to(ROOT)}: {one.name}", one
 
 
+@pytest.mark.slow
 def test_every_public_name_says_what_it_is():
     silent = [name for name, node in public_functions() if not ast.get_docstring(node)]
     assert not silent
 
 
+@pytest.mark.slow
 def test_docstrings_agree_with_what_they_are_of():
     """Arguments listed are those there are, and whoever refuses input says so."""
     for name, node in public_functions():
@@ -230,6 +237,7 @@ def test_docstrings_agree_with_what_they_are_of():
             assert "InputError" in text or name.startswith("sa_jax/cli.py"), f"{name} raises, and does not say so"
 
 
+@pytest.mark.slow
 def test_docstrings_of_arrays_say_their_shapes():
     for name, node in public_functions():
         if isinstance(node, ast.ClassDef) or name.startswith("sa_jax/commands/bench/compiled.py"):

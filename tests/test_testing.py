@@ -25,6 +25,7 @@ def check(landscape, positions=None, **options):
     return check_detailed_balance(jax.random.key(0), landscape, positions, temperature=0.4, **EFFORT | options)
 
 
+@pytest.mark.slow
 def test_what_is_right_passes():
     found = check(RIGHT)
     assert found.counts.sum() == 1_600 and found.p_value > 1e-3
@@ -53,6 +54,7 @@ def forgetful(state, moved, pending, accepted):
     return new._replace(energy=jnp.where(new.position == 0, 5.0, new.energy))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -73,6 +75,7 @@ def test_what_is_wrong_is_named(change, message):
         check(RIGHT._replace(**change))
 
 
+@pytest.mark.slow
 def test_a_position_that_was_left_out_is_named():
     with pytest.raises(AssertionError, match="from position 2 led to a position that is not listed"):
         check(RIGHT, jnp.arange(3))
@@ -80,6 +83,7 @@ def test_a_position_that_was_left_out_is_named():
         visits(jax.random.key(0), RIGHT, jnp.arange(3), (), 0.4, 4, 20)
 
 
+@pytest.mark.slow
 def test_positions_are_any_pytree():
     positions = {"a": jnp.repeat(jnp.arange(2), 2), "b": (jnp.tile(jnp.arange(2), 2)[:, None],)}
 
@@ -92,6 +96,7 @@ def test_positions_are_any_pytree():
     assert found.probabilities[0] == found.probabilities.max()
 
 
+@pytest.mark.slow
 def test_bad_input_is_named():
     with pytest.raises(InputError, match="temperature must be above 0"):
         check_boltzmann(np.ones(3), np.ones(3), 0.0)
@@ -104,6 +109,7 @@ def test_bad_input_is_named():
         check(RIGHT, jnp.array([0, 1, 2, 1]))
 
 
+@pytest.mark.slow
 def test_too_little_to_judge_by_is_no_pass():
     """Many positions and few draws. The move prefers low numbers, but states that it is symmetric."""
     steep = from_energy(lambda x: 0.0 * x, lambda key, x: (400 * jax.random.beta(key, 1.0, 4.0)).astype(jnp.int32))
@@ -125,6 +131,7 @@ def test_absurd_ratios_are_wrong(stated):
         check(RIGHT._replace(propose=propose))
 
 
+@pytest.mark.slow
 def test_a_great_energy_in_common_hides_no_wrong_change():
     def changed(by):
         landscape = from_energy(lambda x: 1e4 + WELLS[x], lopsided)
@@ -140,6 +147,7 @@ def test_a_great_energy_in_common_hides_no_wrong_change():
         check(changed(0.1))
 
 
+@pytest.mark.slow
 def test_positions_of_infinite_energy_are_never_visited():
     walled = from_energy(lambda x: jnp.where(x == 2, jnp.inf, WELLS[x]), lopsided)
     found = check(walled)

@@ -132,14 +132,7 @@ def temper(
     >>> round(float(result.best), 1)
     7.8
     """
-    shape = jnp.shape(temperatures)
-    if len(shape) != 1 or shape[0] < 2:
-        raise InputError(f"temperatures must have the shape [rungs], with at least 2 rungs, not {list(shape)}")
-    if not isinstance(temperatures, Tracer):
-        values = np.asarray(temperatures)
-        if not (np.all(np.diff(values) > 0) and np.isfinite(values).all() and values[0] > 0):
-            raise InputError(f"temperatures must be above 0, finite and rising, not {values.tolist()}")
-    temperatures = jnp.asarray(temperatures, jnp.float32)
+    temperatures = _checked_ladder(temperatures)
     adapt_steps = whole("adapt_steps", adapt_steps, 0, num_steps, " (num_steps)")
     rungs, data = temperatures.size, as_arrays(data)
     chains_key, exchange_key = jax.random.split(rng_key)
@@ -158,18 +151,9 @@ def temper(
 
     keys = jax.vmap(partial(jax.random.fold_in, chains_key))(here)
     start = init(landscape, position, data)
-    none = jnp.zeros(rungs, jnp.int32)
-    replicas = Replicas(
-        jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (here.size, *leaf.shape)), start),
-        jnp.arange(rungs, dtype=jnp.int32),
-        jnp.log(temperatures),
-        none[1:],
-        none[1:],
-        jnp.full(rungs - 1, EXCHANGE_SHARE, jnp.float32),
-        none.at[0].set(-1),
-        none,
+    replicas = match_varying(
+        _initial_replicas(start, temperatures, here.size), rng_key, start.best_energy, temperatures
     )
-    replicas = match_varying(replicas, rng_key, start.best_energy, temperatures)
     adapted_blocks = 2 * -(-adapt_steps // (2 * BLOCK_STEPS))
 
     def block(replicas, number):
@@ -185,32 +169,12 @@ def temper(
         replicas = _exchange(jax.random.fold_in(exchange_key, number), replicas, energies, number)
         # One block tries every other pair of rungs, so two blocks try all pairs.
         adapts = (number < adapted_blocks) & (number % 2 == 1)
-        rate = FIRST_ADAPTATION / (1 + number // 8)
-        gaps = jnp.diff(replicas.log_temperatures) * jnp.exp(rate * (replicas.chance - EXCHANGE_SHARE))
-        gaps = jnp.minimum(gaps, math.log(WIDEST_GAP))
-        ladder = replicas.log_temperatures[0] + jnp.pad(jnp.cumsum(gaps), (1, 0))
-        return replicas._replace(
-            log_temperatures=jnp.where(adapts, ladder, replicas.log_temperatures),
-            tried=jnp.where(adapts, 0, replicas.tried),
-            exchanged=jnp.where(adapts, 0, replicas.exchanged),
-        ), None
+        return _with_adapted_ladder(replicas, number, adapts), None
 
     replicas, _ = jax.lax.scan(block, replicas, jnp.arange(-(-num_steps // BLOCK_STEPS), dtype=jnp.int32))
     chains = replicas.chains
     found = chains.best, chains.best_energy, chains.walk.position, chains.walk.energy, chains.num_accepted
-    best, best_energy, final, final_energy, num_accepted = everywhere(found)
-    winner = best_energy.argmin()
-    at = jnp.argsort(replicas.rung)
-    return TemperResult(
-        jax.tree.map(lambda leaf: leaf[winner], best),
-        best_energy[winner],
-        jax.tree.map(lambda leaf: leaf[at], final),
-        final_energy[at],
-        jnp.exp(replicas.log_temperatures),
-        jnp.where(replicas.tried > 0, replicas.exchanged / replicas.tried, jnp.nan),
-        num_accepted,
-        replicas.round_trips,
-    )
+    return _temper_result(replicas, *everywhere(found))
 
 
 class PopulationResult(NamedTuple):
@@ -302,15 +266,7 @@ def population_anneal(
         best_energy = jnp.where(improved, states.best_energy[winner], best_energy)
         cooler = jnp.asarray(schedule(first + BLOCK_STEPS), jnp.float32)
         log_weights = -(1 / cooler - 1 / temperature) * states.walk.energy
-        log_weights = jnp.where(jnp.isnan(log_weights), -jnp.inf, log_weights)
-        shares = jnp.cumsum(jax.nn.softmax(log_weights))
-        # The offset is in (0, 1], and `searchsorted` returns the first cumulative share that reaches a place. So a
-        # member of weight 0 is never chosen.
-        offset = 1 - jax.random.uniform(jax.random.fold_in(resample_key, number), dtype=jnp.float32)
-        places = jnp.minimum((jnp.arange(members) + offset) / members, 1) * shares[-1]
-        parents = jnp.searchsorted(shares, places)
-        # A schedule may end at temperature 0, where the weights are not defined. Then nothing is resampled.
-        parents = jnp.where((cooler > 0) & jnp.isfinite(log_weights).any(), parents, jnp.arange(members))
+        parents = _resampled(jax.random.fold_in(resample_key, number), log_weights, cooler)
         states, family = jax.tree.map(lambda leaf: leaf[parents], (states, family))
         return (states, family, best, best_energy), None
 
@@ -332,7 +288,79 @@ def population_anneal(
     )
 
 
+def _checked_ladder(temperatures: jax.Array) -> jax.Array:
+    """Returns the temperatures as float32 `[rungs]`, after checking them."""
+    shape = jnp.shape(temperatures)
+    if len(shape) != 1 or shape[0] < 2:
+        raise InputError(f"temperatures must have the shape [rungs], with at least 2 rungs, not {list(shape)}")
+    if not isinstance(temperatures, Tracer):
+        values = np.asarray(temperatures)
+        if not (np.all(np.diff(values) > 0) and np.isfinite(values).all() and values[0] > 0):
+            raise InputError(f"temperatures must be above 0, finite and rising, not {values.tolist()}")
+    return jnp.asarray(temperatures, jnp.float32)
+
+
+def _initial_replicas(start: AnnealState, temperatures: jax.Array, size: int) -> Replicas:
+    """Returns one replica per rung before the first step, and the chains of `size` of them, all at `start`."""
+    rungs = temperatures.size
+    none = jnp.zeros(rungs, jnp.int32)
+    return Replicas(
+        chains=jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (size, *leaf.shape)), start),
+        rung=jnp.arange(rungs, dtype=jnp.int32),
+        log_temperatures=jnp.log(temperatures),
+        tried=none[1:],
+        exchanged=none[1:],
+        chance=jnp.full(rungs - 1, EXCHANGE_SHARE, jnp.float32),
+        heading=none.at[0].set(-1),
+        round_trips=none,
+    )
+
+
+def _with_adapted_ladder(replicas: Replicas, number: jax.Array, adapts: jax.Array) -> Replicas:
+    """Returns the replicas with the ladder changed after block `number` if it adapts, bool `[]`."""
+    rate = FIRST_ADAPTATION / (1 + number // 8)
+    gaps = jnp.diff(replicas.log_temperatures) * jnp.exp(rate * (replicas.chance - EXCHANGE_SHARE))
+    gaps = jnp.minimum(gaps, math.log(WIDEST_GAP))
+    ladder = replicas.log_temperatures[0] + jnp.pad(jnp.cumsum(gaps), (1, 0))
+    return replicas._replace(
+        log_temperatures=jnp.where(adapts, ladder, replicas.log_temperatures),
+        tried=jnp.where(adapts, 0, replicas.tried),
+        exchanged=jnp.where(adapts, 0, replicas.exchanged),
+    )
+
+
+def _temper_result(replicas, best, best_energy, final, final_energy, num_accepted) -> TemperResult:
+    """Returns the result, from the values of all replicas in the order of the replicas."""
+    winner = best_energy.argmin()
+    at = jnp.argsort(replicas.rung)
+    return TemperResult(
+        best=jax.tree.map(lambda leaf: leaf[winner], best),
+        best_energy=best_energy[winner],
+        final=jax.tree.map(lambda leaf: leaf[at], final),
+        final_energy=final_energy[at],
+        temperatures=jnp.exp(replicas.log_temperatures),
+        exchange_share=jnp.where(replicas.tried > 0, replicas.exchanged / replicas.tried, jnp.nan),
+        num_accepted=num_accepted,
+        round_trips=replicas.round_trips,
+    )
+
+
+def _resampled(rng_key: jax.Array, log_weights: jax.Array, temperature: jax.Array) -> jax.Array:
+    """Draws the parent of each member of the next population, int32 `[members]`, by systematic resampling."""
+    members = log_weights.size
+    log_weights = jnp.where(jnp.isnan(log_weights), -jnp.inf, log_weights)
+    shares = jnp.cumsum(jax.nn.softmax(log_weights))
+    # The offset is in (0, 1], and `searchsorted` returns the first cumulative share that reaches a place. So a
+    # member of weight 0 is never chosen.
+    offset = 1 - jax.random.uniform(rng_key, dtype=jnp.float32)
+    places = jnp.minimum((jnp.arange(members) + offset) / members, 1) * shares[-1]
+    parents = jnp.searchsorted(shares, places)
+    # A schedule may end at temperature 0, where the weights are not defined. Then nothing is resampled.
+    return jnp.where((temperature > 0) & jnp.isfinite(log_weights).any(), parents, jnp.arange(members))
+
+
 def _exchange(rng_key: jax.Array, replicas: Replicas, energies: jax.Array, number: jax.Array) -> Replicas:
+    """Tries exchanges between every other pair of rungs. The energies are those of all replicas, `[rungs]`."""
     rungs = replicas.rung.size
     at = jnp.argsort(replicas.rung)
     energy = energies[at]
@@ -361,6 +389,7 @@ def _exchange(rng_key: jax.Array, replicas: Replicas, energies: jax.Array, numbe
 
 
 def _lowest(energies):
+    """Returns the index of the lowest energy; NaN counts as infinite."""
     return jnp.where(jnp.isnan(energies), jnp.inf, energies).argmin()
 
 

@@ -89,14 +89,15 @@ def nudge(swaps: SwapProposal, scale: jax.Array, share: float = 0.5) -> SwapProp
         # The choice of the branch depends only on the mask. A nudge does not change the mask, so the choice does
         # not enter the ratio.
         first = (bits[1] / jnp.float32(2**32) < state.cache.passes[branches]).argmax()
-        slot, branch = slots[first], branches[first]
+        branch = branches[first]
         mean, spread = state.cache.mean[branch], state.cache.spread[branch]
         nudges &= state.swaps.num_kept > 0
         change = mean + spread * amount
         swap = Swap(
             jnp.where(nudges, branch, swap.pruned),
             jnp.where(nudges, branch, swap.grown),
-            jnp.where(nudges, slot, swap.slots),
+            # A nudge does not change the list of branches: JAX does not write at an index out of range.
+            jnp.where(nudges, mask.size, swap.slots),
             jnp.where(nudges, change, 0),
         )
         # The reverse nudge is drawn around the mean that remains after this nudge; see `commit`.

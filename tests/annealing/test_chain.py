@@ -38,6 +38,7 @@ def lopsided_move(rng_key, x):
 ring = from_energy(ring_energy, ring_move)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("move", [ring_move, lopsided_move])
 def test_fixed_temperature_visits_the_boltzmann_distribution(move):
     landscape = from_energy(ring_energy, move)
@@ -46,6 +47,7 @@ def test_fixed_temperature_visits_the_boltzmann_distribution(move):
     )
 
 
+@pytest.mark.slow
 def test_a_wrong_proposal_ratio_is_noticed():
     def dishonest(rng_key, x):
         return lopsided_move(rng_key, x)[0]
@@ -90,6 +92,7 @@ def test_result_keeps_best_and_final_apart(rng_key):
     assert int(result.num_accepted) == int(result.trace.num_accepted[-1])
 
 
+@pytest.mark.slow
 def test_trace_is_opt_in_and_every_n_steps(rng_key):
     schedule = geometric_schedule(2.0, 0.1, 250)
     assert anneal(rng_key, ring, 4, schedule, 250).trace is None
@@ -111,6 +114,7 @@ def test_zero_steps_return_the_start(rng_key):
     assert int(result.best) == int(result.final) == 4 and int(result.num_accepted) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("optimized")
 def test_chunks_change_no_bit(rng_key):
     def energy(x, centre):
@@ -130,12 +134,14 @@ def test_chunks_change_no_bit(rng_key):
     assert chunk._cache_size() == 1
 
 
+@pytest.mark.slow
 def test_a_shorter_run_is_a_prefix(rng_key):
     long = anneal(rng_key, ring, 4, 0.5, 250, trace_every=1).trace
     short = anneal(rng_key, ring, 4, 0.5, 130, trace_every=1).trace
     np.testing.assert_array_equal(short.energy, long.energy[:130])
 
 
+@pytest.mark.slow
 def test_composes_with_jit_vmap_and_scan(rng_key):
     keys = jax.random.split(rng_key, 3)
     single = [anneal(key, ring, 4, geometric_schedule(2.0, 0.1, 250), 250) for key in keys]
@@ -155,6 +161,7 @@ def test_composes_with_jit_vmap_and_scan(rng_key):
     assert set(positions.tolist()) == {1, 3, 5}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("varying", ["key", "position", "data"])
 def test_composes_with_shard_map(rng_key, varying):
     landscape = from_energy(lambda x, shift: WELLS[(x + shift) % 6], ring_move)
@@ -244,6 +251,7 @@ def test_calls_compile_once_for_new_keys_positions_and_data(rng_key):
     assert energies == [0.0] * 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -262,6 +270,7 @@ def test_bad_input_is_named(rng_key, call, message):
         call(rng_key)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize("parallel_proposals", [2, 5, 150])
 def test_speculation_walks_the_very_same_chain(rng_key, parallel_proposals):
@@ -274,6 +283,7 @@ def test_speculation_walks_the_very_same_chain(rng_key, parallel_proposals):
     jax.tree.map(np.testing.assert_array_equal, serial, ahead)
 
 
+@pytest.mark.slow
 def test_speculation_on_the_landscape_of_a_network(rng_key):
     kernels = (jax.random.normal(jax.random.key(1), (6, 40)), jax.random.normal(jax.random.key(2), (40, 36)))
     network = mlp.Network((*kernels, jax.random.normal(jax.random.key(3), (36, 3))), (None,) * 3)

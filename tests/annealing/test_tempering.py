@@ -38,6 +38,7 @@ def check_visits(visited, temperature):
 ring = from_energy(lambda x: WELLS[x], ring_move)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize(("num_steps", "chain_batch"), [(1_000, 1), (1_100, None)])
 def test_every_rung_samples_its_boltzmann_distribution(num_steps, chain_batch):
@@ -61,6 +62,7 @@ def hop(rng_key, x):
     return x + 0.3 * jax.random.normal(rng_key)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("optimized")
 def test_exchange_crosses_barriers_that_stop_a_cold_chain():
     landscape, ladder = from_energy(rugged, hop), jnp.geomspace(0.1, 10.0, 8)
@@ -74,6 +76,7 @@ def test_exchange_crosses_barriers_that_stop_a_cold_chain():
     np.testing.assert_allclose(tempered.final_energy, rugged(tempered.final), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("optimized")
 def test_an_adapted_ladder_exchanges_as_often_as_it_should():
     """Energies of a quadratic in ten dimensions; the first ladder is too narrow."""
@@ -93,6 +96,7 @@ def test_an_adapted_ladder_exchanges_as_often_as_it_should():
     assert (jnp.diff(adapted.temperatures) > 0).all()
 
 
+@pytest.mark.slow
 def test_a_replica_of_nan_energy_exchanges_nothing():
     """A replica never leaves NaN, so it must not move to another rung."""
     landscape = from_energy(lambda x: jnp.where(x == 3, jnp.nan, WELLS[x]), ring_move)
@@ -116,6 +120,7 @@ def test_resampling_takes_a_population_to_the_next_temperature():
     assert 1.2 < float(result.mean_square_family_size) < 5
 
 
+@pytest.mark.slow
 def test_a_population_finds_the_lowest_well():
     landscape, start = from_energy(rugged, hop), jnp.linspace(-15, 15, 50)
     schedule = geometric_schedule(10.0, 0.05, 3_000)
@@ -125,6 +130,7 @@ def test_a_population_finds_the_lowest_well():
         assert float(result.best_energy) < float(rugged(jnp.linspace(5, 15, 10_001)).min()) + 0.1
 
 
+@pytest.mark.slow
 def test_a_population_remembers_a_best_that_it_dropped():
     """Heating favours high energies: the only member in the lowest well is dropped. One member starts at NaN."""
     wells = jnp.array([0.0, 5.0, 5.0, jnp.nan])
@@ -136,12 +142,14 @@ def test_a_population_remembers_a_best_that_it_dropped():
     assert float(result.best_energy) == 0.0 and int(result.best) == 0
 
 
+@pytest.mark.slow
 def test_a_population_outlives_a_schedule_that_ends_at_zero():
     start = jnp.arange(12) % 6
     result = population_anneal(jax.random.key(0), ring, start, linear_schedule(1.0, 0.0, 100), 100)
     np.testing.assert_array_equal(result.family, jnp.arange(12))
 
 
+@pytest.mark.slow
 def test_replicas_spread_over_devices_exchange_as_on_one():
     mesh = jax.make_mesh((2,), ("replicas",), axis_types=(jax.sharding.AxisType.Auto,))
     ladder, nowhere = jnp.geomspace(0.1, 10.0, 8), jax.sharding.PartitionSpec()
@@ -189,6 +197,7 @@ def sample_spread(chains):
     return np.asarray(jax.jit(spread)(keys()))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("optimized")
 def test_replicas_spread_over_processes_sample_the_boltzmann_distribution(tmp_path):
     with socket.socket() as free:
@@ -209,6 +218,7 @@ def test_replicas_spread_over_processes_sample_the_boltzmann_distribution(tmp_pa
     np.testing.assert_array_equal(final, sample_spread(2_000))
 
 
+@pytest.mark.slow
 def test_many_chains_fit_inside_shard_map():
     mesh = jax.make_mesh((2,), ("keys",), axis_types=(jax.sharding.AxisType.Auto,))
     spec = jax.sharding.PartitionSpec("keys")

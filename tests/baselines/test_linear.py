@@ -23,6 +23,7 @@ def error(weight, moments, pruned):
     return float(relative_error(weight, moments.gram, pruned).mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pattern", [0.5, NM(2, 4)], ids=str)
 def test_sparsegpt_loses_less_the_more_it_may_do(pattern):
     weight, moments = layer()
@@ -34,6 +35,7 @@ def test_sparsegpt_loses_less_the_more_it_may_do(pattern):
     assert error(weight, moments, moved) < 0.7 * error(weight, moments, by_wanda)
 
 
+@pytest.mark.slow
 def test_sparsegpt_of_independent_inputs_is_wanda_by_block_and_moves_nothing():
     weight = jax.random.normal(jax.random.key(0), (6, 300))
     scales = jnp.linspace(0.5, 2, 300)

@@ -11,6 +11,7 @@ from tests.baselines.conftest import BUDGET, task_of
 from tests.conftest import refusal
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_keeps_exactly_as_many_and_moves_weights_only_where_it_says(name, digits, trained_network):
     num_kept = 173
@@ -32,6 +33,7 @@ def test_methods_without_labels_do_not_see_them(name, digits, trained_network):
     assert np.array_equal(*found)
 
 
+@pytest.mark.slow
 def test_prune_takes_any_method_by_name_and_gives_masks_first(digits):
     params = {"params": mlp.MLP([12, 10]).init(jax.random.key(0), digits.train.inputs[:1])["params"]}
     key, data = jax.random.key(1), (params, *digits.train)
@@ -59,6 +61,7 @@ def test_every_method_has_one_label_for_people():
     assert len(set(labels)) == len(labels)
 
 
+@pytest.mark.slow
 def test_whole_numbers_are_taken_as_floats(digits):
     params = mlp.MLP([12, 10]).init(jax.random.key(0), digits.train.inputs[:1])
     pixels = np.rint(16 * digits.train.inputs).astype(np.uint8)

@@ -9,6 +9,7 @@ from sa_jax.networks import masks, mlp
 from tests.baselines.conftest import sample_gradients
 
 
+@pytest.mark.slow
 def test_snip_and_obd_are_their_formulas(small):
     network, x, y = small
     gradients, weights = sample_gradients(network, x, y), np.asarray(masks.flatten(network.kernels))

@@ -2,12 +2,14 @@
 
 import jax
 import jax.numpy as jnp
+import pytest
 
 from sa_jax.baselines import scores, search
 from sa_jax.networks import mlp
 from sa_jax.networks.energies import cross_entropy
 
 
+@pytest.mark.slow
 def test_searches_lower_the_energy_and_more_evaluations_never_raise_it(digits, trained_network):
     x, y = (jnp.asarray(part[:200]) for part in digits.train)
     energy = cross_entropy()

@@ -4,12 +4,14 @@ import itertools
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from sa_jax.baselines import scores, second_order
 from sa_jax.networks import masks
 from tests.baselines.conftest import sample_gradients
 
 
+@pytest.mark.slow
 def test_fisher_inverse_is_that_of_the_dense_matrix(small):
     network, x, y = small
     gradients = sample_gradients(network, x, y).astype(np.float64)

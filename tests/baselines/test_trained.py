@@ -1,11 +1,14 @@
 """Trained scores, gates and weights do better than magnitude; layouts of smaller dense networks."""
 
+import pytest
+
 from sa_jax.baselines import METHODS, trained
 from sa_jax.networks import mlp
 from tests.baselines.conftest import BUDGET, accuracy, task_of
 from tests.conftest import refusal
 
 
+@pytest.mark.slow
 def test_trained_gates_beat_magnitude(digits, trained_network):
     magnitude = METHODS["magnitude_global"].find(task_of(trained_network, *digits.train, 100)).mask
     least = accuracy(mlp.masked(trained_network, magnitude), digits.train)

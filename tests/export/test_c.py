@@ -50,6 +50,7 @@ def test_c_compiles_without_a_warning_and_gives_the_same(sizes, density, activat
     assert done.returncode == 0 and "8 samples" in done.stdout, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", c.FUNCTIONS)
 def test_every_form_gives_the_same_with_any_number_of_bits(form, tmp_path, monkeypatch):
     """One layer for each number of bits; of 40 rows, so that there are several groups."""

@@ -50,6 +50,7 @@ def test_a_run_is_exported_by_the_command(finished, tmp_path, capsys):
     assert "network.c" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_bits_are_chosen_for_a_budget(finished, tmp_path):
     for form in ("packed", "c_packed", "c"):
         export.export(finished, form, tmp_path / f"{form}_8", bits=8)

@@ -56,6 +56,7 @@ def test_eight_bits_are_half_a_step_off_at_most_and_32_are_exact():
     np.testing.assert_array_equal(export.simulate(export.quantize(cleaned, 32)).kernels[0], cleaned.kernels[0])
 
 
+@pytest.mark.slow
 def test_widths_are_annealed_to_those_of_least_loss_within_the_budget():
     network = network_of((12, 10, 8, 3))
     cleaned = export.clean(network, np.ones(network.total, bool))

@@ -92,6 +92,7 @@ def real(name):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [real("mnist"), real("fashion_mnist")])
 def test_real_images(name):
     loaded = datasets.load_dataset(name)

@@ -35,7 +35,7 @@ def make_samples(network, samples=9, seed=1):
 
 
 def full_energy(network, energy, activation):
-    """Written anew from the definition, in float64 and without the package's forward pass."""
+    """Written again from the definition, in float64 and without the package's forward pass."""
 
     def evaluate(mask, x, y):
         act = {

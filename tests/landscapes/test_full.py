@@ -13,6 +13,7 @@ from sa_jax.networks.energies import cross_entropy
 from tests.landscapes.networks import TINY, make_network, make_samples
 
 
+@pytest.mark.slow
 def test_full_landscape_walks_alike(rng_key, monkeypatch):
     """The same swaps by full evaluation and through the cache end in the same masks.
 

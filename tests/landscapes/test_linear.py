@@ -26,6 +26,7 @@ LANDSCAPES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize("name", LANDSCAPES)
 def test_every_change_is_that_of_the_whole_energy(name, rows):
@@ -61,6 +62,7 @@ def test_every_change_is_that_of_the_whole_energy(name, rows):
     np.testing.assert_allclose(fresh.fields, state.fields, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_what_is_inherited_makes_the_energy_that_of_the_dense_outputs():
     keys = jax.random.split(jax.random.key(20), 4)
     x, weight = jax.random.normal(keys[0], (60, 8)), jax.random.normal(keys[1], (2, 8))
@@ -83,6 +85,7 @@ def test_what_is_inherited_makes_the_energy_that_of_the_dense_outputs():
         np.testing.assert_allclose(found.final_energy, error(found.final) - whole, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "shape", "num_kept", "group"),
     [
@@ -105,6 +108,7 @@ def test_fixed_temperature_visits_the_boltzmann_distribution(name, shape, num_ke
     assert found.ratio_error > 0
 
 
+@pytest.mark.slow
 def test_zero_temperature_is_greedy_and_stops_where_no_swap_helps():
     weight, gram = layer(1, 12, seed=10)
     start = jnp.arange(12)[None] < 6
@@ -116,6 +120,7 @@ def test_zero_temperature_is_greedy_and_stops_where_no_swap_helps():
         assert energy_of(weight, gram, swapped) > reached * (1 - 1e-4)
 
 
+@pytest.mark.slow
 def test_nothing_kept_or_all_kept_stays_as_it_is():
     weight, gram = layer(1, 6)
     for mask in (jnp.zeros((1, 6), bool), jnp.ones((1, 6), bool)):
@@ -124,6 +129,7 @@ def test_nothing_kept_or_all_kept_stays_as_it_is():
             assert np.array_equal(found.final, mask) and np.isfinite(found.final_energy)
 
 
+@pytest.mark.slow
 def test_chains_that_keep_nothing_stay_so_beside_chains_that_keep_some():
     """In a batch every chain commits, also where its own proposal is to stay."""
     weight, gram = layer(2, 6)

@@ -72,6 +72,7 @@ def _apply_swaps(network, mask, data, energy, activation, swaps, accepted, numbe
     return jax.lax.fori_loop(0, number, one, (landscape.init(mask, data), seen))
 
 
+@pytest.mark.slow
 @hypothesis.settings(deadline=None, max_examples=24)
 @hypothesis.given(
     variant=st.sampled_from(VARIANTS),
@@ -107,6 +108,7 @@ def test_random_walks_equal_full_evaluation(variant, seed, density):
     assert energies[-1] == state.energy
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "use_bias", "activation"),
     # Most in the form that random walks compile too.
@@ -141,6 +143,7 @@ def test_every_pair_of_branches_equals_full_evaluation(name, use_bias, activatio
     np.testing.assert_array_equal(state.position, mask)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["three, narrow", "three, wide", "four, wide"])
 def test_blocks_of_samples_change_nothing(name, monkeypatch):
     """Three blocks, of which the last overlaps the one before."""
@@ -167,6 +170,7 @@ def test_blocks_of_samples_change_nothing(name, monkeypatch):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["five"])
 def test_vmapped_chains_walk_as_each_alone(name):
     """Loops then run as often as the chain needs that needs it most. Alone, two on each of two devices."""
@@ -197,6 +201,7 @@ def test_vmapped_chains_walk_as_each_alone(name):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["one layer", "two layers", "three, narrow", "four, wide"])
 def test_every_nudge_equals_full_evaluation(name):
     """Of each kept branch: proposed, then made, so that what is cached then is seen in the next."""
@@ -226,6 +231,7 @@ def test_every_nudge_equals_full_evaluation(name):
     np.testing.assert_allclose(state.position.weights, weights, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "branches_per_note", "make_swaps"),
     [
@@ -257,6 +263,7 @@ def test_swaps_and_nudges_in_turn_equal_full_evaluation(name, branches_per_note,
         np.testing.assert_allclose(energy, expected(np.asarray(at.mask), x, y), rtol=5e-4, atol=5e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["two layers", "three, narrow"])
 def test_slopes_and_curvatures_are_those_of_each_weight(name):
     """Of weights that have moved; for a pruned branch, those that it will have once it is kept, to first order."""
@@ -305,6 +312,7 @@ MOVES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("swaps", [*MOVES.values(), swap_within(np.arange(8) // 4)], ids=[*MOVES, "within"])
 @pytest.mark.parametrize("kept", [3, 6])
 def test_fixed_temperature_visits_the_boltzmann_distribution(swaps, kept, request):
@@ -320,6 +328,7 @@ def test_fixed_temperature_visits_the_boltzmann_distribution(swaps, kept, reques
     check_boltzmann(counts, energies, 0.3, significance=2e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kept", [1, 4, 7])
 @pytest.mark.parametrize("move", ["saliency", "informed"])
 def test_swaps_state_their_exact_proposal_ratio(move, kept):
@@ -333,6 +342,7 @@ def test_swaps_state_their_exact_proposal_ratio(move, kept):
     assert ((all_masks[before] != all_masks[after]).sum(1) == 2).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "swaps",
     [*MOVES.values(), informed_swap(), swap_within(np.arange(8) // 4)],
@@ -345,6 +355,7 @@ def test_with_nothing_to_swap_it_stays(swaps):
         np.testing.assert_array_equal(walk(mask), mask)
 
 
+@pytest.mark.slow
 def test_exactly_k_kept_and_lists_true_after_every_step():
     network = make_network("four", True)
     x, y = make_samples(network)
@@ -417,8 +428,9 @@ def test_estimates_are_made_anew_at_each_refresh():
     assert masked_mlp(wide, record_estimates(), cross_entropy()).refresh_steps == 5_000
 
 
+@pytest.mark.slow
 def test_true_optimum_is_found_on_enumerable_networks(monkeypatch):
-    """The figure that the README states, measured anew on some of the networks by the script that states it."""
+    """The figure that the README states, measured again on some networks by the script behind it."""
     script = runpy.run_path(str(Path(__file__).parents[2] / "scripts/optimum.py"))
     enumerated = script["enumerated"]
     monkeypatch.setitem(enumerated.__globals__, "NETWORKS", 20)

@@ -75,6 +75,7 @@ def shape_text(leaf):
     return f"{kind}[{','.join(map(str, leaf.shape))}]"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="reads what XLA makes of it for a CPU")
 @pytest.mark.parametrize(
     ("name", "move"),

@@ -26,6 +26,7 @@ def test_nudges_are_refused_where_no_weight_can_move():
         )
 
 
+@pytest.mark.slow
 def test_nudged_weight_is_distributed_as_boltzmann_says():
     """One branch, of which the energy is a quadratic: its weight is normal."""
     network = mlp.Network((jnp.array([[1.0]]),), (None,))

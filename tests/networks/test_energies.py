@@ -25,6 +25,7 @@ def hinge(logits, labels):
     return np.mean(values)
 
 
+@pytest.mark.slow
 def test_energies_are_those_of_their_definitions(problem):
     logits, teacher, labels = problem
     classes = logits.shape[1]

@@ -43,6 +43,7 @@ def test_highest_scores_are_kept_and_ties_go_to_the_lower_index():
     assert kept == [[], [0, 1], [0, 1, 2], [0, 1, 2, 3, 4]]  # and NaN last
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("values", ["floats", "ties", "extremes"])
 def test_kept_scores_are_those_of_a_stable_sort(values):
     rng = np.random.default_rng(0)

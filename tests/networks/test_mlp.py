@@ -51,6 +51,7 @@ def perturbed(params, rng_key):
     )
 
 
+@pytest.mark.slow
 def test_flax_apply_forward_and_numpy_agree(model, rng_key):
     x = jax.random.normal(jax.random.key(5), (8, 4))
     params = perturbed(model.init(rng_key, x)["params"], rng_key)
@@ -260,6 +261,7 @@ needs_published = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 @needs_published
 def test_dense_accuracy_is_the_published_one(published):
     network, x, y = published

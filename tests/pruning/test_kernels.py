@@ -49,6 +49,7 @@ def digits():
 COLD = {"temperature_start": 1e-3, "temperature_end": 1e-5, "logit_scale": 2.0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "chosen", "options"),
     [
@@ -97,6 +98,7 @@ def test_chosen_kernels_are_annealed_and_all_else_stays(digits, model, chosen, o
         assert result.best_energy < energy(apply_fn(apply_masks(params, by_magnitude), x), targets)
 
 
+@pytest.mark.slow
 def test_the_energy_of_a_mask_is_that_of_prune(digits):
     x, y = digits
     params = mlp.MLP((12, 11, 10)).init(jax.random.key(0), x)["params"]
@@ -113,6 +115,7 @@ def test_the_energy_of_a_mask_is_that_of_prune(digits):
     assert float(one) == pytest.approx(float(fast.init(mask, (x.T, y)).energy), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_perceptron_is_annealed_incrementally(digits):
     x, y = digits
     model = mlp.MLP([12, 10], "tanh")
@@ -127,6 +130,7 @@ def test_a_perceptron_is_annealed_incrementally(digits):
     chex.assert_trees_all_equal(found, tree)
 
 
+@pytest.mark.slow
 def test_masks_are_nested_like_params_of_any_kind(digits):
     """Mappings hold only the chosen kernels, other nodes None in place of what is not pruned."""
     x, y = digits
@@ -154,6 +158,7 @@ def test_masks_are_nested_like_params_of_any_kind(digits):
     assert nested["net"][0] == {"a": {"w": None, "b": None}, "c": None} and nested["net"][1][0].shape == (8, 10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
@@ -188,6 +193,7 @@ def test_masks_of_no_kernel_or_another_shape_are_refused():
         apply_masks(params, {"head/kernel": jnp.ones(3, bool)})
 
 
+@pytest.mark.slow
 def test_kernels_of_nnx_are_found():
     class Head(nnx.Module):
         def __init__(self, rngs):

@@ -46,6 +46,7 @@ def task():
 KERNELS = {"encoder/wide/kernel": (8, 12), "odd/kernel": (12, 5), "head/kernel": (5, 3)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("density", [0.5, 0.33, 0.01, 1.0])
 def test_a_number_is_the_share_of_all_layers_together(task, density):
     model, variables, x, moments = task
@@ -62,6 +63,7 @@ def test_a_number_is_the_share_of_all_layers_together(task, density):
     np.testing.assert_array_equal(pruned["params"]["conv"]["kernel"], variables["params"]["conv"]["kernel"])
 
 
+@pytest.mark.slow
 def test_each_layer_is_pruned_as_alone(task):
     """The mask is that of the transposed kernel by `prune_linear`, whatever other layers there are."""
     _, variables, _, moments = task
@@ -88,6 +90,7 @@ def test_the_outer_level_changes_nothing_but_the_nesting(task):
     assert all(map(np.array_equal, *map(jax.tree.leaves, (with_outer, without))))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pattern", [NM(2, 4), Columns(0.5), Layer(0.25)], ids=str)
 def test_a_pattern_holds_in_each_layer(pattern):
     x = jax.random.normal(jax.random.key(0), (40, 8))
@@ -106,6 +109,7 @@ def test_a_pattern_holds_in_each_layer(pattern):
     assert mlp.apply(variables, {"params": masks}, x).shape == (40, 4)
 
 
+@pytest.mark.slow
 def test_more_sweeps_lose_less_than_wanda(task):
     _, variables, _, moments = task
     name = "encoder/wide"
@@ -118,6 +122,7 @@ def test_more_sweeps_lose_less_than_wanda(task):
     assert errors[1] < errors[0]
 
 
+@pytest.mark.slow
 def test_moments_of_pruned_inputs_correct_the_layers_behind():
     x = jax.random.normal(jax.random.key(0), (200, 8))
     dense = {"first": {"kernel": jax.random.normal(jax.random.key(1), (8, 16))}}
@@ -144,6 +149,7 @@ def test_moments_of_pruned_inputs_correct_the_layers_behind():
     np.testing.assert_array_equal(found.T, expected)
 
 
+@pytest.mark.slow
 def test_a_model_that_is_one_layer_and_an_nnx_model_are_pruned():
     x = jax.random.normal(jax.random.key(0), (20, 4))
     variables = nn.Dense(3).init(jax.random.key(1), x)
@@ -161,6 +167,7 @@ def test_a_model_that_is_one_layer_and_an_nnx_model_are_pruned():
     np.testing.assert_array_equal(apply_masks(state, masks)["fc"]["kernel"][...] != 0, masks["fc"]["kernel"])
 
 
+@pytest.mark.slow
 def test_works_inside_jit(task):
     _, variables, _, moments = task
     inside = jax.jit(lambda params, moments: prune_layers(jax.random.key(0), params, moments, 0.5, 0.5))
@@ -168,6 +175,7 @@ def test_works_inside_jit(task):
     assert sum(counts) == round(0.5 * 171)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "parts"),
     [

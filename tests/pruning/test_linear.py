@@ -12,6 +12,7 @@ from tests.conftest import refusal
 from tests.landscapes.layers import all_masks, energy_of, layer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pattern", [Unit(0.5), 0.5, Block((2, 2), 0.5)], ids=str)
 def test_a_layer_behind_pruned_ones_makes_up_for_them(pattern):
     keys = jax.random.split(jax.random.key(21), 4)
@@ -32,6 +33,7 @@ def test_a_layer_behind_pruned_ones_makes_up_for_them(pattern):
     assert error(refitted[1]) < min(error(refitted[0]), error(jnp.where(found[1], weight, 0)))
 
 
+@pytest.mark.slow
 def test_finds_the_optimum_of_rows_small_enough_to_try_all_masks():
     weight, gram = layer(24, 12, seed=5)
     found = np.asarray(prune_linear(jax.random.key(6), weight, gram, Unit(0.5), sweeps=40))
@@ -43,6 +45,7 @@ def test_finds_the_optimum_of_rows_small_enough_to_try_all_masks():
     assert reached >= 22
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("pattern", "share"),  # of the start's error that is left at most
     [
@@ -70,6 +73,7 @@ def test_every_pattern_keeps_what_it_says_and_loses_less_than_its_start(pattern,
     assert after <= share * before * 1.0001
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("optimized")
 def test_rows_anneal_alike_however_many_together():
     weight, gram = layer(10, 16, seed=9)
@@ -77,6 +81,7 @@ def test_rows_anneal_alike_however_many_together():
     assert np.array_equal(one, all_at_once)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize("pattern", [Unit(0.5), Block((2, 1), 0.5), 0.5], ids=str)
 def test_rows_spread_over_devices_give_the_same_mask(pattern):
@@ -96,6 +101,7 @@ def test_rows_spread_over_devices_exchange_nothing():
         assert exchange not in program
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_precision_decides_nearly_as_well(dtype):
     weight, gram = layer(16, 64)
@@ -105,6 +111,7 @@ def test_half_precision_decides_nearly_as_well(dtype):
     assert energies[0] < 1.03 * energies[1]
 
 
+@pytest.mark.slow
 def test_a_row_of_zeros_is_pruned_without_a_word():
     weight, gram = layer(3, 8)
     weight = weight.at[1].set(0)
@@ -154,6 +161,7 @@ def test_refuses(changes, parts):
             prune_linear_sharded(jax.random.key(0), **arguments)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("density", [0.3, 0.05, 1.0])  # of 0.05 some pairs of rows keep nothing
 def test_a_number_is_the_share_of_the_layer(density):
     weight, gram = layer(6, 16, seed=12)
@@ -162,6 +170,7 @@ def test_a_number_is_the_share_of_the_layer(density):
     np.testing.assert_array_equal(by_number, by_pattern)
 
 
+@pytest.mark.slow
 def test_what_is_left_of_columns_and_rows_computes_the_same():
     weight, gram = layer(8, 16)
     x = jax.random.normal(jax.random.key(9), (weight.shape[1],))

@@ -29,6 +29,7 @@ def accuracy(params, kernel_masks, x, y, activation="relu"):
     return float((mlp.apply(params, kernel_masks, x, activation).argmax(-1) == y).mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", ["relu", "tanh", "gelu"])
 def test_prune_finds_a_network_within_random_weights(task, activation):
     params, x, y = task
@@ -47,6 +48,7 @@ def test_prune_finds_a_network_within_random_weights(task, activation):
     np.testing.assert_allclose(logits, mlp.apply(params, kernel_masks, x, activation), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_same_key_same_masks(task):
     params, x, y = task
     first, again, other = (
@@ -57,6 +59,7 @@ def test_same_key_same_masks(task):
     assert (first.final != other.final).any()
 
 
+@pytest.mark.slow
 def test_prune_fits_inside_jit_and_vmap(task):
     params, x, y = task
     keys = jax.random.split(jax.random.key(0), 2)
@@ -67,6 +70,7 @@ def test_prune_fits_inside_jit_and_vmap(task):
         assert best.shape == alone.best.shape
 
 
+@pytest.mark.slow
 def test_uniform_moves_other_starts_and_energies(task):
     params, x, y = task
     for options in (
@@ -79,12 +83,14 @@ def test_uniform_moves_other_starts_and_energies(task):
         assert np.isfinite(result.best_energy)
 
 
+@pytest.mark.slow
 def test_everything_kept_changes_nothing(task):
     params, x, y = task
     kernel_masks, result = prune(jax.random.key(0), params, x, y, density=1.0, num_steps=200)
     assert all(leaf.all() for leaf in jax.tree.leaves(kernel_masks)) and result.best.all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("density", [0.5, 0.9])
 def test_proposals_that_stay_play_no_part(task, density):
     """At high densities most saliency proposals find nothing to keep."""
@@ -102,6 +108,7 @@ def test_proposals_that_stay_play_no_part(task, density):
     assert int(frozen.num_accepted) < 300  # few proposals improve a mask, many stay
 
 
+@pytest.mark.slow
 def test_given_temperatures_are_kept_in_order(task):
     params, x, y = task
     network = mlp.network_of(params)[1]
@@ -125,6 +132,7 @@ def test_prune_takes_lists_and_numpy_numbers(task):
     np.testing.assert_array_equal(plain.best, other.best)
 
 
+@pytest.mark.slow
 def test_logit_scale_ignores_the_units_of_the_weights(task):
     params, x, y = task
     for factor in (1.0, 50.0):
@@ -142,6 +150,7 @@ def test_logit_scale_ignores_the_units_of_the_weights(task):
     assert float(make_energy(problem, Options(logit_scale=2.0))(logits, y)) == pytest.approx(float(expected))
 
 
+@pytest.mark.slow
 def test_what_is_good_already_starts_cold(task):
     """The start is hundred times as hot as the end, ten times where weights were trained or swaps are informed."""
     params, x, _ = task
@@ -162,6 +171,7 @@ def test_random_masks_are_uniform():
     np.testing.assert_allclose(drawn.mean(0), 0.4, atol=0.04)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -202,6 +212,7 @@ def test_bad_input_is_named(task, change, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_the_dense_network_is_followed_without_a_label(task):
     params, x, y = task
     kernel_masks, result = prune(
@@ -232,6 +243,7 @@ def test_bad_options_of_many_kinds_are_refused(task):
             prune(jax.random.key(0), *task, num_steps=100, **change)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("pattern", "kept_per_set"),  # of the sets of each layer's kernel, transposed to [outputs, inputs]
     [(NM(2, 4), [2, 2, 2]), (Layer(0.25), [32, 32, 4]), (Unit(0.25), [2, 4, 2])],

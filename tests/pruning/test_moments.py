@@ -4,11 +4,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from sa_jax.pruning.moments import collect_moments, no_inputs, with_inputs
 from tests.conftest import refusal
 
 
+@pytest.mark.slow
 def test_moments_are_the_same_in_parts_and_without_padding():
     x = jax.random.normal(jax.random.key(0), (3, 10, 4)) + 1
     present = jnp.arange(30).reshape(3, 10) % 4 != 0

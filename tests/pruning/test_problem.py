@@ -20,6 +20,7 @@ def task():
     return Network(kernels, (None, None)), x, jax.random.randint(keys[3], (50,), 0, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", ["magnitude", "saliency", "random"])
 def test_the_initial_mask_keeps_as_many_branches_as_asked_for(task, start):
     network, x, y = task

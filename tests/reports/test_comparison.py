@@ -110,6 +110,7 @@ def test_each_network_has_a_section_of_its_own():
     assert cells(markdown_tables(rows, []).split("###")[2], "Annealing")[:2] == ["**25.0 ±0.0**", "**25.0 ±0.0**"]
 
 
+@pytest.mark.slow
 def test_page_is_complete_loads_nothing_and_runs_nothing():
     rows, paired = make_comparison()
     rest = {"worth": ("Gained 3 points.", "Gained 4 points."), "command": "sa-jax compare --x"}
@@ -129,6 +130,7 @@ def test_page_is_complete_loads_nothing_and_runs_nothing():
     assert text == render(rows, paired, **rest)
 
 
+@pytest.mark.slow
 def test_all_numbers_are_in_the_page_as_csv():
     rows, paired = make_comparison()
     files = saved(render(rows, paired))
@@ -154,6 +156,7 @@ def test_text_from_outside_is_escaped():
         assert expected in page.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "shape",
     [

@@ -191,6 +191,7 @@ def test_optional_figures_may_be_missing(key, left_out):
     Page(render_report(result, trace, masks, None))
 
 
+@pytest.mark.slow
 def test_same_run_same_page():
     run = (*make_run(), (4, 4))
     assert render_report(*run) == render_report(*run)
@@ -241,6 +242,7 @@ parent.document.body.dataset["w" + innerWidth] = document.documentElement.scroll
 </script></body>"""
 
 
+@pytest.mark.slow
 def test_page_fits_phone_and_desktop_in_a_browser(tmp_path):
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:

@@ -41,6 +41,7 @@ def save(folder, rows):
         (folder / "cells" / f"{cell.name}.npz").write_bytes(npz_bytes(arrays))
 
 
+@pytest.mark.slow
 def test_page_and_pictures(tmp_path):
     rows = []
     for weights, accuracies in (("pretrain", (0.975, 0.95)), ("random", (0.9, 0.8))):

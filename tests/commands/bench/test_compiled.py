@@ -9,6 +9,7 @@ from sa_jax.networks.energies import cross_entropy
 from sa_jax.networks.mlp import forward, masked
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [(12, 3), (12, 9, 3), (12, 9, 7, 8, 3)])
 @pytest.mark.parametrize("samples", [40, 101])
 @pytest.mark.parametrize("biased", [False, True])
@@ -55,6 +56,7 @@ def test_compiled_exponential():
     np.testing.assert_allclose(values, np.exp(x.astype(np.float64)), rtol=2e-7)
 
 
+@pytest.mark.slow
 def test_compiled_loop_visits_masks_as_boltzmann_says():
     pytest.importorskip("numba")
     from sa_jax.commands.bench import compiled

@@ -12,6 +12,7 @@ from sa_jax.commands.bench import exports
 from tests.conftest import refusal
 
 
+@pytest.mark.slow
 def test_every_form_is_compiled_timed_and_gives_the_same_predictions(finished, tmp_path, capsys):
     if shutil.which("cc") is None:
         pytest.skip("there is no C compiler")

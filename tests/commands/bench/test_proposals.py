@@ -33,6 +33,7 @@ def rows():
     )
 
 
+@pytest.mark.slow
 def test_rows_hold_all_fields(rows):
     assert [row["method"] for row in rows] == ["naive", "compiled", "incremental", "incremental"]
     for row in rows:

@@ -22,6 +22,7 @@ def done(tmp_path_factory):
     return workdir, rows, told
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_writes_one_row_per_cell_and_everything_drawn(done):
     workdir, rows, told = done
@@ -62,6 +63,7 @@ def test_paired_test_is_of_the_saved_images(done):
     assert float(row["difference"]) == pytest.approx(mean["anneal"] - mean["magnitude_global"])
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_skips_what_is_done_and_measures_again_what_changed(done):
     workdir, rows, _ = done
@@ -101,12 +103,14 @@ def test_a_damaged_cell_counts_as_not_there(tmp_path):
     assert compare.saved_row(config_of(), tmp_path, cell) is None  # it pruned another network
 
 
+@pytest.mark.slow
 def test_an_error_in_a_worker_reaches_the_user(tmp_path):
     with refusal("lacking.npz", "digits-lacking.npz-8-0-dense"):
         compare.compare(config_of(weights=["lacking.npz"]), tmp_path, 1)
     assert not list((tmp_path / "cells").iterdir())
 
 
+@pytest.mark.slow
 def test_a_density_too_low_for_a_network_is_refused_before_anything_is_pruned(tmp_path):
     with refusal("compare.densities, network 64-8-10: density 1e-05 keeps 0 of 592"):
         compare.compare(config_of(densities=[0.1, 1e-5], seeds=[0]), tmp_path, 1)

@@ -55,6 +55,7 @@ def config_of(folder, **changes):
     return LayersConfig(**settings | changes)
 
 
+@pytest.mark.slow
 def test_prunes_every_layer_in_its_own_layout_and_type(model):
     folder, arrays = model
     rows = prune_model_files(config_of(folder), folder / "out", "layers.pattern = 'unit:0.5'")
@@ -86,6 +87,7 @@ def test_errors_are_those_of_the_layers_outputs(model):
     assert rows[0]["refit_error"] < rows[0]["annealed_error"]
 
 
+@pytest.mark.slow
 def test_resumes_where_it_stopped_and_prunes_again_what_changed(model):
     folder, _ = model
     rows = prune_model_files(config_of(folder), folder / "out")
@@ -121,6 +123,7 @@ def test_a_function_that_shows_inputs_serves_as_well_as_gram_matrices(model):
         assert (one["samples"], other["samples"]) == (None, 64)
 
 
+@pytest.mark.slow
 def test_sequentially_a_layer_sees_its_pruned_predecessors(model):
     folder, arrays = model
     config = config_of(folder, forward=f"{forward.__module__}:forward", sequential=True, pattern="unit:0.25")
@@ -134,6 +137,7 @@ def test_sequentially_a_layer_sees_its_pruned_predecessors(model):
         assert row["annealed_error"] == pytest.approx(lost, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_densities_by_error_keep_the_budget(model):
     folder, _ = model
     rows = prune_model_files(config_of(folder, allocation="by_error"), folder / "out")
@@ -147,6 +151,7 @@ def test_densities_by_error_keep_the_budget(model):
         )
 
 
+@pytest.mark.slow
 def test_a_number_is_the_share_of_the_layer(model):
     folder, _ = model
     by_number, by_name = (

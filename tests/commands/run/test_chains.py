@@ -15,6 +15,7 @@ from tests.conftest import refusal
 UNEVEN = dataclasses.replace(SMALL, num_steps=3_500)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("optimized")
 def test_chain_count_changes_no_bit_of_a_chain():
     two = annealed(SMALL)
@@ -27,6 +28,7 @@ def test_chain_count_changes_no_bit_of_a_chain():
         assert other.best_energy.shape == (num_chains,)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("optimized")
 def test_chunk_length_changes_no_bit(monkeypatch):
     long = annealed(UNEVEN)
@@ -38,6 +40,7 @@ def test_chunk_length_changes_no_bit(monkeypatch):
     np.testing.assert_array_equal(long.num_accepted, short.num_accepted)
 
 
+@pytest.mark.slow
 def test_nothing_compiles_between_chunks():
     compilations, seen = [], []
 
@@ -52,6 +55,7 @@ def test_nothing_compiles_between_chunks():
     assert seen[-1] == seen[0]
 
 
+@pytest.mark.slow
 def test_chain_batches_walk_alike_up_to_rounding():
     config = dataclasses.replace(SMALL, num_chains=5, num_steps=1_500)
     alone = annealed(config)
@@ -61,6 +65,7 @@ def test_chain_batches_walk_alike_up_to_rounding():
     np.testing.assert_allclose(alone.best_energy, grouped.best_energy, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_run_that_does_not_fit_is_refused_before_it_begins(tmp_path, monkeypatch):
     monkeypatch.setattr(chains, "free_memory", lambda device: 20_000)
     messages = []
@@ -70,6 +75,7 @@ def test_a_run_that_does_not_fit_is_refused_before_it_begins(tmp_path, monkeypat
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_memory_is_stated_and_does_not_grow_with_the_steps():
     """Against the arrays that must exist on each of the two devices, for a network large enough to tell."""
     dataset = datasets.load_dataset("digits")

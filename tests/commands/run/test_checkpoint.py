@@ -60,6 +60,7 @@ def assert_same(one, other, but=()):
                 np.testing.assert_array_equal(first[array], second[array])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize(
     "changes",
@@ -95,6 +96,7 @@ def test_chains_that_are_stopped_end_as_those_that_are_not(changes, tmp_path):
         assert np.unpackbits(bits).sum() == whole.mask.sum()
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_ends_as_one_that_is_not(undisturbed, tmp_path):
     stop(SMALL, tmp_path)
     assert not (tmp_path / "result.json").exists()
@@ -109,6 +111,7 @@ def test_a_run_that_is_stopped_ends_as_one_that_is_not(undisturbed, tmp_path):
     assert not (tmp_path / "partial_report.html").exists()
 
 
+@pytest.mark.slow
 def test_a_search_for_the_density_resumes_with_the_probe_it_was_at(tmp_path):
     config = dataclasses.replace(SMALL, density=None, target_accuracy=0.99, num_steps=1_000, hidden=(2,))
     stop(config, tmp_path, chunks=2)
@@ -120,6 +123,7 @@ def test_a_search_for_the_density_resumes_with_the_probe_it_was_at(tmp_path):
     assert done < {str(probe["kept"]) for probe in probes}
 
 
+@pytest.mark.slow
 def test_other_settings_are_refused_with_the_difference_named(tmp_path):
     stop(SMALL, tmp_path)
     with refusal("unfinished run with seed = 0, not 1", "--overwrite"):
@@ -130,6 +134,7 @@ def test_other_settings_are_refused_with_the_difference_named(tmp_path):
     assert json.loads((tmp_path / "result.json").read_text())["seed"] == 1
 
 
+@pytest.mark.slow
 def test_a_run_that_overwrites_another_resumes_too(undisturbed, tmp_path):
     shutil.copytree(undisturbed, tmp_path / "run")
     with pytest.raises(chains.Stopped):
@@ -140,6 +145,7 @@ def test_a_run_that_overwrites_another_resumes_too(undisturbed, tmp_path):
     assert_same(undisturbed, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(undisturbed, tmp_path):
     workdir = tmp_path / "damaged"
     stop(dataclasses.replace(SMALL, checkpoint_seconds=1e-6), workdir, chunks=2)
@@ -156,6 +162,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(undisturbed, tmp_path
     assert_same(undisturbed, workdir)
 
 
+@pytest.mark.slow
 def test_a_full_disk_costs_checkpoints_and_nothing_else(undisturbed, tmp_path, monkeypatch):
     class Full:
         def all_steps(self):
@@ -177,6 +184,7 @@ def test_a_full_disk_costs_checkpoints_and_nothing_else(undisturbed, tmp_path, m
     assert_same(undisturbed, tmp_path / "full")
 
 
+@pytest.mark.slow
 def test_none_are_made_where_they_are_turned_off(tmp_path):
     run(dataclasses.replace(SMALL, checkpoint_seconds=0.0), tmp_path, chunks=1)
     assert (tmp_path / "result.json").exists()
@@ -210,6 +218,7 @@ def commands(workdir, processes, *bindings):
     return [command(workdir, *bindings, *place, f"--process_id={i}") for i in range(processes)]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_runs_of_one_or_two_processes_resume_when_killed_or_stopped(tmp_path):
     with command(tmp_path / "undisturbed") as process:
@@ -237,6 +246,7 @@ def test_runs_of_one_or_two_processes_resume_when_killed_or_stopped(tmp_path):
     assert_same(tmp_path / "undisturbed", workdir, but=["devices", "memory_bytes"])
 
 
+@pytest.mark.slow
 def test_a_run_killed_before_its_first_checkpoint_says_that_it_starts_again(tmp_path):
     few = dataclasses.replace(SMALL, num_steps=1_000, num_chains=1)
     (tmp_path / "checkpoints").mkdir()

@@ -25,6 +25,7 @@ def finished(tmp_path_factory):
     return workdir, runner.run(SMALL, workdir)
 
 
+@pytest.mark.slow
 def test_the_best_one_shot_mask_is_chosen_on_the_validation_split(finished):
     _, result = finished
     dataset = datasets.load_dataset("digits")
@@ -111,6 +112,7 @@ def test_survival_and_overlap_are_those_of_the_chains(finished):
     assert 0 < result["effective_kept"] <= result["kept"]
 
 
+@pytest.mark.slow
 def test_one_chain_leaves_no_survival_behind(finished, tmp_path):
     (tmp_path / "survival.npz").write_bytes((finished[0] / "survival.npz").read_bytes())
     (tmp_path / "result.json").write_text("{}")
@@ -121,6 +123,7 @@ def test_one_chain_leaves_no_survival_behind(finished, tmp_path):
     assert "Do the chains agree?" in (finished[0] / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_temperatures_far_off_are_warned_of(tmp_path):
     hot = dataclasses.replace(SMALL, weights="random", schedule="constant", move="uniform", temperature_start=1e9)
     (warning,) = runner.run(hot, tmp_path)["warnings"]

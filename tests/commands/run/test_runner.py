@@ -60,6 +60,7 @@ def finished(tmp_path_factory):
     return workdir, runner.run(SMALL, workdir, "SEED = 0\n")
 
 
+@pytest.mark.slow
 def test_folder_holds_the_whole_run(finished):
     workdir, result = finished
     assert {path.name for path in workdir.iterdir()} == FILES == set(workdirs.FILES)
@@ -105,6 +106,7 @@ def test_saved_masks_and_weights_give_the_reported_figures(finished):
         assert result["best_energy"] == pytest.approx(energy, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_weights_that_move_are_told_apart(finished, tmp_path):
     """A class of its own in every place, and the folder holds the weights that go with the masks."""
     config = dataclasses.replace(SMALL, nudge_share=0.5)
@@ -145,6 +147,7 @@ def test_trace_follows_every_chain(finished):
     assert result["best_energy"] == min(result["best_energy_per_chain"])
 
 
+@pytest.mark.slow
 def test_same_settings_same_bits_in_place_of_an_old_result(finished, tmp_path):
     workdir, result = finished
     (tmp_path / "result.json").write_text("{}")
@@ -157,6 +160,7 @@ def test_same_settings_same_bits_in_place_of_an_old_result(finished, tmp_path):
     assert float(other.best_energy.min()) != result["best_energy"]
 
 
+@pytest.mark.slow
 def test_validation_and_test_samples_play_no_part(tmp_path, monkeypatch):
     """Neither in the pretraining, nor in the search, nor in which chain is taken."""
     config = dataclasses.replace(SMALL, weights="pretrain", pretrain_epochs=2, num_steps=500)
@@ -171,6 +175,7 @@ def test_validation_and_test_samples_play_no_part(tmp_path, monkeypatch):
         assert (tmp_path / "true" / name).read_bytes() == (tmp_path / "garbage" / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_annealing_beats_magnitude_and_random(tmp_path):
     config = RunConfig(hidden=(16,), density=0.1, num_steps=15_000, num_samples=500, pretrain_epochs=20)
     result = runner.run(config, tmp_path)
@@ -231,6 +236,7 @@ def save_weights(path, kernels, **extra):
     return dataclasses.replace(SMALL, weights=str(path))
 
 
+@pytest.mark.slow
 def test_weights_file_fixes_the_layers(tmp_path, rng_key):
     numbers = np.random.default_rng(0)
     kernels = [numbers.normal(size=(64, 7)), numbers.normal(size=(7, 10))]
@@ -242,6 +248,7 @@ def test_weights_file_fixes_the_layers(tmp_path, rng_key):
         assert masks.files == ["fc0/kernel", "fc1/kernel"] and masks["fc0/kernel"].shape == (64, 7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kernels", "extra", "message"),
     [
@@ -261,6 +268,7 @@ def test_weights_that_do_not_fit(tmp_path, kernels, extra, message):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "logarithmic", "constant", lambda step: 1e-3])
 def test_every_schedule_runs(schedule, tmp_path):
     config = dataclasses.replace(SMALL, schedule=schedule, move="uniform", num_steps=300, energy="error_rate")
@@ -332,6 +340,7 @@ def pretended(monkeypatch):
     return search
 
 
+@pytest.mark.slow
 def test_a_search_takes_the_sparsest_mask_that_reaches_the_target(pretended):
     kept, search, progress, messages, densities = pretended(lambda kept: 0.9 if kept >= 100 else 0.7)
     assert search.target_accuracy == pytest.approx(0.895) and 100 <= kept <= 110
@@ -355,6 +364,7 @@ def test_where_nothing_reaches_the_target_the_nearest_is_taken(pretended):
     assert kept == 80 and not any(search.passes(probe.validation_accuracy) for probe in search.probes)
 
 
+@pytest.mark.slow
 def test_a_search_is_written_like_any_run(tmp_path, monkeypatch):
     monkeypatch.setattr(runner, "SEARCH_RATIO", 1.9)
     monkeypatch.setattr(runner, "MIN_BRANCHES", 200)
@@ -374,6 +384,7 @@ def test_a_search_is_written_like_any_run(tmp_path, monkeypatch):
         assert (tmp_path / "search" / name).read_bytes() == (tmp_path / "given" / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_target_that_nothing_reaches_is_warned_of(tmp_path, monkeypatch):
     monkeypatch.setattr(runner, "MIN_BRANCHES", 400)
     config = dataclasses.replace(TRAINED, density=None, target_accuracy=1.0, num_steps=300, num_chains=1)
@@ -382,6 +393,7 @@ def test_a_target_that_nothing_reaches_is_warned_of(tmp_path, monkeypatch):
     assert expected in result["warnings"]
 
 
+@pytest.mark.slow
 def test_another_methods_mask_to_begin_with():
     config = dataclasses.replace(TRAINED, start="snip", num_steps=100, num_chains=1)
     assert config.uses_gradients and config.uses_labels and config.options.start == "magnitude"

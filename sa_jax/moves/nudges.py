@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from sa_jax.moves.base import Swap, SwapProposal, below
-from sa_jax.types import PyTree
+from sa_jax.types import InputError, PyTree
 
 # These four values were chosen on validation images of MNIST.
 # Standard deviation of a new weight, relative to the one that the derivatives suggest.
@@ -68,11 +68,19 @@ def nudge(swaps: SwapProposal, scale: jax.Array, share: float = 0.5) -> SwapProp
       swaps: the proposals that change the mask. Their states have `num_kept` and `kept_at`.
       scale: scale of each weight, positive, float32 `[total]`, such as the root mean square of its layer.
       share: probability of a nudge, in (0, 1].
+
+    Raises:
+      InputError: when annealed, if the states of the swaps lack `num_kept` or `kept_at`.
     """
 
     def init(mask):
+        state = swaps.init(mask)
+        if not hasattr(state, "kept_at"):
+            raise InputError(
+                "nudge needs swaps whose states have num_kept and kept_at, such as those of uniform_swap"
+            )
         nothing = jnp.zeros(mask.size, jnp.float32)
-        return NudgeState(swaps.init(mask), NudgeCache(nothing, nothing, nothing))
+        return NudgeState(state, NudgeCache(nothing, nothing, nothing))
 
     def draw(rng_key):
         swap_key, choice_key, branch_key, amount_key = jax.random.split(rng_key, 4)

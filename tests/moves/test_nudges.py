@@ -1,21 +1,25 @@
 """Nudges: the distribution of a nudged weight, and which weights change."""
 
+import itertools
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
 from sa_jax import InputError, anneal
 from sa_jax.landscapes.mlp import Weighted, masked_mlp
 from sa_jax.moves.base import Estimates
 from sa_jax.moves.nudges import NudgeCache, NudgeState, nudge
+from sa_jax.moves.saliency import saliency_swap
 from sa_jax.moves.uniform import swap_within, uniform_swap
 from sa_jax.networks import masks, mlp
 from sa_jax.networks.energies import cross_entropy
+from sa_jax.testing import check_detailed_balance, count_proposals
 from tests.conftest import OPTIMIZED
-from tests.landscapes.networks import TINY, TINY_DATA, make_network, make_samples
+from tests.landscapes.networks import TINY, TINY_DATA, enumerate_masks, make_network, make_samples
 
 
 def test_nudges_are_refused_where_no_weight_can_move():
@@ -108,3 +112,59 @@ def test_nudges_over_swap_within_change_only_weights_of_kept_branches():
     for listed, now in zip(kept, after.mask, strict=True):
         assert sorted(listed) == np.flatnonzero(now).tolist()
         np.testing.assert_array_equal(np.bincount(sets[now], minlength=sets[-1] + 1), np.bincount(sets[mask]))
+
+
+# The mean and the standard deviation of the new weight of each of four branches, and the two amounts that are drawn.
+MEANS, SPREAD, AMOUNTS = jnp.array([0.75, -0.5, 1.0, 0.25]), 0.5, jnp.array([-0.5, 1.0])
+SWAPS = {
+    "uniform": uniform_swap(),
+    "within": swap_within(np.arange(4) // 2),
+    "saliency": saliency_swap(jnp.array([4.0, 0.0, 1.0, 2.0])),
+}
+
+
+def two_weights_per_branch(swaps):
+    """The landscape of one layer with nudges to one of two weights, so that all positions can be listed.
+
+    The two amounts are drawn in proportion to the normal density, from which the stated ratio then follows too.
+    """
+    densities = np.exp(-(np.asarray(AMOUNTS) ** 2) / 2)
+    bound = scipy.stats.norm.ppf(densities[0] / densities.sum())
+    nudges = nudge(swaps, jnp.ones(4))
+
+    def draw(rng_key):
+        *others, normal = nudges.draw(rng_key)
+        return *others, jnp.where(normal < bound, *AMOUNTS)
+
+    network = mlp.Network(TINY.kernels[:1], (None,))
+    moves = nudges._replace(draw=draw, refresh=None)
+    landscape = masked_mlp(network, moves, cross_entropy(1.5), moves_weights=True)
+
+    def init(position, data):
+        state = landscape.init(position, data)
+        cache = NudgeCache(MEANS - position.weights, jnp.full(4, SPREAD), jnp.array([0.2, 0.9, 0.5, 1.0]))
+        return state._replace(swaps=state.swaps._replace(cache=cache))
+
+    return landscape._replace(init=init)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SWAPS)
+def test_swaps_and_nudges_hold_detailed_balance(name):
+    """Energy changes, proposal ratios and visits, on all masks and weights."""
+    all_masks = enumerate_masks(4, 2)
+    if name == "within":
+        all_masks = all_masks[all_masks[:, :2].sum(1) == 1]
+    weights = np.array(list(itertools.product(*np.asarray(MEANS[:, None] + SPREAD * AMOUNTS))), np.float32)
+    positions = Weighted(np.repeat(all_masks, len(weights), 0), np.tile(weights, (len(all_masks), 1)))
+    landscape = two_weights_per_branch(SWAPS[name])
+    found = check_detailed_balance(
+        jax.random.key(0), landscape, positions, TINY_DATA, 0.3, num_draws=20_000, num_samples=400
+    )
+    assert found.ratio_error > 0 and found.probabilities.max() > 3 * found.probabilities.min()
+    draws = count_proposals(jax.random.key(1), landscape, positions, TINY_DATA, num_draws=1_000).draws
+    before, after = np.nonzero(draws[:, :-1])
+    changed = positions.weights[before] != positions.weights[after]
+    swapped = (positions.mask[before] != positions.mask[after]).any(1)
+    np.testing.assert_array_equal(changed.sum(1), ~swapped)  # either a swap or one weight
+    assert positions.mask[before][changed].all() and (~swapped).sum() > 100

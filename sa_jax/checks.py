@@ -4,6 +4,8 @@ import operator
 from collections.abc import Iterable
 from typing import Any
 
+from jax.core import Tracer
+
 from sa_jax.types import InputError
 
 
@@ -26,14 +28,11 @@ def whole(name: str, value: Any, least: int = 0, most: int | None = None, otherw
     Traceback (most recent call last):
     sa_jax.types.InputError: SEED must be a whole number from 0 to 10, not -1
     """
-    if isinstance(value, bool) or not hasattr(value, "__index__") or getattr(value, "ndim", 0):
-        fits = False
-    else:
-        fits = operator.index(value) >= least and (most is None or operator.index(value) <= most)
-    if not fits:
+    index = _index(value)
+    if index is None or index < least or (most is not None and index > most):
         bounds = f"of at least {least}" if most is None else f"from {least} to {most}"
-        raise InputError(f"{name} must be a whole number {bounds}{otherwise}, not {value!r}")
-    return operator.index(value)
+        raise InputError(f"{name} must be a whole number {bounds}{otherwise}, not {_shown(value)}")
+    return index
 
 
 def number(
@@ -66,8 +65,8 @@ def number(
     Traceback (most recent call last):
     sa_jax.types.InputError: density must be a finite number above 0 and at most 1, not 1.5
     """
-    given = value
-    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
+    given: Any = value
+    if not isinstance(value, Tracer) and getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
         value = value.item()
     # Comparisons are exact for whole numbers of any size, and False for NaN.
     fits = isinstance(value, int | float) and not isinstance(value, bool) and -1e300 < value < 1e300
@@ -80,11 +79,11 @@ def number(
     ):
         if bound is not None:
             bounds.append(f"{text} {bound:g}")
-            fits = fits and holds(value, bound)
-    if not fits:
-        range_ = " " + " and ".join(bounds) if bounds else ""
-        raise InputError(f"{name} must be a finite number{range_}{otherwise}, not {given!r}")
-    return value
+            fits = fits and bool(holds(value, bound))
+    if fits and isinstance(value, int | float):
+        return value
+    range_ = " " + " and ".join(bounds) if bounds else ""
+    raise InputError(f"{name} must be a finite number{range_}{otherwise}, not {_shown(given)}")
 
 
 def choice(name: str, value: Any, allowed: Iterable[str]) -> str:
@@ -104,5 +103,26 @@ def choice(name: str, value: Any, allowed: Iterable[str]) -> str:
     """
     allowed = list(allowed)
     if not isinstance(value, str) or value not in allowed:
-        raise InputError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")
+        raise InputError(f"{name} must be one of {', '.join(allowed)}, not {_shown(value)}")
     return value
+
+
+def _index(value: Any) -> int | None:
+    """The value as an int; None where it is not a whole number, or traced and so not known."""
+    if isinstance(value, bool | Tracer) or getattr(value, "ndim", 0) or str(getattr(value, "dtype", "")) == "bool":
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
+
+
+def _shown(value: Any) -> str:
+    """The value as a message shows it, on one line."""
+    if isinstance(value, Tracer):
+        return "a traced value: pass it as a static argument"
+    try:
+        text = repr(value)
+    except ValueError:  # Python refuses to write ints of thousands of digits
+        return "a number of thousands of digits"
+    return " ".join(text.split())

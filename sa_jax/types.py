@@ -1,7 +1,7 @@
 """Tuples and protocols that all packages share, and the error for bad input."""
 
 from collections.abc import Mapping
-from typing import Any, Generic, NamedTuple, Protocol, TypeGuard, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import jax
 
@@ -169,13 +169,3 @@ class AnnealResult(NamedTuple):
     num_accepted: jax.Array  # int32 []
     trace: Trace | None
     num_not_finite: jax.Array | int = 0  # int32 []
-
-
-def is_number(value: Any) -> TypeGuard[int | float]:
-    """Returns whether a value is a finite number that fits into a float.
-
-    >>> [is_number(value) for value in (1, 0.5, True, "1", float("nan"), 10**400)]
-    [True, True, False, False, False, False]
-    """
-    # Comparisons are exact for whole numbers of any size, and False for NaN.
-    return isinstance(value, int | float) and not isinstance(value, bool) and -1e300 < value < 1e300

@@ -2,6 +2,7 @@
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -25,7 +26,9 @@ def test_whole_accepts_integers_of_all_types(value):
 
 
 @pytest.mark.parametrize(
-    "value", [3.0, np.float32(3), "3", None, True, np.True_, math.nan, [3], np.array([3]), jnp.array([3]), 3 + 0j]
+    "value",
+    [3.0, np.float32(3), "3", None, True, np.True_, math.nan, [3], np.array([3]), jnp.array([3]), 3 + 0j]
+    + [np.array(3.0), np.array(True), jnp.float32(3), jnp.bool_(True)],
 )
 def test_whole_refuses_other_values(value):
     assert refused(whole, "steps", value) == f"steps must be a whole number of at least 0, not {value!r}"
@@ -37,6 +40,17 @@ def test_whole_includes_both_bounds(value, fits):
         assert whole("steps", value, 1, 5) == value
     else:
         assert refused(whole, "steps", value, 1, 5) == f"steps must be a whole number from 1 to 5, not {value!r}"
+
+
+@pytest.mark.parametrize("check", [whole, number])
+def test_traced_values_and_endless_ones_are_refused_in_a_line(check):
+    def traced(value):
+        message = refused(check, "steps", value)
+        assert message.endswith("not a traced value: pass it as a static argument")
+        return value
+
+    jax.jit(traced)(3)
+    assert "digits" in refused(check, "steps", -(10**5000))
 
 
 def test_whole_names_what_else_is_allowed():

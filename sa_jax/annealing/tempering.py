@@ -133,6 +133,7 @@ def temper(
     7.8
     """
     temperatures = _checked_ladder(temperatures)
+    num_steps = whole("num_steps", num_steps)
     adapt_steps = whole("adapt_steps", adapt_steps, 0, num_steps, " (num_steps)")
     rungs, data = temperatures.size, as_arrays(data)
     chains_key, exchange_key = jax.random.split(rng_key)

@@ -1,7 +1,7 @@
 """The table of baselines by name, and `prune`, which runs any of them on Flax params."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -213,8 +213,8 @@ METHODS: dict[str, Method] = {
 }
 
 
-def check_budget(budget: Budget, where: str = "budget") -> None:
-    """Validates a budget.
+def check_budget(budget: Budget, where: str = "budget") -> Budget:
+    """Returns a budget of plain numbers, after checking them.
 
     Args:
       budget: the budget.
@@ -223,11 +223,13 @@ def check_budget(budget: Budget, where: str = "budget") -> None:
     Raises:
       InputError: a number that is not whole, or not above 0.
     """
+    plain: dict[str, Any] = {}
     for name, value in budget._asdict().items():
         if name == "learning_rate":
-            number(f"{where}.{name}", value, above=0)
+            plain[name] = number(f"{where}.{name}", value, above=0)
         else:
-            whole(f"{where}.{name}", value, 1)
+            plain[name] = whole(f"{where}.{name}", value, 1)
+    return Budget(**plain)
 
 
 def prune(
@@ -274,7 +276,7 @@ def prune(
     """
     choice("method", method, [name for name in METHODS if name != "smaller_dense"])
     mlp.check_activation(activation)
-    check_budget(budget)
+    budget = check_budget(budget)
     names, network = mlp.network_of(params)
     num_kept = masks.num_kept(density, network.total)
     check_samples(network, np.asarray(x), np.asarray(y))

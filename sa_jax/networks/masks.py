@@ -6,6 +6,7 @@ leave one unit are thus neighbours.
 
 import itertools
 import math
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -148,12 +149,14 @@ def apply_masks(params: PyTree, masks: PyTree) -> PyTree:
       The params with the same structure.
 
     Raises:
-      InputError: a mask whose name is not in the params, or with another shape.
+      InputError: the masks are not a tree, or a mask has an unknown name, another shape or another dtype than bool.
 
     >>> params = {"fc": {"kernel": jnp.ones((1, 2)), "bias": jnp.ones(2)}}
     >>> apply_masks(params, {"fc": {"kernel": jnp.array([[True, False]])}})["fc"]["kernel"].tolist()
     [[1.0, 0.0]]
     """
+    if masks is None or isinstance(masks, str | os.PathLike):
+        raise InputError(f"masks must be nested like the params, not {masks!r}; files.put_back takes a path")
     leaves, by_name = leaves_by_name(params), leaves_by_name(masks)
     for name, mask in by_name.items():
         if name not in leaves:
@@ -161,6 +164,8 @@ def apply_masks(params: PyTree, masks: PyTree) -> PyTree:
         if jnp.shape(mask) != jnp.shape(leaves[name]):
             shapes = list(jnp.shape(leaves[name])), list(jnp.shape(mask))
             raise InputError(f"the mask of {name!r} must have its shape, {shapes[0]}, not {shapes[1]}")
+        if jnp.result_type(mask).name != "bool":
+            raise InputError(f"the mask of {name!r} must be boolean, not {jnp.result_type(mask)}")
 
     def one(path, leaf):
         mask = by_name.get(leaf_name(path))

@@ -66,7 +66,7 @@ def prune_kernels(
     Returns:
       The masks, bool like the kernels, nested like `params`: mappings hold only the chosen kernels, other pytrees
       hold None in place of all other leaves. And the `AnnealResult`, whose positions are flat masks, bool
-      `[total]`: the kernels follow each other in the order of `jax.tree.leaves(masks)`, or in network order where
+      `[total]`: the kernels follow each other in the order of `jax.tree.leaves(params)`, or in network order where
       the model is a multilayer perceptron.
 
     Raises:

@@ -114,7 +114,7 @@ def test_nudges_over_swap_within_change_only_weights_of_kept_branches():
         np.testing.assert_array_equal(np.bincount(sets[now], minlength=sets[-1] + 1), np.bincount(sets[mask]))
 
 
-# The mean and the standard deviation of the new weight of each of four branches, and the two amounts that are drawn.
+# The mean and standard deviation of the new weight of each of four branches, and the two amounts that are drawn.
 MEANS, SPREAD, AMOUNTS = jnp.array([0.75, -0.5, 1.0, 0.25]), 0.5, jnp.array([-0.5, 1.0])
 SWAPS = {
     "uniform": uniform_swap(),

@@ -86,17 +86,17 @@ class CompareConfig:
         for name, moments in self.datasets.items():
             if not isinstance(moments, list | tuple) or len(moments) != 2:
                 raise InputError(f"compare.datasets[{name!r}] must be [mean, std], not {moments!r}")
-            checks.number(f"the mean in compare.datasets[{name!r}]", moments[0])
-            checks.number(f"the std in compare.datasets[{name!r}]", moments[1], above=0)
+            mean = checks.number(f"the mean in compare.datasets[{name!r}]", moments[0])
+            std = checks.number(f"the std in compare.datasets[{name!r}]", moments[1], above=0)
+            self._store("datasets", {**self.datasets, name: [mean, std]})
         for widths in self.hidden:
             if not isinstance(widths, list | tuple):
                 raise InputError(
                     f"compare.hidden must be a list of lists such as [[300, 100]], not {self.hidden!r}"
                 )
-        for density in self.densities:
-            checks.number("each density in compare.densities", density, above=0, most=1)
-        for seed in self.seeds:
-            checks.whole("each seed in compare.seeds", seed, 0, MAX_SEED)
+        of_densities, of_seeds = "each density in compare.densities", "each seed in compare.seeds"
+        self._store("densities", [checks.number(of_densities, one, above=0, most=1) for one in self.densities])
+        self._store("seeds", [checks.whole(of_seeds, seed, 0, MAX_SEED) for seed in self.seeds])
         if not isinstance(self.run, RunConfig) or not isinstance(self.run.schedule, str):
             raise InputError("compare.run must be @run(), with a schedule given by name")
         for name, setting in _OF_CELL.items():
@@ -106,10 +106,18 @@ class CompareConfig:
         self._check_annealers()
         for method in self.methods:
             checks.choice("each method in compare.methods", method, [DENSE, *self.annealers, *baselines.METHODS])
-        baselines.check_budget(self.budget, "compare")
-        checks.number("compare.tolerance", self.tolerance, least=0, below=1)
+        plain = baselines.check_budget(self.budget, "compare")._asdict()
+        for name in ("num_samples", "search_samples", "epochs", "learning_rate"):
+            self._store(name, plain[name])
+        if self.num_evaluations is not None:
+            self._store("num_evaluations", plain["num_evaluations"])
+        self._store("tolerance", checks.number("compare.tolerance", self.tolerance, least=0, below=1))
         for cell in self.cells():
             cell_run(self, cell)  # checks the settings
+
+    def _store(self, name: str, value: Any) -> None:
+        """Stores plain Python numbers that a check returned, which JSON can hold."""
+        object.__setattr__(self, name, value)
 
     def _check_annealers(self) -> None:
         known = {setting.name for setting in fields(RunConfig)}

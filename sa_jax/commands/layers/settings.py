@@ -65,10 +65,14 @@ class LayersConfig:
                 raise InputError("sequential needs forward and inputs: grams are those of the dense network")
         elif self.grams is not None or self.forward is None or self.inputs is None:
             raise InputError("set either layers.grams, or both layers.forward and layers.inputs")
-        whole("batch_size", self.batch_size, 1, MAX_NUMBER)
-        whole("seed", self.seed, 0, MAX_NUMBER)
-        number("sweeps", self.sweeps, above=0)
-        number("damping", self.damping, least=0)
+        # What a check returns is stored: a plain number, which JSON can hold.
+        for name, value in (
+            ("batch_size", whole("layers.batch_size", self.batch_size, 1, MAX_NUMBER)),
+            ("seed", whole("layers.seed", self.seed, 0, MAX_NUMBER)),
+            ("sweeps", number("layers.sweeps", self.sweeps, above=0)),
+            ("damping", number("layers.damping", self.damping, least=0)),
+        ):
+            object.__setattr__(self, name, value)
         for name in ("sequential", "refit"):
             if not isinstance(getattr(self, name), bool):
                 raise InputError(f"{name} must be True or False, not {getattr(self, name)!r}")

@@ -149,7 +149,7 @@ def apply_masks(params: PyTree, masks: PyTree) -> PyTree:
       The params with the same structure.
 
     Raises:
-      InputError: the masks are not a tree, or a mask has an unknown name, another shape or another dtype than bool.
+      InputError: the masks are not a tree, or a mask has an unknown name, another shape or a dtype but bool.
 
     >>> params = {"fc": {"kernel": jnp.ones((1, 2)), "bias": jnp.ones(2)}}
     >>> apply_masks(params, {"fc": {"kernel": jnp.array([[True, False]])}})["fc"]["kernel"].tolist()

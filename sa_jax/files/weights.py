@@ -143,7 +143,8 @@ def put_back(
         a mapping, nested or flat, with one mask per kernel, bool `[inputs, outputs]`, as
         `sa_jax.prune(key, load(source), ...)` returns them;
         masks with the names and in the layout of the source's own arrays, as `masks_like` returns them, where a
-        kernel without a mask stays unpruned;
+        kernel without a mask stays unpruned. Masks called `kernel` are always read as `[inputs, outputs]`, so a
+        source that stores arrays of this name as `[outputs, inputs]` needs the masks of `prune`;
         the path of a file `.npz` or `.safetensors` that holds either of these;
         the folder of a finished `sa-jax run` (its `masks.npz`) or `sa-jax layers` (its `masks.safetensors`).
       params: weights to put in place of the source's own, nested like `load(source)`, or flat. If None and `masks`

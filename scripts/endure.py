@@ -3,13 +3,15 @@
 python scripts/endure.py kills      # 100 times kill -9 in one run; 25 minutes
 python scripts/endure.py cost       # what checkpoints take of the time and of the disk; 8 minutes
 python scripts/endure.py soak       # half an hour at full load: memory, drift
-python scripts/endure.py fuzz       # 10,000 damaged files and settings: each read, or refused in one line
+python scripts/endure.py fuzz       # 20,000 damaged files and settings: each read, or refused in one line
 """
 
 import argparse
+import copy
 import dataclasses
 import filecmp
 import gzip
+import io
 import json
 import os
 import random
@@ -21,7 +23,9 @@ import subprocess
 import sys
 import tempfile
 import time
+import tracemalloc
 import warnings
+import zipfile
 import zlib
 from pathlib import Path
 from typing import Any
@@ -36,7 +40,7 @@ from sa_jax.commands.bench import proposals
 from sa_jax.commands.run import checkpoint
 from sa_jax.commands.run.settings import RunConfig
 from sa_jax.export.packed import pack
-from sa_jax.files import datasets, keras_files
+from sa_jax.files import datasets, keras_files, torch_files, torch_pickles
 from sa_jax.files.npz import npz_bytes
 from sa_jax.networks import mlp
 from sa_jax.types import InputError
@@ -46,6 +50,11 @@ RESULT = ROOT / "scripts" / "results" / "endure.json"
 KILLS, ROUNDS = 100, 5
 SOAK_STEPS = 5_000_000  # more than half an hour's; the drift is measured at each fifth of them
 FUZZED = {"data": 2_500, "weights": 2_000, "packed": 1_000, "gin": 2_000, "settings": 2_300, "checkpoint": 200}
+FUZZED |= {"torch": 4_000, "keras": 4_000, "gguf": 2_000}
+# Those whose files declare lengths, and the bytes that reading a file of a few kB may take.
+OF_LENGTHS, MOST_BYTES = ("data", "weights", "torch", "keras", "gguf"), 1 << 24
+NUMBERS = (None, True, False, -1, 0, 1, 3, 1.5, float("nan"), float("inf"), 10**20)
+ODD = (*NUMBERS, "", "x", [], [0], [8, 4], {}, b"")
 
 
 def start(workdir: Path, config: str, **macros: Any) -> subprocess.Popen:
@@ -189,6 +198,118 @@ def damaged(content: bytes, draw: random.Random) -> bytes:
     return bytes(changed)
 
 
+def changed_member(content: bytes, draw: random.Random) -> bytes:
+    """A zip archive with one member changed, its bytes or values of its JSON, and with right checksums."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(buffer, "w") as new:
+        chosen = draw.choice([member for member in old.namelist() if old.getinfo(member).file_size])
+        for member in old.namelist():
+            part = old.read(member)
+            if member == chosen:
+                bend = member.endswith(".json") and draw.random() < 0.9
+                part = bent(part, draw) if bend else damaged(part, draw)
+            new.writestr(member, part)
+    return buffer.getvalue()
+
+
+def bent(text: bytes, draw: random.Random) -> bytes:
+    """A JSON text with some values replaced by others."""
+    whole = [json.loads(text)]
+    for _ in range(draw.choice((1, 1, 1, 3))):
+        places, waiting = [], [whole]
+        while waiting:
+            node = waiting.pop()
+            places += [(node, key) for key in (node if isinstance(node, dict) else range(len(node)))]
+            waiting += [
+                part
+                for part in (node.values() if isinstance(node, dict) else node)
+                if isinstance(part, dict | list)
+            ]
+        node, key = draw.choice(places)
+        others = [part[name] for part, name in places]
+        node[key] = copy.deepcopy(draw.choice((*ODD[:-1], "tanh", "Dense", *draw.choices(others, k=9))))
+    return json.dumps(whole[0]).encode()
+
+
+def old_torch(arrays: dict[str, np.ndarray]) -> bytes:
+    """The content of a file of tensors as PyTorch wrote it before version 1.6."""
+    parts = [b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", b"\x80\x02M\xe9\x03.", b"\x80\x02}."]
+    keys = b"".join(b"X" + struct.pack("<I", len(str(i))) + str(i).encode() for i in range(len(arrays)))
+    parts += [torch_pickles.pickled(arrays), b"\x80\x02](" + keys + b"e."]
+    parts += [struct.pack("<q", array.size) + array.tobytes() for array in arrays.values()]
+    return b"".join(parts)
+
+
+def keras_archive(kernels: list[np.ndarray], is_functional: bool) -> bytes:
+    """The content of a .keras archive with layers between its Dense layers."""
+    import h5py
+
+    inputs, width = kernels[0].shape
+    layers = [
+        {"class_name": "InputLayer", "config": {"name": "in", "batch_shape": [None, 2, inputs // 2]}},
+        {"class_name": "Rescaling", "config": {"name": "scale", "scale": 0.5, "offset": [1.0] * (inputs // 2)}},
+        {"class_name": "Flatten", "config": {"name": "flat", "data_format": "channels_last"}},
+        {
+            "class_name": "Normalization",
+            "config": {"name": "n", "axis": [-1], "mean": [1.0] * inputs, "variance": [2.0] * inputs},
+        },
+        {
+            "class_name": "Dense",
+            "config": {"name": "a", "units": width, "activation": "linear", "use_bias": False},
+        },
+        {
+            "class_name": "BatchNormalization",
+            "config": {"name": "b", "axis": -1, "epsilon": 1e-3, "scale": True, "center": True},
+        },
+        {"class_name": "Activation", "config": {"name": "act", "activation": "relu"}},
+        {"class_name": "Dropout", "config": {"name": "drop", "rate": 0.5}},
+        {
+            "class_name": "Dense",
+            "config": {"name": "c", "units": kernels[1].shape[1], "activation": "softmax", "use_bias": False},
+        },
+    ]
+    config: dict[str, Any] = {"name": "net", "layers": layers}
+    if is_functional:
+        source = None
+        for layer in layers:
+            layer["name"] = layer["config"]["name"]
+            tensor = {"class_name": "__keras_tensor__", "config": {"keras_history": [source, 0, 0]}}
+            layer["inbound_nodes"] = [{"args": [tensor], "kwargs": {}}] if source else []
+            source = layer["name"]
+        config["output_layers"] = [source, 0, 0]
+    content, archive = io.BytesIO(), io.BytesIO()
+    with h5py.File(content, "w") as file:
+        for name, arrays in {
+            "dense": kernels[:1],
+            "dense_1": kernels[1:],
+            "batch_normalization": [np.full(width, value, np.float32) for value in (1, 2, 3, 4)],
+        }.items():
+            for number, array in enumerate(arrays):
+                file[f"layers/{name}/vars/{number}"] = array
+    with zipfile.ZipFile(archive, "w") as made:
+        kind = "Functional" if is_functional else "Sequential"
+        made.writestr("config.json", json.dumps({"class_name": kind, "config": config}))
+        made.writestr("model.weights.h5", content.getvalue())
+    return archive.getvalue()
+
+
+def gguf(draw: random.Random) -> bytes:
+    """A file that begins as GGUF does, with counts and lengths of which most lie."""
+
+    def length() -> bytes:
+        return struct.pack("<Q", draw.choice((0, 1, 3, 8, 2**31, 2**40, 2**63 - 1, 2**64 - 1)))
+
+    content = b"GGUF" + struct.pack("<I", draw.choice((1, 2, 3, 2**32 - 1))) + length() + length()
+    for _ in range(draw.randrange(4)):  # pairs of keys and values: text, an array of text, a number
+        kind = draw.choice((8, 9, 4, 99))
+        content += length() + b"general.name" + struct.pack("<I", kind)
+        content += struct.pack("<I", 8) + length() if kind == 9 else length()
+    for _ in range(draw.randrange(3)):  # tensors: name, number of axes, shape, type, offset
+        content += length() + b"token_embd.weight" + struct.pack("<I", draw.choice((1, 2, 4, 2**32 - 1)))
+        content += length() + length() + struct.pack("<I", draw.randrange(40)) + length()
+    return content + draw.randbytes(draw.randrange(300))
+
+
 def fuzz(folder: Path) -> dict[str, Any]:
     """Damaged inputs of each kind: how many were read and how many refused; all else is raised."""
     rng = np.random.default_rng(0)
@@ -198,6 +319,10 @@ def fuzz(folder: Path) -> dict[str, Any]:
     safetensors.numpy.save_file(kernels, folder / "weights.safetensors")
     matrices = [*kernels.values()]
     (folder / "weights.weights.h5").write_bytes(keras_files.sequential_bytes(matrices, [None, None]))
+    (folder / "weights.pt").write_bytes(torch_files.torch_bytes(kernels))
+    (folder / "old.pt").write_bytes(old_torch(kernels))
+    for name, is_functional in (("sequential", False), ("functional", True)):
+        (folder / f"{name}.keras").write_bytes(keras_archive(matrices, is_functional))
     network = mlp.Network(tuple(map(jnp.asarray, matrices)), (None, None))
     cleaned = export.clean(network, rng.random(network.total) < 0.6)
     (folder / "network.sajx").write_bytes(pack(export.quantize(cleaned, [3, 8])))
@@ -210,31 +335,14 @@ def fuzz(folder: Path) -> dict[str, Any]:
     with checkpoint.Checkpoints(folder / "run/checkpoints/7", lambda message: None) as checkpoints:
         checkpoints.save(saved)
     gin_text = (ROOT / "configs/digits.gin").read_bytes()
-    odd = (
-        None,
-        True,
-        False,
-        -1,
-        0,
-        1,
-        3,
-        1.5,
-        float("nan"),
-        float("inf"),
-        "",
-        "x",
-        [],
-        [0],
-        [8, 4],
-        10**20,
-        {},
-        b"",
-    )
     fields = [field.name for field in dataclasses.fields(RunConfig)]
 
     def read(path: Path, content: bytes, by: Any) -> None:
         path.write_bytes(content)
         by(path)
+
+    def load(path: Path) -> None:
+        mlp.network_of(files.load(path))
 
     def one(kind: str, draw: random.Random) -> None:
         if kind == "data":
@@ -243,8 +351,23 @@ def fuzz(folder: Path) -> dict[str, Any]:
             read(folder / f"damaged-{name}", damaged((folder / name).read_bytes(), draw), by)
         elif kind == "weights":
             name = draw.choice(("weights.npz", "weights.safetensors", "weights.weights.h5"))
-            by = lambda path: mlp.network_of(files.load(path))  # noqa: E731
-            read(folder / f"damaged-{name}", damaged((folder / name).read_bytes(), draw), by)
+            read(folder / f"damaged-{name}", damaged((folder / name).read_bytes(), draw), load)
+        elif kind == "torch":
+            whole = (folder / draw.choice(("weights.pt", "old.pt"))).read_bytes()
+            inside = zipfile.is_zipfile(io.BytesIO(whole)) and draw.random() < 0.6
+            content = changed_member(whole, draw) if inside else damaged(whole, draw)
+            read(folder / "damaged.pt", content, load)
+        elif kind == "keras":
+            whole = (folder / f"{draw.choice(('sequential', 'functional'))}.keras").read_bytes()
+            content = changed_member(whole, draw) if draw.random() < 0.8 else damaged(whole, draw)
+            read(folder / "damaged.keras", content, load)
+        elif kind == "gguf":
+            content = gguf(draw) if draw.random() < 0.5 else damaged(gguf(draw), draw)
+            read(
+                folder / f"damaged.{draw.choice(('gguf', 'npz', 'safetensors', 'pt', 'keras', 'h5'))}",
+                content,
+                load,
+            )
         elif kind == "packed":
             content = damaged((folder / "network.sajx").read_bytes()[:-4], draw)
             # With a checksum that is right, so that the reader has to look at every number.
@@ -254,7 +377,7 @@ def fuzz(folder: Path) -> dict[str, Any]:
             by = lambda path: cli.load_config(str(path), [], cli.gin_run, cli.MACROS)  # noqa: E731
             read(folder / "damaged.gin", damaged(gin_text, draw), by)
         elif kind == "settings":
-            settings: dict[str, Any] = {draw.choice(fields): draw.choice(odd) for _ in range(draw.choice((1, 2)))}
+            settings: dict[str, Any] = {draw.choice(fields): draw.choice(ODD) for _ in range(draw.choice((1, 2)))}
             RunConfig(**settings)
         else:
             shutil.rmtree(folder / "damaged", ignore_errors=True)
@@ -272,8 +395,12 @@ def fuzz(folder: Path) -> dict[str, Any]:
     counts = {}
     for kind, number in FUZZED.items():
         refused = 0
+        if kind in OF_LENGTHS:
+            tracemalloc.start()
         for case in range(number):
             signal.alarm(20)  # a hang ends with a trace
+            tracemalloc.reset_peak()
+            before = tracemalloc.get_traced_memory()[0]
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("error")
@@ -284,6 +411,9 @@ def fuzz(folder: Path) -> dict[str, Any]:
             except BaseException:
                 print(f"{kind} case {case}", file=sys.stderr)
                 raise
+            taken = tracemalloc.get_traced_memory()[1] - before
+            assert taken < MOST_BYTES, f"{kind} case {case} took {taken:,} bytes"
+        tracemalloc.stop()
         signal.alarm(0)
         counts[kind] = {"read": number - refused, "refused": refused}
         print(kind, counts[kind], flush=True)

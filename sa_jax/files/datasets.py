@@ -334,9 +334,11 @@ def _checked(name: str, suffix: str, inputs: np.ndarray, labels: np.ndarray) -> 
         )
     with np.errstate(over="ignore"):  # values beyond float32 become infinite
         flat = inputs.reshape(len(inputs), -1).astype(np.float32)
-    if not (np.isfinite(flat).all() and np.isfinite(labels).all()):
-        raise InputError(f"{name}: x{suffix} or y{suffix} holds NaN or infinite values")
-    if (labels != np.floor(labels)).any() or labels.min() < 0 or labels.max() >= 2**31:
+    for what, array in ((f"x{suffix}", flat.reshape(inputs.shape)), (f"y{suffix}", labels)):
+        if not (finite := np.isfinite(array)).all():
+            place = np.argwhere(~finite)[0].tolist()
+            raise InputError(f"{name}: {what} holds NaN or infinite values, first at {what}{place}")
+    if (labels != np.floor(labels)).any() or labels.min() < 0 or int(labels.max()) >= 2**31:
         raise InputError(f"{name}: labels y{suffix} must be whole numbers from 0")
     scale = np.float32(255 if inputs.dtype == np.uint8 else 1)
     return Split(flat / scale, labels.astype(np.int32))

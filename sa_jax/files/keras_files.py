@@ -1,21 +1,47 @@
-"""Reads and writes the arrays of Keras files, `.weights.h5`, `.h5` and `.keras`, without Keras. Needs h5py."""
+"""Reads and writes the content of Keras files, `.weights.h5`, `.h5` and `.keras`, without Keras. Needs h5py.
+
+What the layers of a model compute is told by `keras_models`.
+"""
 
 import io
+import json
+import re
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from sa_jax.files import workdirs
 from sa_jax.types import InputError
 
 SUFFIXES = (".h5", ".keras")
-# The weights within a .keras archive.
-MEMBER = "model.weights.h5"
+# The weights and the config within a .keras archive.
+MEMBER, CONFIG = "model.weights.h5", "config.json"
+# Bytes of a config that are read; a model of a thousand layers has a megabyte.
+MAX_CONFIG = 1 << 24
 # Arrays that no layer computes with.
 LEFT_OUT = ("optimizer/", "optimizer_weights/", "seed_generator/")
+
+
+_LAYER = re.compile(r"(?:layers|_layer_checkpoint_dependencies)/([^/]+)/vars")
+
+
+class Content(NamedTuple):
+    """What a Keras file holds.
+
+    Attributes:
+      arrays: the layers' arrays, of any shape, by their paths in the HDF5 file.
+      layers: the paths of each layer's arrays, in the order in which the layer keeps them. In files of Keras 3,
+        layers are called by their classes, numbered, such as `dense_1`; in the older `.h5`, by their own names.
+      config: the config of the model, None if the file holds weights alone.
+    """
+
+    arrays: dict[str, np.ndarray]
+    layers: dict[str, list[str]]
+    config: Any
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -27,14 +53,27 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
       InputError: h5py is missing, or the file cannot be read, is damaged, keeps arrays in other files, or declares
         larger arrays than it holds.
     """
+    return read(path).arrays
+
+
+def read(path: Path) -> Content:
+    """Reads the arrays and the config of a file; raises as `read_arrays` does."""
     h5py = _h5py(path)
     try:
-        content = _weights(path.read_bytes(), path.suffix)
-        left, arrays = len(content), {}
+        whole = path.read_bytes()
+        content = _weights(whole, path.suffix)
+        left, arrays, layers = len(content), {}, {}
 
         def take(place: str, found: Any) -> None:
             nonlocal left
             named = place + "/"
+            if isinstance(found, h5py.Group):
+                if layer := _LAYER.fullmatch(place):
+                    layers[layer[1]] = [f"{place}/{number}" for number in range(len(found))]
+                elif "weight_names" in found.attrs:
+                    known = map(_text, found.attrs["weight_names"])
+                    layers[place.removeprefix("model_weights/")] = [f"{place}/{name}" for name in known]
+                return
             if not isinstance(found, h5py.Dataset) or any(part in named for part in LEFT_OUT):
                 return
             if found.is_virtual or found.external is not None:
@@ -42,11 +81,16 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
             left -= found.nbytes
             if left < 0:
                 raise ValueError(f"{place} is compressed or larger than the file")
-            arrays[place] = np.asarray(found[()])
+            array = np.asarray(found[()])
+            # HDF5 has no bfloat16: Keras writes two bytes without a type.
+            arrays[place] = array.view(jnp.bfloat16) if array.dtype == "V2" else array
 
         with h5py.File(io.BytesIO(content), "r") as file:
             file.visititems(take)
-        return arrays
+            config = file.attrs.get("model_config")
+        if path.suffix == ".keras":
+            config = _member(whole, CONFIG, MAX_CONFIG)
+        return Content(arrays, layers, None if config is None else json.loads(config))
     except Exception as error:
         raise _not_a_keras_file(path, error) from None
 
@@ -68,7 +112,7 @@ def write_arrays(source: Path, out: Path, changes: Mapping[str, np.ndarray]) -> 
         changed = io.BytesIO(_weights(whole, source.suffix))
         with h5py.File(changed, "r+") as file:
             for place, array in changes.items():
-                file[place][...] = array
+                file[place][...] = array.view("V2") if array.dtype == jnp.bfloat16 else array
         content = changed.getvalue()
         if source.suffix == ".keras":
             archive = io.BytesIO()
@@ -99,12 +143,18 @@ def sequential_bytes(kernels: Sequence[np.ndarray], biases: Sequence[np.ndarray 
 
 
 def _weights(content: bytes, suffix: str) -> bytes:
-    if suffix != ".keras":
-        return content
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        if archive.getinfo(MEMBER).file_size > len(content):
-            raise ValueError(f"{MEMBER} in it is longer than the file")
-        return archive.read(MEMBER)
+    return _member(content, MEMBER, len(content)) if suffix == ".keras" else content
+
+
+def _member(archive: bytes, name: str, most: int) -> bytes:
+    with zipfile.ZipFile(io.BytesIO(archive)) as opened:
+        if opened.getinfo(name).file_size > most:
+            raise ValueError(f"{name} in it is longer than {most} bytes")
+        return opened.read(name)
+
+
+def _text(name: Any) -> str:
+    return name.decode() if isinstance(name, bytes) else str(name)
 
 
 def _h5py(path: Path) -> Any:

@@ -7,93 +7,30 @@ choose one with `layout=` or `order=`.
 """
 
 import csv
-import re
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors.numpy
 from jax.core import Tracer
 
-from sa_jax import checks
-from sa_jax.files import keras_files, torch_files, workdirs
-from sa_jax.files.npz import npz_bytes, read_npz
-from sa_jax.networks import layer_order
+from sa_jax.files import array_files, keras_files, keras_models, workdirs
+from sa_jax.files.array_files import check_numbers, read_arrays
+from sa_jax.files.dense_layers import Layer, is_number, layers_of, type_of
+from sa_jax.files.npz import read_npz
+from sa_jax.files.paths import expanded
 from sa_jax.networks.trees import leaf_name
 from sa_jax.types import InputError, PyTree
 
-TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
-SUFFIXES = (".npz", ".safetensors", *TORCH_SUFFIXES, *keras_files.SUFFIXES)
-# The layout of a kernel: [inputs, outputs] as in Flax and Keras, or [outputs, inputs] as in PyTorch and Equinox.
-LAYOUTS = ("inputs_first", "outputs_first")
-MAX_LAYERS = 1_000
 
-# The layouts that names such as 'fc1.weight' and 'Dense_0/kernel' tell. For 'W1' or 'fc1_b' only shapes do.
-_KNOWN = {"kernel": "inputs_first", "weight": "outputs_first"}
-_FULL_NAME = re.compile(r"_?(kernel|weight|bias)(_orig|_mask)?")
-_SHORT_NAME = re.compile(r"(?:(.*?)[_-])?(kernel|weight|bias|w|b)s?[_-]?(\d*)", re.IGNORECASE)
-_KERAS_NAME = re.compile(r"(?:layers\.)?(.+)\.vars\.([01])")
-_NUMBER = re.compile(r"(?:arr_)?\d+")
-_OTHER_LAYERS = "; only dense layers can be loaded: fold others into them, or see prune_kernels and sa-jax layers"
-# What wrappers add to the names of their layers.
-_WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.|model_weights\.)+|\._layer(?=\.)|:0$")
-
-
-class Layer(NamedTuple):
-    """The names of a layer's arrays.
-
-    Attributes:
-      name: name of the layer.
-      kernel: name of the kernel's array.
-      bias: name of the bias's array, if there is one.
-      outputs_first: whether the kernel is stored as [outputs, inputs].
-      kernel_mask: name of an array that multiplies the kernel, as `torch.nn.utils.prune` adds it, if there is one.
-      bias_mask: name of an array that multiplies the bias, if there is one.
-    """
-
-    name: str
-    kernel: str
-    bias: str | None
-    outputs_first: bool
-    kernel_mask: str | None = None
-    bias_mask: str | None = None
-
-
-class _Part(NamedTuple):
-    layer: str
-    kind: str  # 'kernel', 'bias', 'kernel_mask', 'bias_mask'
-    layout: str | None = None
-
-
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Reads all arrays, of any shape, of a file with one of `SUFFIXES`, by their names in the file.
-
-    Raises:
-      InputError: the file cannot be read, is damaged, has another format, or holds other objects than plain
-        arrays.
-    """
-    if path.suffix == ".npz":
-        return read_npz(path)
-    if path.suffix in TORCH_SUFFIXES:
-        return torch_files.read_tensors(path)
-    if path.suffix in keras_files.SUFFIXES:
-        return keras_files.read_arrays(path)
-    if path.suffix != ".safetensors":
-        raise InputError(f"{path}: weights must be a file {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
-    try:
-        return safetensors.numpy.load_file(path)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
-    except Exception as error:  # safetensors does not document its errors
-        raise InputError(f"{path} is damaged or not a .safetensors file: {error}") from None
-
-
-def load(source: PyTree, order: Sequence[str] | None = None, layout: str | None = None) -> dict[str, Any]:
+def load(
+    source: PyTree, order: Sequence[str] | None = None, layout: str | None = None, activation: str = "relu"
+) -> dict[str, Any]:
     """Loads the parameters of a multilayer perceptron, in the form that `sa_jax.prune` takes.
 
     Args:
@@ -101,21 +38,24 @@ def load(source: PyTree, order: Sequence[str] | None = None, layout: str | None 
         `bias` or `b`; or all arrays are numbered in network order. Leaves that are not arrays are ignored.
       order: names of the layers in network order, if names and shapes do not tell the order. The layers are then
         called `Dense_0`, `Dense_1` and so on.
-      layout: one of `LAYOUTS`, if names and shapes do not tell the layout.
+      layout: 'inputs_first' or 'outputs_first', if names and shapes do not tell the layout.
+      activation: the activation with which the parameters will be used. A Keras file of a whole model names its
+        own, and loading fails if it is another.
 
     Returns:
       `{layer: {"kernel": [inputs, outputs], "bias": [outputs]}}`, float32, on the host.
 
     Raises:
       InputError: the file cannot be read; arrays are not finite or do not belong to a multilayer perceptron; the
-        layers do not follow each other, or could be read in several ways.
+        layers do not follow each other, or could be read in several ways; or a Keras model has another activation,
+        or layers that cannot be folded.
 
     >>> state_dict = {"body.weight": np.ones((3, 4)), "body.bias": np.ones(3), "head.weight": np.ones((2, 3))}
     >>> params = load(state_dict)
     >>> {layer: arrays["kernel"].shape for layer, arrays in params.items()}
     {'body': (4, 3), 'head': (3, 2)}
     """
-    arrays, place = _opened(source)[0], _place(source)
+    arrays, place = _opened(source, activation)[0], _place(source)
     params: dict[str, Any] = {}
     try:
         for layer in layers_of(arrays, order, layout):
@@ -138,13 +78,14 @@ def put_back(
     """Returns the source with its kernels pruned; everything else stays unchanged.
 
     Args:
-      source: as for `load`. For a path, its arrays are returned by name.
+      source: as for `load`. For a path, its arrays are returned by name; for a Keras file of a whole model, with
+        its other layers folded into them.
       masks: the branches to keep, in one of these forms:
         a mapping, nested or flat, with one mask per kernel, bool `[inputs, outputs]`, as
         `sa_jax.prune(key, load(source), ...)` returns them;
         masks with the names and in the layout of the source's own arrays, as `masks_like` returns them, where a
-        kernel without a mask stays unpruned. Masks called `kernel` are always read as `[inputs, outputs]`, so a
-        source that stores arrays of this name as `[outputs, inputs]` needs the masks of `prune`;
+        kernel without a mask stays unpruned. If the source stores arrays called `kernel` as `[outputs, inputs]`,
+        shapes or the masks of other arrays tell which of the two forms is meant;
         the path of a file `.npz` or `.safetensors` that holds either of these;
         the folder of a finished `sa-jax run` (its `masks.npz`) or `sa-jax layers` (its `masks.safetensors`).
       params: weights to put in place of the source's own, nested like `load(source)`, or flat. If None and `masks`
@@ -158,7 +99,8 @@ def put_back(
       A pytree with the structure, types and layouts of the source.
 
     Raises:
-      InputError: as for `load`; or the masks or params cannot be read or do not fit the source.
+      InputError: as for `load`; the masks or params cannot be read or do not fit the source; or the pruned weights
+        would not be finite.
 
     >>> state_dict = {"fc.weight": np.array([[1.0, 2.0]]), "fc.bias": np.array([3.0])}
     >>> put_back(state_dict, {"fc": {"kernel": np.array([[True], [False]])}})["fc.weight"]
@@ -202,7 +144,7 @@ def masks_like(
 def write_pruned(
     source: PyTree,
     masks: PyTree,
-    out: Path | str,
+    out: str | os.PathLike[str],
     params: PyTree | None = None,
     order: Sequence[str] | None = None,
     layout: str | None = None,
@@ -212,16 +154,19 @@ def write_pruned(
     Args:
       source: as for `load`.
       masks: as for `put_back`.
-      out: the file to write, replaced if it exists. `.safetensors` and `.npz` get all arrays of the source, with
-        their names and layouts. If the source is a Keras file, a file with the same suffix is a copy of it with
-        the kernels changed. Otherwise `.weights.h5` is a new file that a `keras.Sequential` of the same number of
-        `Dense` layers loads.
+      out: the file to write, replaced if it exists. `.safetensors`, `.npz` and those of PyTorch, `.pt`, `.pth`,
+        `.ckpt` and `.bin`, get all arrays of the source, with their names, layouts and types; but `.npz` gets
+        float32 in place of types that NumPy lacks. A `.safetensors` file keeps the metadata of another. A file of
+        PyTorch is a state dict alone. If the source is a Keras file, a file with the same suffix is a copy of it
+        with the kernels changed, and with the biases where other layers shift the inputs of pruned branches.
+        Otherwise `.weights.h5` is a new file that a `keras.Sequential` of the same number of `Dense` layers loads.
       params: as for `put_back`.
       order: as for `load`.
       layout: as for `load`.
 
     Raises:
-      InputError: as for `put_back`; `out` has another suffix; or its folder cannot be written.
+      InputError: as for `put_back`; `out` has another suffix, or cannot hold the type of an array; or its folder
+        cannot be written.
 
     >>> import tempfile
     >>> state_dict = {"fc.weight": np.array([[1.0, 2.0]])}
@@ -231,166 +176,39 @@ def write_pruned(
     ...     read_arrays(Path(folder, "pruned.npz"))
     {'fc.weight': array([[1., 0.]])}
     """
-    out = Path(out)
-    arrays, place = _opened(source)[0], _place(source)
+    out, place = expanded(out), _place(source)
+    path = expanded(source) if isinstance(source, str | os.PathLike) else None
+    arrays = _opened(source)[0]
     changes = _changes(arrays, masks, params, order, layout, place)
-    changed = {name: np.asarray(changes.get(name, _array(array))) for name, array in arrays.items()}
-    if out.suffix == ".safetensors":
-        whole = {name: np.ascontiguousarray(array) for name, array in changed.items()}
-        workdirs.write_file(out, safetensors.numpy.save(whole))
-    elif out.suffix == ".npz":
-        # numpy would read bfloat16 back as bytes.
-        plain = {name: a if a.dtype.isbuiltin == 1 else a.astype(np.float32) for name, a in changed.items()}
-        workdirs.write_file(out, npz_bytes(plain))
-    elif isinstance(source, Path | str) and Path(source).suffix == out.suffix in keras_files.SUFFIXES:
-        keras_files.write_arrays(Path(source), out, changes)
+    changed = {
+        name: changes[name] if name in changes else _array(array, f"{place}array {name!r}")
+        for name, array in arrays.items()
+    }
+    if out.suffix in array_files.WRITTEN:
+        metadata = None if path is None else array_files.read_metadata(path)
+        workdirs.write_file(out, array_files.array_bytes(out, changed, metadata))
+    elif path is not None and path.suffix == out.suffix in keras_files.SUFFIXES:
+        keras_models.write_arrays(path, out, changes)
     elif out.name.endswith(".weights.h5"):
         pruned = load(changed, order, layout).values()
         kernels, biases = ([layer.get(kind) for layer in pruned] for kind in ("kernel", "bias"))
         workdirs.write_file(out, keras_files.sequential_bytes(kernels, biases))
     else:
         raise InputError(
-            f"{out}: pruned weights are written to .safetensors, .npz or .weights.h5, or from a Keras file to one "
-            "with the same suffix"
+            f"{out}: pruned weights are written to .safetensors, .npz, .pt, .pth, .ckpt, .bin or .weights.h5, or "
+            "from a Keras file to one with the same suffix"
         )
 
 
-def layers_of(
-    arrays: Mapping[str, Any], order: Sequence[str] | None = None, layout: str | None = None
-) -> list[Layer]:
-    """Finds the layers of a multilayer perceptron among arrays, in network order.
-
-    Args:
-      arrays: anything with `shape` and `dtype`, by name.
-      order: as for `load`.
-      layout: as for `load`.
-
-    Raises:
-      InputError: as for `load`.
-    """
-    if layout is not None:
-        checks.choice("layout", layout, LAYOUTS)
-    found, known = _grouped(arrays)
-    if len(found) > MAX_LAYERS:
-        raise InputError(f"the source has {len(found):,} layers; at most {MAX_LAYERS:,} are possible")
-    if order is not None and (isinstance(order, str) or sorted(map(repr, order)) != sorted(map(repr, found))):
-        raise InputError(f"order must be a list that names each layer once, {list(found)}; not {order!r}")
-
-    def laid_out(layout: str | None) -> dict[str, Layer]:
-        return {n: one._replace(outputs_first=(layout or known[n]) == LAYOUTS[1]) for n, one in found.items()}
-
-    def shapes_of(layers: Mapping[str, Layer]) -> dict[str, tuple[int, int]]:
-        shapes = {name: tuple(arrays[layer.kernel].shape) for name, layer in layers.items()}
-        return {name: (s[1], s[0]) if layers[name].outputs_first else (s[0], s[1]) for name, s in shapes.items()}
-
-    def fitting(layers: Mapping[str, Layer], by_number: bool) -> list[list[str]]:
-        shapes = shapes_of(layers)
-        if any(layer.bias and arrays[layer.bias].shape[0] != shapes[name][1] for name, layer in layers.items()):
-            return []
-        if order is not None:
-            return [list(order)] if layer_order.first_misfit(order, shapes) is None else []
-        return (layer_order.orders_by_number if by_number else layer_order.orders_by_shape)(shapes)
-
-    # First the reading that the names suggest. If it does not fit, the names may be wrong about layout or order.
-    as_named = [laid_out(layout)] if layout or None not in known.values() else [laid_out(one) for one in LAYOUTS]
-    others = [] if layout else [one for one in map(laid_out, LAYOUTS) if one not in as_named]
-    readings = [(layers, names) for layers in as_named for names in fitting(layers, True)]
-    if not readings:
-        readings = [(layers, names) for layers in as_named for names in fitting(layers, False)]
-        readings += [(layers, names) for layers in others for names in fitting(layers, True)]
-    if not readings:
-        shapes = shapes_of(as_named[0])
-        lengths = {name: arrays[layer.bias].shape[0] for name, layer in as_named[0].items() if layer.bias}
-        raise InputError(layer_order.misfit(shapes, lengths, order))
-    if len(readings) > 1:
-        raise InputError(_two_readings(readings[0], readings[1], shapes_of))
-    layers, names = readings[0]
-    if order is not None:
-        return [layers[name]._replace(name=f"Dense_{number}") for number, name in enumerate(names)]
-    return [layers[name] for name in names]
-
-
-def _two_readings(one: Any, other: Any, shapes_of: Callable) -> str:
-    def described(layers: Mapping[str, Layer], names: Sequence[str]) -> str:
-        shapes = shapes_of(layers)
-        parts = [f"{name} {shapes[name][0]}-{shapes[name][1]}" for name in names]
-        stored = "[outputs, inputs]" if layers[names[0]].outputs_first else "[inputs, outputs]"
-        return f"kernels {stored} and layers {', '.join(parts[:8])}{', ...' if len(parts) > 8 else ''}"
-
-    differ = one[0] != other[0]
-    how = f"layout={LAYOUTS[0]!r} or {LAYOUTS[1]!r}" if differ else "order=[...] (names of layers), or number them"
-    return f"the weights can be read in two ways, {described(*one)}, or {described(*other)}: choose with {how}"
-
-
-def _grouped(arrays: Mapping[str, Any]) -> tuple[dict[str, Layer], dict[str, str | None]]:
-    """The layers by name, unordered; and the layouts that names tell, None for names that do not."""
-    parts = _numbered(arrays)
-    if parts is None:
-        parts = {name: _part(name, len(array.shape)) for name, array in arrays.items()}
-    layers: dict[str, dict[str, str]] = {}
-    known: dict[str, str | None] = {}
-    for name, (layer, kind, layout) in parts.items():
-        array = arrays[name]
-        masks = kind.endswith("_mask")
-        if len(array.shape) != (1 if kind.startswith("bias") else 2) or not (masks or _is_number(array)):
-            kept = f"{_dtype(array)}{list(array.shape)}"
-            raise InputError(f"array {name!r} is {kept}, not a matrix or a bias{_OTHER_LAYERS}")
-        if kind in layers.setdefault(layer, {}):
-            raise InputError(f"layer {layer!r} has two arrays for its {kind}")
-        layers[layer][kind] = name
-        if kind == "kernel":
-            known[layer] = layout
-    if not layers:
-        raise InputError("the parameters hold no kernel; for a PyTorch module, pass its state_dict()")
-    for layer, kinds in layers.items():
-        if "kernel" not in kinds:
-            raise InputError(f"layer {layer!r} has a bias and no kernel")
-        for kind in ("kernel", "bias"):
-            masked = kinds.get(f"{kind}_mask")
-            if masked and arrays[masked].shape != arrays[kinds[kind]].shape:
-                raise InputError(f"array {masked!r} does not have the shape of {kinds[kind]!r}")
-    return {
-        name: Layer(
-            name, kinds["kernel"], kinds.get("bias"), False, kinds.get("kernel_mask"), kinds.get("bias_mask")
-        )
-        for name, kinds in layers.items()
-    }, known
-
-
-def _part(name: str, rank: int) -> _Part:
-    """Which array of which layer a name stands for."""
-    plain = _WRAPPERS.sub("", name.replace("/", "."))
-    if keras := _KERAS_NAME.fullmatch(plain):
-        kind = "kernel" if keras[2] == "0" else "bias"
-        if rank == (2 if kind == "kernel" else 1):
-            return _Part(keras[1], kind, "inputs_first")
-    layer, _, last = plain.rpartition(".")
-    if full := _FULL_NAME.fullmatch(last):
-        kind = "bias" if full[1] == "bias" else "kernel"
-        return _Part(layer, kind + "_mask" if full[2] == "_mask" else kind, _KNOWN.get(full[1]))
-    if short := _SHORT_NAME.fullmatch(last):
-        own = (short[1] or "") + short[3]
-        return _Part(".".join(filter(None, (layer, own))), "bias" if short[2].lower()[0] == "b" else "kernel")
-    raise InputError(f"array {name!r} is none of LAYER.weight, LAYER.kernel, LAYER.bias{_OTHER_LAYERS}")
-
-
-def _numbered(arrays: Mapping[str, Any]) -> dict[str, _Part] | None:
-    """The parts of arrays whose names are numbers, as in lists: matrices, each followed by its bias or not."""
-    if not all(_NUMBER.fullmatch(part) for name in arrays for part in name.split("/")):
-        return None
-    parts: dict[str, _Part] = {}
-    layer = -1
-    for name in sorted(arrays, key=layer_order.natural):
-        is_bias = len(arrays[name].shape) == 1
-        layer += not is_bias
-        parts[name] = _Part(str(layer), "bias" if is_bias else "kernel")
-    return parts
-
-
-def _opened(source: PyTree) -> tuple[dict[str, Any], Callable[[Mapping[str, Any]], PyTree]]:
+def _opened(
+    source: PyTree, activation: str | None = None
+) -> tuple[dict[str, Any], Callable[[Mapping[str, Any]], PyTree]]:
     """A source's arrays by name, and a function that rebuilds the source with some of them changed."""
-    if isinstance(source, str | Path):
-        arrays = read_arrays(Path(source))
+    if isinstance(source, str | os.PathLike):
+        path = expanded(source)
+        array_files.refuse_gguf(path)
+        is_keras = path.suffix in keras_files.SUFFIXES
+        arrays = keras_models.read_arrays(path, activation) if is_keras else read_arrays(path)
         return arrays, lambda changed: arrays | dict(changed)
     nnx = sys.modules.get("flax.nnx")  # unless it was imported, no module can be of NNX
     if nnx is not None and isinstance(source, nnx.Module):
@@ -426,47 +244,45 @@ def _is_array(leaf: Any) -> bool:
     return len(leaf.shape) > 0 or "float" in str(leaf.dtype)
 
 
-def _array(leaf: Any) -> np.ndarray:
+def _array(leaf: Any, what: str) -> np.ndarray:
+    """A leaf as an array; `what` it is for messages."""
     if isinstance(leaf, Tracer | jax.ShapeDtypeStruct):
         raise InputError(
             "weights and masks are read outside of jit: call files.load there, and pass its result as an argument"
         )
-    if hasattr(leaf, "detach"):  # a PyTorch tensor; numpy does not take its bfloat16
-        tensor = leaf.detach().cpu()
-        return (tensor.float() if "bfloat16" in str(tensor.dtype) else tensor).numpy()
-    return np.asarray(leaf)
+    if not hasattr(leaf, "detach"):
+        return np.asarray(leaf)
+    try:  # a tensor of PyTorch
+        tensor, kind = leaf.detach().cpu(), type_of(leaf)
+        if kind.startswith(("bfloat16", "float8")):  # float32 holds their values
+            return tensor.float().numpy().astype(getattr(jnp, kind))
+        return tensor.numpy()
+    except (AttributeError, RuntimeError, TypeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"{what} has no plain values: pass its to_dense() or dequantize(); {reason}") from None
 
 
 def _like(leaf: Any, array: np.ndarray, dtype: Any = None) -> Any:
     """An array of the same type as a leaf, and of its dtype if none is given."""
     if hasattr(leaf, "new_tensor"):
-        made = leaf.new_tensor(array)
+        plain = array.astype(np.float32) if type_of(leaf).startswith(("bfloat16", "float8")) else array
+        made = leaf.new_tensor(plain)
         return made if dtype is None else made.bool()
     made = array.astype(leaf.dtype if dtype is None else dtype)
     return jnp.asarray(made) if isinstance(leaf, jax.Array) else made
 
 
-def _dtype(array: Any) -> str:
-    return str(array.dtype).removeprefix("torch.")
-
-
-def _is_number(array: Any) -> bool:
-    dtype = jnp.dtype(_dtype(array))  # jnp knows bfloat16 as a float, numpy does not
-    return jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
-
-
 def _finite(arrays: Mapping[str, Any], name: str, mask: str | None) -> np.ndarray:
     with np.errstate(over="ignore"):  # values beyond float32 become infinite
-        array = _array(arrays[name]).astype(np.float32)
+        array = _array(arrays[name], f"array {name!r}").astype(np.float32)
     if mask is not None:
-        array = np.where(_array(arrays[mask]).astype(bool), array, np.float32(0))
-    if not np.isfinite(array).all():
-        raise InputError(f"array {name!r} holds NaN or infinite values")
+        array = np.where(_array(arrays[mask], f"array {mask!r}").astype(bool), array, np.float32(0))
+    check_numbers(name, array)
     return array
 
 
 def _place(source: PyTree) -> str:
-    return f"{source}: " if isinstance(source, str | Path) else ""
+    return f"{source}: " if isinstance(source, str | os.PathLike) else ""
 
 
 def _by_layer(tree: Mapping[str, Any], kind: str) -> dict[str, Any]:
@@ -486,7 +302,8 @@ def _fitted(
     except InputError as error:
         raise InputError(f"{place}{error}") from None
     found = _by_layer(masks, "kernel") if isinstance(masks, Mapping) else {}
-    if set(found) != {layer.name for layer in layers}:
+    is_named = set(found) == {layer.name for layer in layers}
+    if not is_named or _lie_as_stored(arrays, layers, masks, found, place):
         return _fitted_by_array(arrays, layers, masks, list(found), place)
     fitted = []
     for layer in layers:
@@ -499,6 +316,24 @@ def _fitted(
             )
         fitted.append((layer, mask))
     return fitted
+
+
+def _lie_as_stored(
+    arrays: Mapping[str, Any], layers: Sequence[Layer], masks: PyTree, found: Mapping[str, Any], place: str
+) -> bool:
+    """Whether masks called `kernel` are of arrays that the source stores as `[outputs, inputs]`, not of layers."""
+    names, kernels = set(_opened(masks)[0]), {layer.kernel for layer in layers}
+    turned = [layer for layer in layers if layer.outputs_first and layer.kernel in names]
+    for layer in turned:
+        shape = tuple(arrays[layer.kernel].shape)
+        if shape[0] != shape[1]:
+            return np.shape(found[layer.name]) == shape
+    if turned and not names & (set(arrays) - kernels):  # `masks_like` gives biases a mask too
+        raise InputError(
+            f"{place}the masks of the square kernels may be [inputs, outputs] or as the source stores them: give "
+            "order=[...] (names of layers) to files.load and here, so that layers and arrays have different names"
+        )
+    return bool(turned)
 
 
 def _fitted_by_array(
@@ -526,7 +361,7 @@ def _fitted_by_array(
 
 def _mask(leaf: Any, what: str) -> np.ndarray:
     """A mask as a boolean array; weights given in its place are refused."""
-    mask = _array(leaf)
+    mask = _array(leaf, what)
     if mask.dtype != bool and not np.isin(mask, (0, 1)).all():
         raise InputError(f"{what} must be boolean, or hold only 0 and 1; are these weights?")
     return mask.astype(bool)
@@ -536,9 +371,9 @@ def _read_masks(
     masks: PyTree, order: Sequence[str] | None, layout: str | None
 ) -> tuple[PyTree, Mapping[str, Any] | None]:
     """The masks, read if they are a path; and the weights that a run moved, if the path is its folder."""
-    if not isinstance(masks, str | Path):
+    if not isinstance(masks, str | os.PathLike):
         return masks, None
-    place = Path(masks)
+    place = expanded(masks)
     if not place.is_dir():
         if place.suffix not in (".npz", ".safetensors"):
             raise InputError(
@@ -563,7 +398,7 @@ def _is_refitted(table: Path) -> bool:
 
 
 def _changes(arrays: Mapping[str, Any], masks, params, order, layout, place) -> dict[str, np.ndarray]:
-    """The arrays that change, in their own layouts and dtypes."""
+    """The arrays that change, in their own layouts and dtypes, after a check that all arrays are finite."""
     masks, moved_by_run = _read_masks(masks, order, layout)
     params = moved_by_run if params is None else params
     fitted = _fitted(arrays, masks, order, layout, place)
@@ -580,17 +415,20 @@ def _changes(arrays: Mapping[str, Any], masks, params, order, layout, place) -> 
                     f"have {kind} of {', '.join(sorted(names)) or 'none'}"
                 )
         for layer, _ in fitted:
-            kernel = _array(kernels[layer.name])
+            kernel = _array(kernels[layer.name], f"{place}the kernel of {layer.name!r}")
             moved[layer.kernel] = kernel.T if layer.outputs_first else kernel
             if layer.bias is not None:
-                moved[layer.bias] = _array(biases[layer.name])
-    changes = {
-        name: _as_of(_array(arrays[name]), array, f"{place}the params for {name!r}")
-        for name, array in moved.items()
-    }
+                moved[layer.bias] = _array(biases[layer.name], f"{place}the bias of {layer.name!r}")
+
+    def own(name: str) -> np.ndarray:
+        return _array(arrays[name], f"{place}array {name!r}")
+
+    changes = {name: _as_of(own(name), array, f"{place}the params for {name!r}") for name, array in moved.items()}
     for layer, mask in fitted:
-        kernel = changes.get(layer.kernel, _array(arrays[layer.kernel]))
+        kernel = changes[layer.kernel] if layer.kernel in changes else own(layer.kernel)
         changes[layer.kernel] = np.where(mask, kernel, np.zeros((), kernel.dtype))
+    for name in arrays:
+        check_numbers(name, changes[name] if name in changes else own(name), place)
     return changes
 
 
@@ -598,6 +436,8 @@ def _as_of(old: np.ndarray, new: np.ndarray, what: str) -> np.ndarray:
     """A moved array in the dtype of the array that it replaces."""
     if new.shape != old.shape:
         raise InputError(f"{what} have the shape {list(new.shape)}, but the array has the shape {list(old.shape)}")
+    if not is_number(new):
+        raise InputError(f"{what} must be numbers, not {new.dtype}")
     if not jnp.issubdtype(old.dtype, jnp.floating):
         raise InputError(f"{what} would be rounded to {old.dtype}: moved weights need a source of floats")
     with np.errstate(over="ignore"):

@@ -5,13 +5,16 @@ no earlier ones.
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+import numpy as np
 
 from sa_jax.types import InputError
 
@@ -20,21 +23,54 @@ FILES = ("masks.npz", "weights.npz", "survival.npz", "operative.gin", "trace.csv
 PARTIAL = ("partial_masks.npz", "partial_report.html")
 
 
+# Folders that this process writes to, each with what remains to be done at the end.
+_written_to: list[contextlib.ExitStack] = []
+
+
 def check(workdir: Path, overwrite: bool) -> None:
-    """Raises `InputError` if results cannot be written to a folder, or would replace those of an earlier run."""
+    """Raises `InputError` if results would replace those of an earlier run, or folders of their names."""
     if os.path.exists(workdir / "result.json") and not overwrite:
         raise InputError(f"{workdir} already holds a run's result; name another workdir, or add --overwrite")
     for name in FILES:
         if os.path.isdir(workdir / name):
-            raise InputError(f"workdir {workdir} cannot be written: {name} in it is a folder")
-    existing = next(folder for folder in (workdir, *workdir.absolute().parents) if os.path.exists(folder))
-    if not existing.is_dir():
-        raise InputError(f"workdir {workdir} cannot be made: {existing} is a file")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise InputError(f"workdir {workdir} cannot be written: no permission to write in {existing}")
+            raise InputError(f"{workdir} cannot be written: {name} in it is a folder")
 
 
-def make(workdir: Path) -> list[Path]:
+@contextlib.contextmanager
+def writing(
+    workdir: Path, on_message: Callable[[str], None] = lambda message: None, alone: bool = True
+) -> Iterator[contextlib.ExitStack]:
+    """Creates a folder and lets only this command write to it, until the context ends.
+
+    Folders that were created, and that are empty in the end, are removed.
+
+    Args:
+      workdir: the folder.
+      on_message: called with a message for the user if the file system has no locks.
+      alone: whether to lock the folder. Of several processes that write to it together, one locks it.
+
+    Yields:
+      Callbacks that are called at the end, also if `abandon` ends the context.
+
+    Raises:
+      InputError: the folder cannot be created or written, or another command is writing to it.
+    """
+    with contextlib.ExitStack() as at_end:
+        at_end.callback(unmake, make(workdir))
+        if alone:
+            at_end.enter_context(only_one(workdir, on_message))
+        _written_to.append(at_end)
+        at_end.callback(_written_to.remove, at_end)
+        yield at_end
+
+
+def abandon() -> None:
+    """Ends all contexts of `writing`, for a process that is about to end by force."""
+    while _written_to:
+        _written_to[-1].close()
+
+
+def make(folder: Path) -> list[Path]:
     """Creates a folder, tests that it can be written, and returns all folders created, innermost first.
 
     Raises:
@@ -42,12 +78,15 @@ def make(workdir: Path) -> list[Path]:
     """
     made: list[Path] = []
     try:
-        made = [folder for folder in (workdir, *workdir.parents) if not os.path.exists(folder)]
-        workdir.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=workdir).close()
+        existing = next(one for one in (folder, *folder.absolute().parents) if os.path.exists(one))
+        if not existing.is_dir():
+            raise InputError(f"folder {folder} cannot be made: {existing} is a file")
+        made = [one for one in (folder, *folder.parents) if not os.path.exists(one)]
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         unmake(made)
-        raise InputError(f"workdir {workdir} cannot be written: {error.strerror}") from None
+        raise InputError(f"folder {folder} cannot be written: {error.strerror}") from None
     return made
 
 
@@ -99,6 +138,23 @@ def write_file(path: Path, content: str | bytes) -> None:
         raise InputError(f"{path} could not be written: {error.strerror}") from None
 
 
+def check_finite(name: str, values: Any) -> None:
+    """Raises `InputError` if a result that is about to be written holds NaN or infinite values.
+
+    Args:
+      name: name of the file.
+      values: numbers, texts, NumPy arrays of any shape, or nested dictionaries and lists of them.
+    """
+    parts = values.items() if isinstance(values, Mapping) else [("", values)]
+    for part, value in parts:
+        where = f"{name}, {part}" if part != "" else name
+        if isinstance(value, list | tuple | Mapping):
+            for one in value.values() if isinstance(value, Mapping) else value:
+                check_finite(where, one)
+        elif not isinstance(value, str) and value is not None and not np.isfinite(value).all():
+            raise InputError(f"{where} would hold NaN or infinite values: it was not written")
+
+
 def read_result(workdir: Path) -> dict[str, Any]:
     """Reads the figures and settings of a finished run, the `result.json` in its folder.
 
@@ -120,11 +176,46 @@ def read_result(workdir: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def only_one(workdir: Path) -> Iterator[None]:
-    """Lets only one process at a time write to a folder; raises `InputError` in the others."""
-    with open(workdir / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(f"another command is writing to {workdir}") from None
-        yield
+def only_one(workdir: Path, on_message: Callable[[str], None] = lambda message: None) -> Iterator[None]:
+    """Lets only one process at a time write to a folder; raises `InputError` in the others.
+
+    The lock belongs to the operating system, which frees it however the process ends.
+
+    Args:
+      workdir: the folder.
+      on_message: called with a message for the user if the file system has no locks.
+    """
+    path = workdir / ".lock"
+    while True:
+        with _opened(path) as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                    raise InputError(f"another command is writing to {workdir}") from None
+                on_message(
+                    f"locking is not available in {workdir} ({error.strerror}); "
+                    "make sure that no other command writes to it"
+                )
+            if not _is_at(path, file.fileno()):
+                continue  # the command that had locked it has removed it
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
+
+
+def _opened(path: Path) -> IO[str]:
+    try:
+        return path.open("w")
+    except OSError as error:
+        raise InputError(f"{path.parent} cannot be written: {error.strerror}") from None
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    """Whether an open file is still the one at a path."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False

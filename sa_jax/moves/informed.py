@@ -101,10 +101,10 @@ def informed_swap() -> SwapProposal:
         effects = jnp.nan_to_num(effects)
         harmful = jnp.sort(jnp.where(mask, -effects, jnp.inf))
         useful = jnp.sort(jnp.where(mask, jnp.inf, effects))
-        prune = _by_rank(jnp.searchsorted(harmful, -effects), ALIKE_KEPT * num_kept)
-        grow = _by_rank(jnp.searchsorted(useful, effects), ALIKE_PRUNED * (total - num_kept))
+        prune = _by_rank(jnp.searchsorted(harmful, -effects), ALIKE_KEPT * num_kept.astype(jnp.float32))
+        grow = _by_rank(jnp.searchsorted(useful, effects), ALIKE_PRUNED * (total - num_kept).astype(jnp.float32))
         grow = jnp.where(effects != 0, grow, 0)
-        mean = jnp.where(mask, prune, 0).sum() / jnp.maximum(num_kept, 1)
+        mean = jnp.where(mask, prune, 0).sum() / jnp.maximum(num_kept, 1).astype(jnp.float32)
         prune = jnp.maximum((jnp.maximum(prune, UNIFORM_SHARE * mean) * greatest).astype(jnp.int32), 1)
         uniform = max(int(UNIFORM_SHARE * WEIGHT_TOTAL / total), 1)
         # Rounded down, and with a sum 1 % below the total, as in `saliency_swap`.
@@ -127,7 +127,8 @@ def informed_swap() -> SwapProposal:
     def log_tries(state, kept_grow, kept_prune):
         # The probability of no branch counts as that of a kept branch.
         fails = 1 - (state.cache.grow_upto[-1] - kept_grow) / WEIGHT_TOTAL
-        passes = kept_prune / (state.num_kept * jnp.float32(levels(state.kept.branches.size)))
+        greatest = jnp.float32(levels(state.kept.branches.size))
+        passes = kept_prune.astype(jnp.float32) / (state.num_kept.astype(jnp.float32) * greatest)
         return log_geometric_sum(fails, INFORMED_CANDIDATES) + log_geometric_sum(1 - passes, INFORMED_CANDIDATES)
 
     def propose(noise, state, mask):
@@ -168,4 +169,4 @@ def informed_swap() -> SwapProposal:
 
 
 def _by_rank(ranks, alike):
-    return 1 / (1 + ranks / jnp.maximum(alike, 1))
+    return 1 / (1 + ranks.astype(jnp.float32) / jnp.maximum(alike, 1))

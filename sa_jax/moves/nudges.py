@@ -96,7 +96,7 @@ def nudge(swaps: SwapProposal, scale: jax.Array, share: float = 0.5) -> SwapProp
         branches = jax.lax.optimization_barrier(state.swaps.kept_at(slots))
         # The choice of the branch depends only on the mask. A nudge does not change the mask, so the choice does
         # not enter the ratio.
-        first = (bits[1] / jnp.float32(2**32) < state.cache.passes[branches]).argmax()
+        first = (bits[1].astype(jnp.float32) / jnp.float32(2**32) < state.cache.passes[branches]).argmax()
         branch = branches[first]
         mean, spread = state.cache.mean[branch], state.cache.spread[branch]
         nudges &= state.swaps.num_kept > 0
@@ -124,7 +124,8 @@ def nudge(swaps: SwapProposal, scale: jax.Array, share: float = 0.5) -> SwapProp
         curvatures = jnp.where(curved, curvatures, 1)
         mean = jnp.where(curved, jnp.clip(-slopes / curvatures, -scale, scale), 0)
         gains = -2 * slopes * mean - curvatures * mean**2
-        mean_gain = jnp.where(mask, gains, 0).sum() / jnp.maximum(state.swaps.num_kept, 1)
+        num_kept = jnp.maximum(state.swaps.num_kept, 1).astype(jnp.float32)
+        mean_gain = jnp.where(mask, gains, 0).sum() / num_kept
         spread = jnp.minimum(NUDGE_SPREAD * jnp.sqrt(mean**2 + mean_gain / curvatures), scale)
         spread = jnp.where(curved, spread, 0)
         passes = gains / jnp.maximum(NUDGED_ALIKE * mean_gain, jnp.finfo(jnp.float32).tiny)

@@ -76,7 +76,7 @@ class MaskedDense(nn.Module):
         if self.has_variable("masks", "kernel"):
             kernel = jnp.where(self.get_variable("masks", "kernel"), kernel, 0)
         x = x @ kernel
-        return x + self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else x
+        return _with_bias(x, self.param("bias", nn.initializers.zeros, (self.features,))) if self.use_bias else x
 
 
 class MLP(nn.Module):
@@ -110,6 +110,10 @@ class MLP(nn.Module):
         return x
 
 
+def _with_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
+    return x + bias.reshape((1,) * (x.ndim - 1) + (-1,))
+
+
 def forward(network: Network, x: jax.Array, activation: str = "relu") -> jax.Array:
     """Runs a network on inputs, float `[samples, inputs]`, and returns logits, `[samples, classes]`."""
     return layer_inputs(network, x, activation)[-1]
@@ -119,7 +123,7 @@ def layer_inputs(network: Network, x: jax.Array, activation: str = "relu") -> li
     """Returns the inputs of each layer, float `[samples, inputs of the layer]`, and at the end the logits."""
     entering = [x]
     for layer, (kernel, bias) in enumerate(zip(network.kernels, network.biases, strict=True)):
-        x = x @ kernel if bias is None else x @ kernel + bias
+        x = x @ kernel if bias is None else _with_bias(x @ kernel, bias)
         if layer < len(network.kernels) - 1:
             x = ACTIVATIONS[activation](x)
         entering.append(x)

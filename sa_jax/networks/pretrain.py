@@ -47,7 +47,8 @@ def pretrain(
         def update(carry, chosen):
             params, optimizer_state = carry
             gradient = jax.grad(lambda p: loss(model.apply({"params": p}, x[chosen]), y[chosen]))(params)
-            updates, optimizer_state = optimizer.update(gradient, optimizer_state)
+            with jax.numpy_dtype_promotion("standard"):  # Optax promotes its whole-number step
+                updates, optimizer_state = optimizer.update(gradient, optimizer_state)
             return (optax.apply_updates(params, updates), optimizer_state), None
 
         return jax.lax.scan(update, (params, optimizer_state), order)[0]

@@ -444,14 +444,35 @@ def test_own_inputs_are_flattened_and_bytes_scaled(tmp_path, dtype, shape, scale
     assert {array.dtype for split in own[1:4] for array in split} == {np.dtype("float32"), np.dtype("int32")}
 
 
+@pytest.mark.parametrize("labels", ["<i8", ">i8", "<u8", ">u8", ">u2", "<i1", "<f2", ">f4"])
+@pytest.mark.parametrize("inputs", ["<f4", ">f4", ">f8", ">f2", ">i4", ">u2"])
+def test_any_byte_order_and_memory_layout_is_read(tmp_path, inputs, labels):
+    numbers = np.arange(60.0).reshape(20, 3)  # which all of the types hold
+    wanted = datasets.load_dataset(save(tmp_path, {"x": numbers, "y": Y}))
+    own = datasets.load_dataset(
+        save(tmp_path, {"x": np.asfortranarray(numbers.astype(inputs)), "y": Y.astype(labels)})
+    )
+    for found, expected in zip(own[1:4], wanted[1:4], strict=True):
+        np.testing.assert_array_equal(found.inputs, expected.inputs, strict=True)
+        np.testing.assert_array_equal(found.labels, expected.labels, strict=True)
+        assert found.inputs.dtype == np.float32 and found.labels.dtype == np.int32
+        assert found.inputs.flags.c_contiguous and found.inputs.flags.writeable
+
+
 @pytest.mark.parametrize(
     ("arrays", "problem"),
     [
-        ({**WHOLE, "x": changed(X, (3, 1), np.nan)}, "x or y holds NaN or infinite values"),
-        ({**WHOLE, "x": changed(X, (3, 1), np.inf)}, "x or y holds NaN or infinite values"),
-        ({**WHOLE, "x": X.astype(np.float64) * 1e300}, "x or y holds NaN or infinite values"),  # in float32
-        ({**TWO, "x_test": changed(X[12:], 0, -np.inf)}, "x_test or y_test holds NaN or infinite values"),
-        ({**WHOLE, "y": changed(Y, 3, np.nan)}, "x or y holds NaN or infinite values"),
+        ({**WHOLE, "x": changed(X, (3, 1), np.nan)}, "x holds NaN or infinite values, first at x[3, 1]"),
+        ({**WHOLE, "x": changed(X, (3, 1), np.inf)}, "x holds NaN or infinite values, first at x[3, 1]"),
+        (
+            {**WHOLE, "x": X.astype(np.float64) * 1e300},
+            "x holds NaN or infinite values, first at x[0, ",
+        ),  # in float32
+        ({**TWO, "x_test": changed(X[12:], 0, -np.inf)}, "values, first at x_test[0, 0]"),
+        ({**WHOLE, "x": changed(X, (3, 1), np.nan).reshape(20, 1, 3)}, "first at x[3, 0, 1]"),
+        ({**WHOLE, "y": changed(Y, 3, np.nan)}, "y holds NaN or infinite values, first at y[3]"),
+        ({**WHOLE, "y": Y.astype(np.uint64) + np.uint64(2**63)}, "labels y must be whole numbers from 0"),
+        ({**WHOLE, "y": np.full(20, 2**64 - 1, ">u8")}, "labels y must be whole numbers from 0"),
         ({**WHOLE, "y": changed(Y, 3, -1)}, "labels y must be whole numbers from 0"),
         ({**WHOLE, "y": changed(Y, 3, 0.5)}, "labels y must be whole numbers from 0"),
         ({**WHOLE, "y": changed(Y, 3, 2**31)}, "labels y must be whole numbers from 0"),

@@ -1,7 +1,10 @@
 """Archives of plain arrays: what is written is read, and all else is refused."""
 
 import gc
+import io
 import pickle
+import tracemalloc
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -96,3 +99,63 @@ def test_what_is_no_archive_of_arrays_is_refused(tmp_path, content, problem):
     with refusal(str(path), problem):
         read_npz(path)
     gc.collect()  # so that a file left open is noticed here
+
+
+def test_any_byte_order_and_memory_layout_is_read(tmp_path):
+    arrays = {
+        "f": X.astype(">f4"),
+        "u": np.arange(3, dtype=">u8"),
+        "columns": np.asfortranarray(X),
+        "part": X[::2],
+    }
+    found = read_npz(save(tmp_path, arrays))
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(found[name], array, strict=True)
+
+
+def lying(shape, in_central_directory=False):
+    """An archive of an array whose header declares more than there is."""
+    content = io.BytesIO()
+    np.lib.format.write_array_header_1_0(content, {"descr": "<f8", "fortran_order": False, "shape": shape})
+    header = content.tell()
+    content.write(bytes(32))
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as made:
+        made.writestr("x.npy", content.getvalue())
+    found = archive.getvalue()
+    if in_central_directory:
+        length, place = header + 8 * shape[0], found.rindex(b"PK\x01\x02") + 24
+        found = found[:place] + length.to_bytes(4, "little") + found[place + 4 :]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (lying((10**12,)), "'x.npy' in it has 160 bytes, but needs 8,000,000,000,128"),
+        (lying((3,)), "'x.npy' in it has 160 bytes, but needs 152"),
+        (lying((5 * 10**8,), True), "'x.npy' in it is not as long as it declares"),
+        (lying((4,))[:-10] + (2**32 - 100).to_bytes(4, "little") + lying((4,))[-6:], ""),
+    ],
+    ids=["more", "less", "twice", "a long directory"],
+)
+def test_no_memory_is_taken_for_what_a_header_declares(tmp_path, content, problem):
+    path = tmp_path / "own.npz"
+    path.write_bytes(content)
+    tracemalloc.start()
+    with refusal(str(path), problem):
+        read_npz(path)
+    assert tracemalloc.get_traced_memory()[1] < 2**20
+    tracemalloc.stop()
+
+
+def test_an_archive_of_other_files_is_refused(tmp_path):
+    path = save(tmp_path, WHOLE)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("config.json", "{}")
+    with refusal(str(path), "'config.json' in it is not an array"):
+        read_npz(path)
+    with pytest.warns(UserWarning, match=r"format 3\.0"):
+        np.savez(path, x=np.zeros(2, [("\u5217", "f4")]))
+    with refusal(str(path), "'x.npy' in it is not a plain array, but of the format (3, 0)"):
+        read_npz(path)

@@ -1,6 +1,5 @@
 """Weights from other frameworks, and masks and pruned weights back there."""
 
-import gc
 import json
 import zipfile
 
@@ -13,7 +12,6 @@ import pytest
 import safetensors.numpy
 from flax import nnx
 
-from sa_jax import files
 from sa_jax.files import weights
 from sa_jax.files.npz import read_npz
 from sa_jax.networks import mlp
@@ -31,6 +29,19 @@ def logits(params, masks, x):
     return mlp.apply(params, masks, x)
 
 
+PARAMS_OF_DICT = weights.load(STATE_DICT)
+MASKS = masks_for(PARAMS_OF_DICT)
+FLAT = {f"{name}/kernel": mask["kernel"] for name, mask in MASKS.items()}
+AS_STORED = {f"{name}.weight": np.ascontiguousarray(mask["kernel"].T) for name, mask in MASKS.items()}
+MOVED = jax.tree.map(lambda leaf: leaf + 1, PARAMS_OF_DICT)
+
+
+def assert_same_arrays(one, other):
+    assert one.keys() == other.keys()
+    for name, array in one.items():
+        np.testing.assert_array_equal(array, other[name], strict=True)
+
+
 @pytest.mark.parametrize("form", ["pt", "pth", "safetensors", "npz", "weights.h5", "keras"])
 def test_every_file_gives_the_same_network_and_takes_its_masks_back(tmp_path, form):
     path = tmp_path / f"net.{form}"
@@ -45,7 +56,9 @@ def test_every_file_gives_the_same_network_and_takes_its_masks_back(tmp_path, fo
     params = weights.load(path)
     same(params)
     masks, x = masks_for(params), jax.random.normal(jax.random.key(0), (7, WIDTHS[0]))
-    suffixes = [".safetensors", ".npz"] + ([".weights.h5"] if pytest.importorskip("h5py") else [])
+    suffixes = [".safetensors", ".npz", ".pt", ".pth", ".ckpt", ".bin"] + (
+        [".weights.h5"] if pytest.importorskip("h5py") else []
+    )
     suffixes += [".keras"] if form == "keras" else []
     for suffix in suffixes:
         weights.write_pruned(path, masks, tmp_path / f"pruned{suffix}")
@@ -55,9 +68,11 @@ def test_every_file_gives_the_same_network_and_takes_its_masks_back(tmp_path, fo
         if suffix != ".weights.h5":
             assert weights.read_arrays(tmp_path / f"pruned{suffix}").keys() == weights.read_arrays(path).keys()
     if form == "keras":
-        with zipfile.ZipFile(tmp_path / "pruned.keras") as archive:
-            assert archive.read("config.json") == b"{}"
-    with refusal("pruned.txt: pruned weights are written to .safetensors, .npz or .weights.h5"):
+        with zipfile.ZipFile(path) as archive, zipfile.ZipFile(tmp_path / "pruned.keras") as pruned:
+            assert pruned.read("config.json") == archive.read("config.json")
+    with refusal(
+        "pruned.txt: pruned weights are written to .safetensors, .npz, .pt, .pth, .ckpt, .bin or .weights.h5"
+    ):
         weights.write_pruned(path, masks, tmp_path / "pruned.txt")
 
 
@@ -184,6 +199,10 @@ def test_moved_weights_go_back_too():
             lambda params: params | {"net.2": params["net.2"] | {"kernel": np.full((5, 4), 1e39)}},
             "the params for 'net.2.weight' are not finite in float32",
         ),
+        (
+            lambda params: params | {"net.2": params["net.2"] | {"kernel": np.full((5, 4), "x")}},
+            "the params for 'net.2.weight' must be numbers, not <U1",
+        ),
     ],
 )
 def test_moved_weights_that_do_not_fit_are_refused(change, problem):
@@ -201,10 +220,129 @@ def test_whole_numbers_are_masked_and_never_rounded():
         weights.put_back(whole, masks, {"fc": {"kernel": np.array([[2.7], [1.0]])}})
 
 
+@pytest.mark.parametrize(
+    "change", [lambda array: array.astype(">f8"), lambda array: np.repeat(array, 2, 0)[::2], np.asfortranarray]
+)
+def test_any_byte_order_and_memory_layout_goes_in_and_out(tmp_path, change):
+    source = {name: change(array) for name, array in STATE_DICT.items()}
+    moved = jax.tree.map(lambda leaf: change(leaf + 1), PARAMS_OF_DICT)
+    for array in jax.tree.leaves((source, moved)):
+        array.flags.writeable = False
+    pruned = weights.put_back(source, MASKS, moved)
+    for name, array in weights.put_back(STATE_DICT, MASKS, MOVED).items():
+        np.testing.assert_array_equal(pruned[name], array)
+        assert pruned[name].dtype == source[name].dtype
+    for suffix in (".npz", ".safetensors", ".pt"):
+        weights.write_pruned(source, MASKS, tmp_path / f"out{suffix}", moved)
+        chex.assert_trees_all_equal(weights.load(tmp_path / f"out{suffix}"), weights.load(pruned), strict=True)
+        written = weights.read_arrays(tmp_path / f"out{suffix}")["net.0.weight"].dtype
+        assert written.newbyteorder("=") == source["net.0.weight"].dtype.newbyteorder("=")
+
+
+def test_numbers_that_are_not_finite_are_refused_and_never_written(tmp_path):
+    broken = KERNELS[0].T.copy()
+    broken[0, :2] = np.nan
+    masks = MASKS | {"net.0": {"kernel": np.ones((6, 5), bool)}}
+    for source, problem in (
+        (STATE_DICT | {"net.0.weight": broken}, "array 'net.0.weight' holds NaN or infinite values, 2 of 30"),
+        (
+            STATE_DICT | {"net.4.bias": np.full(3, np.inf)},
+            "array 'net.4.bias' holds NaN or infinite values, 3 of 3",
+        ),
+    ):
+        np.savez(tmp_path / "source.npz", **source)
+        for given, place in ((source, ""), (tmp_path / "source.npz", "source.npz: ")):
+            with refusal(place + problem):
+                weights.load(given)
+            with refusal(place + problem):
+                weights.put_back(given, masks)
+            for suffix in (".npz", ".safetensors", ".pt", ".weights.h5"):
+                with refusal(place + problem):
+                    weights.write_pruned(given, masks, tmp_path / f"out{suffix}")
+    assert [path.name for path in tmp_path.iterdir()] == ["source.npz"]
+
+
+def test_a_tilde_in_a_path_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    np.savez(tmp_path / "net.npz", **STATE_DICT)
+    np.savez(tmp_path / "masks.npz", **FLAT)
+    (tmp_path / "run").mkdir()
+    a_run(tmp_path / "run")
+    same(weights.load("~/net.npz"))
+    wanted = weights.put_back(STATE_DICT, MASKS)
+    for masks in ("~/masks.npz", "~/run"):
+        assert_same_arrays(weights.put_back("~/net.npz", masks), wanted)
+        weights.write_pruned("~/net.npz", masks, "~/out.npz")
+        assert_same_arrays(read_npz(tmp_path / "out.npz"), wanted)
+    with refusal("net.safetensors cannot be read"):
+        weights.load("~/net.safetensors")
+
+
+LOWER = np.tri(3).astype(bool)
+
+
+def test_masks_of_kernels_that_the_source_stores_turned():
+    """Arrays called `kernel` and stored as [outputs, inputs] have the names that masks of layers have."""
+    square = {"fc.kernel": np.arange(1.0, 10).reshape(3, 3)}
+    turned = np.where(LOWER.T, square["fc.kernel"], 0)
+    of_layer = {"fc": {"kernel": LOWER}}
+    for source in (square, square | {"fc.bias": np.ones(3)}, {"fc": {"kernel": square["fc.kernel"]}}):
+        params = weights.load(source, layout="outputs_first")
+        np.testing.assert_array_equal(params["fc"]["kernel"], square["fc.kernel"].T)
+    # The source is flat and the masks are nested, or the names of the layers are others.
+    assert (weights.put_back(square, of_layer, layout="outputs_first")["fc.kernel"] == turned).all()
+    said = {"order": ["fc"], "layout": "outputs_first"}
+    like = weights.masks_like(square, {"Dense_0": {"kernel": LOWER}}, **said)
+    np.testing.assert_array_equal(like["fc.kernel"], LOWER.T)
+    assert (weights.put_back(square, like, **said)["fc.kernel"] == turned).all()
+    with refusal("the masks of the square kernels may be [inputs, outputs] or as", "give order=[...]"):
+        weights.put_back(square, like, layout="outputs_first")
+    # Masks of biases come from `masks_like` only.
+    biased = square | {"fc.bias": np.ones(3)}
+    like = weights.masks_like(biased, of_layer, layout="outputs_first")
+    assert (weights.put_back(biased, like, layout="outputs_first")["fc.kernel"] == turned).all()
+    # One kernel that is not square tells of all.
+    wide = square | {"out.kernel": np.ones((2, 3))}
+    masks = of_layer | {"out": {"kernel": np.ones((3, 2), bool)}}
+    like = weights.masks_like(wide, masks, layout="outputs_first")
+    for given in (like, masks, {"fc.kernel": LOWER, "out.kernel": np.ones((3, 2), bool)}):
+        assert (weights.put_back(wide, given, layout="outputs_first")["fc.kernel"] == turned).all()
+
+
+class Tensor(np.ndarray):
+    """An array that looks like a tensor of PyTorch, and has no plain values."""
+
+    def detach(self):
+        return self
+
+    def cpu(self):
+        raise TypeError("can't convert Sparse layout tensor to numpy.\nUse Tensor.to_dense() first.")
+
+
+def test_tensors_without_plain_values_are_refused():
+    with refusal(
+        "array 'fc.weight' has no plain values: pass its to_dense() or dequantize(); can't convert Sparse"
+    ):
+        weights.load({"fc.weight": np.ones((2, 2)).view(Tensor)})
+
+
 def test_half_precision_is_read_back_from_npz(tmp_path):
     half = {"fc.weight": jnp.array([[1.5, 2.0]], jnp.bfloat16)}
     weights.write_pruned(half, {"fc": {"kernel": np.array([[True], [False]])}}, tmp_path / "half.npz")
     np.testing.assert_array_equal(weights.load(tmp_path / "half.npz")["fc"]["kernel"], [[1.5], [0.0]])
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "float8_e4m3fn", "float8_e5m2", "float16", "float64"])
+def test_tensors_of_pytorch_keep_their_type(tmp_path, kind):
+    torch = pytest.importorskip("torch", reason="needs PyTorch")
+    source = {"fc.weight": torch.tensor([[1.5, 2.0]]).to(getattr(torch, kind))}
+    masks = {"fc": {"kernel": np.array([[True], [False]])}}
+    pruned = weights.put_back(source, masks)["fc.weight"]
+    assert pruned.dtype == getattr(torch, kind) and pruned.tolist() == [[1.5, 0]]
+    assert weights.masks_like(source, masks)["fc.weight"].tolist() == [[True, False]]
+    weights.write_pruned(source, masks, tmp_path / "net.pt")
+    written = torch.load(tmp_path / "net.pt", weights_only=True)["fc.weight"]
+    assert written.dtype == getattr(torch, kind) and written.tolist() == [[1.5, 0]]
 
 
 def test_names_that_cannot_be_told_apart_or_are_no_dense_layers_are_refused():
@@ -218,19 +356,6 @@ def test_names_that_cannot_be_told_apart_or_are_no_dense_layers_are_refused():
         jax.jit(weights.load)({"fc.weight": jnp.ones((2, 2))})
     long = {"fc2.weight": np.ones((3, 2)), f"fc{'3' * 5_000}.weight": np.ones((4, 3))}
     assert len(weights.load(long)) == 2
-
-
-PARAMS_OF_DICT = weights.load(STATE_DICT)
-MASKS = masks_for(PARAMS_OF_DICT)
-FLAT = {f"{name}/kernel": mask["kernel"] for name, mask in MASKS.items()}
-AS_STORED = {f"{name}.weight": np.ascontiguousarray(mask["kernel"].T) for name, mask in MASKS.items()}
-MOVED = jax.tree.map(lambda leaf: leaf + 1, PARAMS_OF_DICT)
-
-
-def assert_same_arrays(one, other):
-    assert one.keys() == other.keys()
-    for name, array in one.items():
-        np.testing.assert_array_equal(array, other[name], strict=True)
 
 
 def a_run(folder, moves_weights=False):
@@ -352,186 +477,3 @@ def test_masks_that_are_no_masks_are_refused(tmp_path):
     (broken / "layers.csv").unlink()
     with refusal("layers.csv cannot be read: No such file"):
         weights.put_back(STATE_DICT, broken)
-
-
-WRAPPED = {
-    "module.fc1.weight_orig": KERNELS[0].T,
-    "module.fc1.weight_mask": (KERNELS[0].T > 0).astype(np.float32),
-    "module.fc1.bias": BIASES[0],
-    "module.out.weight": KERNELS[1].T,
-}
-
-
-@pytest.mark.parametrize(
-    ("arrays", "names", "kernels"),
-    [
-        (WRAPPED, ["fc1", "out"], [np.maximum(KERNELS[0], 0), KERNELS[1]]),
-        ({"head.weight": KERNELS[2].T, "body.weight": KERNELS[1].T, "entry.weight": KERNELS[0].T}, None, KERNELS),
-        ({f"W{i}": kernel for i, kernel in enumerate(KERNELS)}, None, KERNELS),  # by shapes alone
-        ({f"W{i}": kernel.T for i, kernel in enumerate(KERNELS)}, None, KERNELS),
-        ({f"fc{i}_w": kernel.T for i, kernel in enumerate(KERNELS)}, ["fc0", "fc1", "fc2"], KERNELS),
-        ({f"arr_{2 * i + j}": a for i in range(3) for j, a in enumerate((KERNELS[i], BIASES[i]))}, None, KERNELS),
-        ({"weight": KERNELS[0].T}, [""], KERNELS[:1]),
-        # Numbered from the last layer on: the shapes know better, once biases tell the layout.
-        (
-            {f"fc{3 - i}.weight": kernel.T for i, kernel in enumerate(KERNELS)}
-            | {f"fc{3 - i}.bias": bias for i, bias in enumerate(BIASES)},
-            None,
-            KERNELS,
-        ),
-        ({f"a{i}.weight": a for i, a in enumerate(KERNELS)} | {"a0.bias": BIASES[0]}, None, KERNELS),
-    ],
-)
-def test_order_and_layout_follow_from_names_and_shapes(tmp_path, arrays, names, kernels):
-    np.savez(tmp_path / "net.npz", **arrays)
-    found, network = mlp.network_of(weights.load(tmp_path / "net.npz"))
-    assert names is None or found == names
-    for kernel, wanted in zip(network.kernels, kernels, strict=True):
-        np.testing.assert_array_equal(kernel, wanted)
-
-
-def test_what_can_be_read_in_two_ways_is_refused_and_can_be_said(tmp_path):
-    square = {"W1": np.arange(9.0).reshape(3, 3), "W2": np.ones((3, 3))}
-    np.savez(tmp_path / "square.npz", **square)
-    both = ("[inputs, outputs] and layers 1 3-3, 2 3-3", "[outputs, inputs] and layers 1 3-3, 2 3-3", "layout=")
-    with refusal("square.npz: the weights can be read in two ways", *both):
-        weights.load(tmp_path / "square.npz")
-    for layout in weights.LAYOUTS:
-        params = weights.load(tmp_path / "square.npz", layout=layout)
-        wanted = square["W1"] if layout == "inputs_first" else square["W1"].T
-        np.testing.assert_array_equal(params["1"]["kernel"], wanted)
-    backwards = {f"fc{3 - i}.weight": kernel.T for i, kernel in enumerate(KERNELS)}
-    with refusal("[outputs, inputs] and layers fc3 6-5, fc2 5-4, fc1 4-3", "layers fc1 3-4, fc2 4-5, fc3 5-6"):
-        weights.load(backwards)
-    unordered = {"body.weight": np.full((3, 3), 1.0), "neck.weight": np.full((3, 3), 2.0)}
-    with refusal("layers body 3-3, neck 3-3, or", "layers neck 3-3, body 3-3: choose with order=[...]"):
-        weights.load(unordered)
-    said = weights.load(unordered, order=["neck", "body"])
-    _, network = mlp.network_of(said)
-    assert list(said) == ["Dense_0", "Dense_1"] and float(network.kernels[0][0, 0]) == 2
-    masks = {"Dense_0": {"kernel": np.zeros((3, 3), bool)}, "Dense_1": {"kernel": np.ones((3, 3), bool)}}
-    pruned = weights.put_back(unordered, masks, order=["neck", "body"])
-    assert pruned["neck.weight"].sum() == 0 and pruned["body.weight"].sum() == 9
-    with refusal("order must be a list that names each layer once, ['body', 'neck']; not ['neck']"):
-        weights.load(unordered, order=["neck"])
-    with refusal("['body', 'neck']; not 'neck'"):
-        weights.load(unordered, order="neck")
-    with refusal("layout must be one of inputs_first, outputs_first, not 'rows'"):
-        weights.load(unordered, layout="rows")
-    with refusal(
-        "the layers fit each other in two orders, [body, neck] and [neck, body]: number them in network order"
-    ):
-        mlp.network_of({name: {"kernel": np.ones((3, 3))} for name in ("body", "neck")})
-
-
-def test_many_layers_are_ordered_at_once():
-    chain = {f"layers.{i}.weight": np.ones((3, 3)) for i in reversed(range(300))}
-    assert list(weights.load(chain)) == [f"layers.{i}" for i in range(300)]
-
-
-# Names and files
-
-
-def ones(*shape):
-    return np.ones(shape, np.float32)
-
-
-def save(path, arrays):
-    if path.suffix == ".npz":
-        np.savez(path, **arrays)
-    else:
-        safetensors.numpy.save_file(arrays, path)
-    return path
-
-
-PARAMS = {
-    name: {"kernel": np.arange(6 * scale, 6 * scale + 6, dtype=np.float32).reshape(shape), "bias": ones(shape[1])}
-    for scale, (name, shape) in enumerate({"net.fc1": (2, 3), "net.fc2": (3, 2)}.items())
-}
-
-
-@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
-@pytest.mark.parametrize("separator", [".", "/"])
-@pytest.mark.parametrize("matrix", ["weight", "kernel"])
-@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, np.int32])
-def test_weights_load_alike_in_every_form(tmp_path, suffix, separator, matrix, dtype):
-    arrays = {}
-    for layer, parameters in PARAMS.items():
-        for kind, array in parameters.items():
-            name = f"{layer}.{kind if kind == 'bias' else matrix}".replace(".", separator)
-            arrays[name] = np.ascontiguousarray(array.T if matrix == "weight" else array).astype(dtype)
-    loaded = files.load(save(tmp_path / f"net{suffix}", arrays))
-    chex.assert_trees_all_equal(loaded, PARAMS, strict=True)
-    names, network = mlp.network_of(loaded)
-    assert names == ["net.fc1", "net.fc2"] and network.sizes == [2, 3, 2]
-
-
-def test_bfloat16_weights_load(tmp_path):
-    kernel = np.array([[1.5, -2.0], [0.25, 3.0]], jnp.bfloat16)
-    loaded = files.load(str(save(tmp_path / "net.safetensors", {"fc.kernel": kernel})))
-    assert loaded["fc"]["kernel"].dtype == np.float32
-    np.testing.assert_array_equal(loaded["fc"]["kernel"], kernel.astype(np.float32))
-
-
-GOOD = {"fc1.weight": ones(3, 2), "fc1.bias": ones(3), "fc2.weight": ones(4, 3)}
-
-
-@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
-@pytest.mark.parametrize(
-    ("changes", "problem"),
-    [
-        (
-            {"fc1.running_mean": ones(3)},
-            "array 'fc1.running_mean' is none of LAYER.weight, LAYER.kernel, LAYER.bias",
-        ),
-        ({"mean": ones(3, 2)}, "array 'mean' is none of LAYER.weight, LAYER.kernel, LAYER.bias"),
-        ({"fc1.weight": ones(3, 2, 1)}, "array 'fc1.weight' is float32[3, 2, 1], not a matrix or a bias"),
-        ({"fc1.bias": ones(3, 1)}, "array 'fc1.bias' is float32[3, 1], not a matrix or a bias"),
-        ({"fc1.weight": ones(3, 2) > 0}, "array 'fc1.weight' is bool[3, 2]"),
-        ({"fc1.weight": ones(3, 2) * np.nan}, "array 'fc1.weight' holds NaN or infinite values"),
-        ({"fc1.bias": ones(3) * np.inf}, "array 'fc1.bias' holds NaN or infinite values"),
-        ({"fc2.weight": np.full((4, 3), 1e300)}, "array 'fc2.weight' holds NaN or infinite values"),  # in float32
-        ({"fc2.weight": ones(3, 4)}, "layer 'fc2' takes 4 inputs, but the layer before it has 3 outputs"),
-        ({"fc1.bias": ones(2)}, "layer 'fc1': bias [2] does not fit kernel [2, 3]"),
-        ({"fc3.bias": ones(2)}, "layer 'fc3' has a bias and no kernel"),
-        ({"fc1.kernel": ones(2, 3)}, "layer 'fc1' has two arrays for its kernel"),
-        ({"fc1/weight": ones(3, 2)}, "layer 'fc1' has two arrays for its kernel"),
-    ],
-)
-def test_bad_weights_are_named(tmp_path, suffix, changes, problem):
-    path = save(tmp_path / f"net{suffix}", {**GOOD, **changes})
-    with refusal(str(path), problem):
-        files.load(path)
-
-
-def test_a_file_without_layers_is_refused(tmp_path):
-    for suffix in (".npz", ".safetensors"):
-        with refusal(f"net{suffix}: the parameters hold no kernel"):
-            files.load(save(tmp_path / f"net{suffix}", {}))
-
-
-@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
-@pytest.mark.parametrize("form", ["empty", "text", "truncated"])
-def test_a_damaged_file_is_named(tmp_path, suffix, form):
-    path = save(tmp_path / f"net{suffix}", GOOD)
-    content = path.read_bytes()
-    path.write_bytes({"empty": b"", "text": b"fc1.weight: 1, 2, 3\n", "truncated": content[:-9]}[form])
-    with refusal(f"{path} is damaged or not a"):
-        files.load(path)
-    gc.collect()  # so that a file left open is noticed here
-
-
-@pytest.mark.parametrize(
-    ("name", "problem"),
-    [
-        ("net.npz", "No such file"),
-        ("net.safetensors", "No such file"),
-        ("net.pt", "No such file"),
-        ("net.h5", "No such file"),
-        ("net.txt", "weights must be a file .npz, .safetensors, .pt, .pth, .ckpt, .bin, .h5 or .keras"),
-        ("net", "weights must be a file .npz, .safetensors"),
-    ],
-)
-def test_a_missing_file_or_another_kind_is_named(tmp_path, name, problem):
-    with refusal(str(tmp_path / name), problem):
-        files.load(tmp_path / name)

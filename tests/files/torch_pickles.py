@@ -64,12 +64,24 @@ def legacy(path, content, storages, magic=0x1950A86A20F9469CFC6C):
             file.write(struct.pack("<q", array.size) + array.tobytes())
 
 
-def zipped(path, content, storages, root="net"):
+def typed(key, shape, strides, size, kind):
+    """A tensor of a type that has no storage of its own, such as torch.float8_e5m2; of `size` bytes."""
+    storage = ("storage of", ("storage", Name("torch.storage.UntypedStorage"), key, "cpu", size, None))
+    hooks = collections.OrderedDict()
+    return Call("torch._utils._rebuild_tensor_v3", storage, 0, shape, strides, False, hooks, Name(kind))
+
+
+def zipped(path, content, storages, root="net", protocol=2):
     """A file as torch.save has written it since version 1.6."""
     pickled = io.BytesIO()
-    Writer(pickled, 2).dump(content)
+    Writer(pickled, protocol).dump(content)
+    return zipped_bytes(path, pickled.getvalue(), storages, root)
+
+
+def zipped_bytes(path, pickled, storages, root="net"):
+    """The same from the bytes of a pickle."""
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr(f"{root}/data.pkl", pickled.getvalue())
+        archive.writestr(f"{root}/data.pkl", pickled)
         archive.writestr(f"{root}/byteorder", b"little")
         for key, array in storages.items():
             archive.writestr(f"{root}/data/{key}", np.ascontiguousarray(array).tobytes())

@@ -51,9 +51,17 @@ def test_tensors_are_read_named_and_masked(tmp_path, capsys):
     assert mlp.network_of(files.load(tmp_path / "new.npz"))[1].sizes == [3, 4, 2]
 
 
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    legacy(tmp_path / "old.ckpt", CONTENT, STORAGES)
+    assert converter.main(["~/old.ckpt", "~/new.npz"]) == 0
+    assert mlp.network_of(files.load("~/new.npz"))[1].sizes == [3, 4, 2]
+    assert converter.main(["~nobody_of_this_name/old.ckpt", "~/new.npz"]) == 2
+
+
 @pytest.mark.parametrize("name", ["os.system", "builtins.eval", "torch.load", "sa_jax.files.datasets.fetch"])
 def test_a_checkpoint_runs_no_code(tmp_path, capsys, name):
-    """Anything but a tensor that wants to be built is refused before it is."""
+    """Nothing but tensors is built."""
     touched = tmp_path / "touched"
     legacy(tmp_path / "evil.ckpt", {"model_state_dict": Call(name, f"touch {touched}")}, {})
     assert converter.main([str(tmp_path / "evil.ckpt"), str(tmp_path / "new.npz")]) == 2

@@ -33,7 +33,7 @@ def places(layout: Layout, swap: Swap, layer: int) -> jax.Array:
     """Returns 1 for the unit of the layer that a branch of the swap enters, else 0: float32 `[2, units]`."""
     end = ends(layout, swap, layer)
     width = layout.shapes[layer][1]
-    return (end.here[:, None] & (jnp.arange(width) == end.unit_out[:, None])).astype(jnp.float32)
+    return (end.here[:, None] & (jnp.arange(width)[None] == end.unit_out[:, None])).astype(jnp.float32)
 
 
 def kept_weights(layout: Layout, position: PyTree, swap: Swap | None, layer: int, local: jax.Array) -> jax.Array:
@@ -60,7 +60,7 @@ def kept_weights(layout: Layout, position: PyTree, swap: Swap | None, layer: int
 def fan_out(layout: Layout, position: PyTree, swap: Swap, layer: int, units: jax.Array) -> jax.Array:
     """Returns the weights of the branches that leave `units`, int32 `[units]`: float32 `[units, outputs]`."""
     width = layout.shapes[layer][1]
-    return kept_weights(layout, position, swap, layer, units[:, None] * width + jnp.arange(width))
+    return kept_weights(layout, position, swap, layer, units[:, None] * width + jnp.arange(width)[None])
 
 
 def first_changes(layout: Layout, state: MlpState, swap: Swap, inputs: jax.Array) -> Changes:

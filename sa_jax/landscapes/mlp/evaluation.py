@@ -126,7 +126,7 @@ def _derivative_sums(
     def one_block(i, sums):
         start = jnp.minimum(i * size, samples - size)
         # The last block may overlap the previous block. The samples in both blocks must not count twice.
-        fresh = start + jnp.arange(size) >= i * size
+        fresh = (start + jnp.arange(size) >= i * size)[None]
         parts = [cut(array, (0, start), (array.shape[0], size)) for array in entering]
         signal = jnp.where(fresh, cut(by_logits, (0, start), (by_logits.shape[0], size)), 0)
         new = list(sums)

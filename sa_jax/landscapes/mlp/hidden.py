@@ -139,7 +139,7 @@ def change_of_all(layout: Layout, arrived: Arriving, i: jax.Array) -> jax.Array:
 def dense_pays(layout: Layout, state: MlpState, layer: int, changed: jax.Array) -> jax.Array:
     """Returns whether one matrix product is faster than a sum for each changed unit, bool `[]`."""
     work = jnp.where(changed, state.fan_in[layer - 2].count, 0).sum()
-    return work > DENSE_SHARE * layout.shapes[layer][0] * layout.shapes[layer][1]
+    return work.astype(jnp.float32) > DENSE_SHARE * layout.shapes[layer][0] * layout.shapes[layer][1]
 
 
 def hidden_activations(
@@ -211,7 +211,7 @@ def hidden_outputs(
     def one_block(i, hidden):
         block = Block(jnp.minimum(i * size, samples - size), size)
         # The last block may overlap the previous block. The samples in both blocks must not be updated twice.
-        fresh = True if number == 1 else block.start + jnp.arange(size) >= i * size
+        fresh = True if number == 1 else (block.start + jnp.arange(size) >= i * size)[None]
         return _block_outputs(layout, state, swap, changes, changed, accepted, block, fresh, hidden)
 
     hidden = tuple(state.cache.outputs[1 : layout.head])

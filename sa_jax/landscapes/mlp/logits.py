@@ -46,7 +46,7 @@ def narrow(layout, state, swap, changes, changed, block, parts):
     second = cut(state.cache.outputs[1], (0, block.start), (layout.shapes[1][1], block.size))
     factors = jnp.concatenate([changes.leaving, places(layout, swap, 1)])
     rows = jnp.concatenate([parts.first, parts.at_ends])
-    second = second + sum(factors[j][:, None] * rows[j] for j in range(4))
+    second = second + sum(factors[j][:, None] * rows[j][None] for j in range(4))
     kernel = fan_out(layout, state.position, swap, layout.head, jnp.arange(layout.shapes[1][1]))
     return dense(kernel, layout.network.biases[layout.head], layout.act(second))
 
@@ -71,8 +71,8 @@ def two_hidden_layers(layout, state, swap, changes, changed, block, parts):
 
     def add(units, real, logits):
         old = gather(state.cache.outputs[1], units, block)
-        factors = jnp.where(real, coefficients[:, units], 0)
-        new = old + sum(factors[j][:, None] * sources[j] for j in range(4))
+        factors = jnp.where(real[None], coefficients[:, units], 0)
+        new = old + sum(factors[j][:, None] * sources[j][None] for j in range(4))
         change = layout.act(new) - layout.act(old)
         kernel = fan_out(layout, state.position, swap, layout.head, units)
         return logits + dense(kernel, None, change)

@@ -69,7 +69,7 @@ def zero_like(*arrays: jax.Array) -> jax.Array:
     """Returns a zero, float32 `[]`, that under `shard_map` varies over the same mesh axes as the arrays."""
     # JAX requires that an array varies over the same mesh axes as the values written to it. This compiles to a
     # constant.
-    varying = sum((array.ravel()[0] != 0).astype(jnp.int32) for array in arrays) > 0
+    varying = sum(array.ravel()[0].astype(bool).astype(jnp.int32) for array in arrays) > 0
     return jnp.where(varying, jnp.float32(0), jnp.float32(0))
 
 

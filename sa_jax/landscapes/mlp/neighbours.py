@@ -24,7 +24,7 @@ def swapped_neighbours(neighbours: Neighbours, end: Ends, accepted: jax.Array) -
         into, unit = end.unit_out[0], end.unit_in[0]
         prunes = accepted & end.here[0]
         last = count[into] - 1
-        slot = jnp.where(units[into] == unit, jnp.arange(units.shape[1]), units.shape[1]).min()
+        slot = jnp.where(units[into].astype(jnp.int32) == unit, jnp.arange(units.shape[1]), units.shape[1]).min()
         slot = jnp.where(prunes, jnp.minimum(slot, last), last)
         units = units.at[into, slot].set(units[into, last])
         count = count.at[into].add(-prunes.astype(jnp.int32))

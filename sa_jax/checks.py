@@ -8,6 +8,9 @@ from jax.core import Tracer
 
 from sa_jax.types import InputError
 
+# Number of characters of a value that a message shows.
+LONGEST = 200
+
 
 def whole(name: str, value: Any, least: int = 0, most: int | None = None, otherwise: str = "") -> int:
     """Returns a value as an int, after checking that it is a whole number in range.
@@ -125,4 +128,5 @@ def _shown(value: Any) -> str:
         text = repr(value)
     except ValueError:  # Python refuses to write ints of thousands of digits
         return "a number of thousands of digits"
-    return " ".join(text.split())
+    text = " ".join(text.split())
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."

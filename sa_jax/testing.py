@@ -14,6 +14,8 @@ import numpy as np
 import scipy.stats
 
 from sa_jax.annealing.chain import BLOCK_STEPS, init, run
+from sa_jax.annealing.inputs import as_data, as_position, check_key, check_landscape
+from sa_jax.checks import number, whole
 from sa_jax.types import InputError, Landscape, PyTree
 
 # Largest error allowed for an energy change: a share of the range of the energies, plus a number of float32
@@ -98,7 +100,8 @@ def check_detailed_balance(
     Raises:
       AssertionError: a check failed. The message compares the values found and expected for the worst case.
       InputError: the temperature is not above 0, `steps_apart` is not a positive multiple of `BLOCK_STEPS`, the
-        positions are not listed once each along a leading axis, or there are too few draws or visits for a test.
+        positions are not listed once each along a leading axis, there are too few draws or visits for a test, or
+        an argument is refused as by `anneal`.
 
     A ring of four wells. The move goes up more often than down, but states no ratio:
 
@@ -113,6 +116,8 @@ def check_detailed_balance(
     ...     print(str(error).partition(";")[0])
     proposal ratios are wrong for 8 of 8 pairs
     """
+    check_key(rng_key)
+    _check_numbers(num_draws=num_draws, num_chains=num_chains, num_samples=num_samples)
     _check_steps(steps_apart)
     energies = energies_of(landscape, positions, data)
     probabilities = boltzmann(energies, temperature)
@@ -131,6 +136,8 @@ def energies_of(landscape: Landscape, positions: PyTree, data: tuple = ()) -> np
     Raises:
       InputError: the positions are not listed once each along a leading axis.
     """
+    check_landscape(landscape)
+    data = as_data(data)
     evaluate = jax.jit(partial(jax.lax.map, lambda position: landscape.init(position, data).energy))
     return np.asarray(evaluate(_listed(positions)), np.float64)
 
@@ -148,8 +155,7 @@ def boltzmann(energies: np.ndarray, temperature: float) -> np.ndarray:
     Raises:
       InputError: the temperature is not above 0.
     """
-    if not temperature > 0:
-        raise InputError(f"temperature must be above 0 for a Boltzmann distribution, not {temperature}")
+    temperature = number("temperature", temperature, above=0)
     energies = np.asarray(energies, np.float64)
     weights = np.exp((energies.min() - energies) / temperature)
     return weights / weights.sum()
@@ -176,10 +182,12 @@ def count_proposals(
     Raises:
       InputError: the positions are not listed once each along a leading axis.
     """
-    positions = _listed(positions)
+    check_key(rng_key)
+    check_landscape(landscape)
+    _check_numbers(num_draws=num_draws)
+    positions, data = _listed(positions), as_data(data)
     size = len(jax.tree.leaves(positions)[0])
     energies = jax.lax.map(lambda position: landscape.init(position, data).energy, positions)
-    energies = jnp.append(energies, jnp.nan)
 
     @jax.jit
     def from_one(arguments):
@@ -195,15 +203,16 @@ def count_proposals(
         places, log_ratios, changes = jax.vmap(propose)(jax.random.split(rng_key, num_draws))
         real = log_ratios != -jnp.inf
         ratios = jnp.where(real, jnp.exp(log_ratios), 0.0)
-        wanted = energies[places] - energy  # NaN between two infinite energies; there any change is right
+        # NaN between two infinite energies, and to a position that is not listed; there any change is right.
+        wanted = energies.at[places].get(mode="fill", fill_value=jnp.nan) - energy
         right = ~real | (changes == wanted) | jnp.isnan(wanted)
-        errors = jnp.where(right, 0.0, jnp.abs(changes - wanted))
+        errors = jnp.where(right, 0.0, jnp.abs(changes - wanted)).astype(jnp.float32)
         nothing = jnp.zeros(size + 1, jnp.float32)
-        sums = (nothing.at[places].add(values) for values in (real, ratios, ratios**2))
+        sums = (nothing.at[places].add(values) for values in (real.astype(jnp.float32), ratios, ratios**2))
         return (*sums, nothing.at[places].max(errors))
 
     keys = jax.random.split(rng_key, size)
-    found = jax.lax.map(from_one, (keys, positions, energies[:-1]))
+    found = jax.lax.map(from_one, (keys, positions, energies))
     draws, *others = (np.asarray(values, np.float64) for values in found)
     return Proposals(draws.astype(np.int64), *others)
 
@@ -313,8 +322,11 @@ def visits(
       InputError: `steps_apart` is not a positive multiple of `BLOCK_STEPS`, or the positions are not listed once
         each along a leading axis.
     """
+    check_key(rng_key)
+    check_landscape(landscape)
+    _check_numbers(num_chains=num_chains, num_samples=num_samples)
     _check_steps(steps_apart)
-    positions = _listed(positions)
+    positions, data = _listed(positions), as_data(data)
     size = len(jax.tree.leaves(positions)[0])
 
     @jax.jit
@@ -327,7 +339,7 @@ def visits(
             return state, _place(state.walk.position, positions)
 
         state = init(landscape, jax.tree.map(lambda leaf: leaf[0], positions), data)
-        return jax.lax.scan(stretch, state, steps_apart * jnp.arange(num_samples))[1]
+        return jax.lax.scan(stretch, state, steps_apart * jnp.arange(num_samples, dtype=jnp.int32))[1]
 
     places = np.asarray(visit(jax.random.split(rng_key, num_chains)))
     counts = np.bincount(places.ravel(), minlength=size + 1)
@@ -379,14 +391,19 @@ def check_boltzmann(
     return p_value
 
 
+def _check_numbers(**numbers: int) -> None:
+    for name, value in numbers.items():
+        whole(name, value, 1)
+
+
 def _check_steps(steps_apart: int) -> None:
-    if steps_apart < 1 or steps_apart % BLOCK_STEPS:
+    if whole("steps_apart", steps_apart, 1) % BLOCK_STEPS:
         raise InputError(f"steps_apart must be a multiple of {BLOCK_STEPS}, not {steps_apart}")
 
 
 def _listed(positions: PyTree) -> PyTree:
     """Converts positions to arrays, after checking that each is listed once."""
-    positions = jax.tree.map(jnp.asarray, positions)
+    positions = as_position(positions)
     shapes = [leaf.shape for leaf in jax.tree.leaves(positions)]
     if not shapes or not all(shape and 0 < shape[0] == shapes[0][0] for shape in shapes):
         raise InputError("positions must be arrays with a leading axis [positions], such as jnp.arange(4)")
@@ -401,7 +418,7 @@ def _place(position: PyTree, positions: PyTree) -> jax.Array:
     """Returns the index of a position in the list, int32 `[]`; the length of the list if it is not listed."""
 
     def alike(one, many):
-        return (many == one).reshape(len(many), -1).all(1)
+        return (many == one[None]).reshape(len(many), -1).all(1)
 
     same = jnp.stack(jax.tree.leaves(jax.tree.map(alike, position, positions))).all(0)
     return jnp.where(same.any(), same.argmax(), same.size).astype(jnp.int32)

@@ -1,11 +1,14 @@
 """Tuples and protocols that all packages share, and the error for bad input."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import jax
+import jax.export
 
 PyTree = Any
+Tuple = TypeVar("Tuple", bound=tuple)
 Scalar = jax.Array | float
 Masks = Mapping[str, jax.Array]
 """Masks by layer name: one bool array `[inputs, outputs]` per kernel, True where the branch is kept."""
@@ -27,6 +30,15 @@ PendingOut = TypeVar("PendingOut", covariant=True)
 
 class InputError(ValueError):
     """Bad input from a user. Its message is one line that names the fix."""
+
+
+def exportable(named_tuple: type[Tuple]) -> type[Tuple]:
+    """Lets `jax.export` save functions that take or return this NamedTuple; used as a decorator."""
+    with suppress(ValueError):  # the name is taken, because a notebook loads the module again
+        jax.export.register_namedtuple_serialization(
+            named_tuple, serialized_name=f"{named_tuple.__module__}.{named_tuple.__qualname__}"
+        )
+    return named_tuple
 
 
 class InitFn(Protocol[StateOut]):
@@ -112,6 +124,7 @@ class Schedule(Protocol):
     def __call__(self, step: jax.Array, /) -> Scalar: ...
 
 
+@exportable
 class AnnealState(NamedTuple):
     """One chain between two steps.
 
@@ -120,8 +133,9 @@ class AnnealState(NamedTuple):
       best: the position of the lowest energy so far.
       best_energy: the energy of `best`.
       num_accepted: number of accepted proposals so far.
-      num_not_finite: number of proposals so far whose energy change was NaN or infinite. They are rejected, except
-        for a change from an infinite energy to a finite one.
+      num_not_finite: number of proposals so far whose energy change was NaN or infinite, or whose temperature was
+        NaN or negative. Those of such an energy change are rejected, except for a change from an infinite energy
+        to a finite one. At such a temperature the rule is greedy, as at temperature 0.
     """
 
     walk: Any
@@ -131,6 +145,7 @@ class AnnealState(NamedTuple):
     num_not_finite: jax.Array  # int32 []
 
 
+@exportable
 class Trace(NamedTuple):
     """The values recorded every `trace_every` steps; entry `i` is taken after `(i + 1) * trace_every` steps.
 
@@ -149,6 +164,7 @@ class Trace(NamedTuple):
     num_accepted: jax.Array  # int32 [entries]
 
 
+@exportable
 class AnnealResult(NamedTuple):
     """The result of `anneal`; under `vmap` every field gains the mapped axis in front.
 

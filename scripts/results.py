@@ -1,10 +1,11 @@
-"""Measures what README.md and results/README.md state, saves it in results/, and writes their tables from there.
+"""Measures what README.md, results/README.md and chains.md state, saves it in results/, and writes their tables.
 
     python scripts/results.py accuracy   # MLPNet on MNIST: configs, 7 densities, 3 seeds, a process each; hours
     python scripts/results.py accuracy --configs=mlpnet_mnist   # of these, the short runs; 20 minutes
     python scripts/results.py random     # never trained weights on MNIST, 4 densities, 3 seeds; over an hour
     python scripts/results.py speed      # incremental against full evaluation, side by side; 1 minute
     python scripts/results.py batching   # chains vmapped or not, proposals evaluated together; 3 minutes
+    python scripts/results.py vmapping   # chains vmapped or one after the other, small and large; 10 minutes
     python scripts/results.py export     # exported networks: bytes, latency, accuracy; 25 minutes
     python scripts/results.py compare    # configs/compare_mlpnet.gin and compare_lenet300.gin, into runs/; hours
     python scripts/results.py readme     # tables and picture from the saved results; no measuring
@@ -39,9 +40,15 @@ from questions import (
     runs,
     saved,
     speed,
+    vmapping,
 )
 
-MEASURES = {"speed": speed.measure, "batching": batching.measure, "export": export.measure}
+MEASURES = {
+    "speed": speed.measure,
+    "batching": batching.measure,
+    "vmapping": vmapping.measure,
+    "export": export.measure,
+}
 # By the name of the saved result and of the block in a page.
 TEXTS = {
     "accuracy": accuracy.table,
@@ -54,6 +61,7 @@ TEXTS = {
     "endure": endure.sentences,
     "bench": networks.table,
     "batching": batching.table,
+    "vmapping": vmapping.table,
 }
 # Blocks that were saved as text, by `sa-jax compare` and scripts/prune_minilm.py.
 SAVED_TEXTS = ("minilm", "compare_lenet300_polish", "compare_lenet300")

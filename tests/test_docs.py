@@ -18,6 +18,7 @@ from sa_jax import cli
 from sa_jax.commands.compare.settings import CompareConfig
 from sa_jax.commands.layers.settings import LayersConfig
 from sa_jax.commands.run.settings import RunConfig
+from tests.settings import SETTINGS
 from tests.test_structure import MAY_IMPORT
 
 ROOT = Path(__file__).parents[1]
@@ -29,7 +30,8 @@ PAGES = [
     *sorted(ROOT.glob("sa_jax/**/*.md")),
     *(ROOT / folder / "README.md" for folder in ("configs", "scripts", "scripts/results")),
 ]
-STAND_ALONE = (README, ROOT / "sa_jax/docs/export.md")
+EXPORT = ROOT / "sa_jax/docs/export.md"  # its examples need other frameworks, and have a test in tests/export
+STAND_ALONE = (README, EXPORT)
 # A command with this comment is not run here, for the reason that the reader sees. Its settings are resolved.
 NEEDS = re.compile(r"# needs ")
 
@@ -74,21 +76,36 @@ def run_command(line, folder):
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python", "bash")], ids=name_of)
 def test_blocks_run_from_top_to_bottom(page, tmp_path, monkeypatch):
-    """Runs the blocks of a page as a reader would: Python blocks share their names, shell blocks share a folder.
-
-    The Python blocks of the README stand alone and have a test below; those of export.md have one in
-    tests/export.
-    """
+    """The Python blocks of the README stand alone and have a test below."""
     monkeypatch.chdir(tmp_path)
+    run_blocks(page, tmp_path, run_python=page not in STAND_ALONE)
+    if "result.json" in page.read_text() and (tmp_path / "runs/demo/result.json").is_file():
+        check_results(tmp_path / "runs/demo")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("setting", [name for name in SETTINGS if name not in ("default", "no jit")])
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if blocks(page, "python") and page != EXPORT], ids=name_of
+)
+def test_examples_run_under(page, setting, tmp_path, monkeypatch):
+    """Readers have settings of their own. Without jit, the examples would take hours."""
+    monkeypatch.chdir(tmp_path)
+    run_blocks(page, tmp_path, setting=setting)
+
+
+def run_blocks(page, folder, run_python=True, setting="default"):
+    """Runs them as a reader would: the Python blocks of a page share their names, the shell blocks a folder."""
     names = {}
     for language, text in blocks(page, "python", "bash"):
         if language == "bash":
             for line in commands(text):
-                run_command(line, tmp_path)
-        elif page not in STAND_ALONE:
-            exec(compile(text, name_of(page), "exec"), names)
-    if "result.json" in page.read_text() and (tmp_path / "runs/demo/result.json").is_file():
-        check_results(tmp_path / "runs/demo")
+                run_command(line, folder)
+        elif run_python:
+            if setting == "legacy keys":
+                text = text.replace("random.key(", "random.PRNGKey(")
+            with SETTINGS[setting]():
+                exec(compile(text, name_of(page), "exec"), {} if page in STAND_ALONE else names)
 
 
 def check_results(folder):

@@ -1,5 +1,7 @@
 """The checks of `sa_jax.testing` accept correct landscapes and name the mistakes of wrong ones."""
 
+from contextlib import nullcontext
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,8 @@ import pytest
 
 from sa_jax import InputError, from_energy
 from sa_jax.testing import check_boltzmann, check_detailed_balance, visits
+from tests.conftest import refusal
+from tests.settings import strict, x64
 
 WELLS = jnp.array([0.3, 0.0, 0.9, 0.5])
 
@@ -98,8 +102,12 @@ def test_positions_are_any_pytree():
 
 @pytest.mark.slow
 def test_bad_input_is_named():
-    with pytest.raises(InputError, match="temperature must be above 0"):
-        check_boltzmann(np.ones(3), np.ones(3), 0.0)
+    for temperature in (0.0, -1.0, np.nan, np.inf, "hot"):
+        with refusal("temperature must be a finite number above 0, not"):
+            check_boltzmann(np.ones(3), np.ones(3), temperature)
+    for option, value in (("num_draws", 0), ("num_chains", -1), ("num_samples", 1.5), ("steps_apart", 100.0)):
+        with refusal(f"{option} must be a whole number of at least 1, not {value}"):
+            check(RIGHT, **{option: value})
     with pytest.raises(InputError, match="steps_apart must be a multiple of 100, not 50"):
         visits(jax.random.key(0), RIGHT, jnp.arange(4), steps_apart=50)
     for positions in ([0, 1, 2, 3], jnp.arange(0), (jnp.arange(4), jnp.arange(3))):
@@ -107,6 +115,33 @@ def test_bad_input_is_named():
             check(RIGHT, positions)
     with pytest.raises(InputError, match="positions 1 and 3 are the same: list each once"):
         check(RIGHT, jnp.array([0, 1, 2, 1]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wide", [False, True])
+def test_positions_with_axes_are_compared_where_nothing_is_promoted(wide):
+    """Energies are float64 where arrays may be."""
+    with x64() if wide else nullcontext(), strict():
+        positions = jnp.array([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
+
+        def flip(rng_key, x):
+            return jnp.where(jnp.arange(2) == jax.random.randint(rng_key, (), 0, 2), 1 - x, x)
+
+        landscape = from_energy(lambda x: (x * jnp.array([0.3, 0.7])).sum(), flip)
+        with jax.debug_nans(True):
+            found = check(landscape, positions)
+        assert found.energy_error < 1e-6 and found.counts.sum() == 1_600
+        wrong = landscape._replace(
+            delta=lambda *arguments: (jnp.zeros_like(arguments[0].energy), arguments[0].energy)
+        )
+        with pytest.raises(AssertionError, match="energy changes are wrong for 8 pairs"):
+            check(wrong, positions)
+
+
+@pytest.mark.slow
+def test_no_key_is_used_twice():
+    with jax.debug_key_reuse(True):
+        assert check(RIGHT).counts.sum() == 1_600
 
 
 @pytest.mark.slow

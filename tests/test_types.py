@@ -1,4 +1,4 @@
-"""A type checker rejects a landscape whose functions do not take what the annealer gives them."""
+"""Types of landscapes that fit together, results that can be exported, and fields whose shapes are stated."""
 
 import ast
 import json
@@ -6,8 +6,17 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
 import pytest
+
+from sa_jax import anneal, from_energy, tempering
+from sa_jax.annealing.chain import init, run
+from sa_jax.types import exportable
 
 ROOT = Path(__file__).parents[1]
 LANDSCAPE = """
@@ -106,3 +115,52 @@ def test_a_shape_stands_beside_every_array_field():
             ):
                 missing.append(f"{path.relative_to(ROOT)}:{field.lineno}: {line.strip()}")
     assert not missing, missing
+
+
+def parabola(x):
+    return (x - 3) ** 2
+
+
+def hop(rng_key, x):
+    return x + jax.random.normal(rng_key)
+
+
+BOWL = from_energy(parabola, hop)
+EXPORTED = {
+    "AnnealResult": lambda key: anneal(key, BOWL, 0.0, 1.0, 150, trace_every=50),
+    "AnnealResult without a trace": lambda key: anneal(key, BOWL, 0.0, 1.0, 150),
+    "AnnealState": lambda key: run(key, BOWL, init(BOWL, 0.0), 1.0, 0, 150)[0],
+    "TemperResult": lambda key: tempering.temper(key, BOWL, 0.0, jnp.array([0.1, 1.0]), 200),
+    "PopulationResult": lambda key: tempering.population_anneal(key, BOWL, jnp.zeros(4), 1.0, 200),
+}
+
+
+@pytest.mark.parametrize("name", EXPORTED)
+def test_functions_that_return_results_can_be_exported(name):
+    pytest.importorskip("flatbuffers", reason="jax.export writes its files with flatbuffers")
+    function, key = jax.jit(EXPORTED[name]), jax.random.key(0)
+    saved = jax.export.export(function)(key).serialize()
+    expected, loaded = function(key), jax.export.deserialize(saved).call(key)
+    assert type(loaded).__name__ == name.split()[0]
+    jax.tree.map(np.testing.assert_array_equal, loaded, expected)
+
+
+def test_a_chain_can_be_continued_by_an_exported_function():
+    """Its state is an argument too."""
+    pytest.importorskip("flatbuffers", reason="jax.export writes its files with flatbuffers")
+
+    @jax.jit
+    def chunk(key, state, first_step):
+        return run(key, BOWL, state, 1.0, first_step, 100)[0]
+
+    key, state = jax.random.key(0), init(BOWL, 0.0)
+    loaded = jax.export.deserialize(jax.export.export(chunk)(key, state, jnp.int32(0)).serialize())
+    state = loaded.call(key, loaded.call(key, state, jnp.int32(0)), jnp.int32(100))
+    jax.tree.map(np.testing.assert_array_equal, state, run(key, BOWL, init(BOWL, 0.0), 1.0, 0, 200)[0])
+
+
+def test_a_class_may_be_registered_again():
+    """A notebook that loads a changed module again makes its classes again."""
+    first = exportable(NamedTuple("Again", [("x", int)]))
+    second = exportable(NamedTuple("Again", [("x", int)]))
+    assert first is not second

@@ -4,14 +4,17 @@ Sources: Metropolis et al. 1953 and Hastings 1970 for the acceptance rule; Kirkp
 annealing; Kuo, Kuruoglu & Chan 2022 for annealing the structure of a network.
 """
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+from jax.core import Tracer
 
-from sa_jax.annealing.landscape import batch_bound
-from sa_jax.annealing.schedules import constant_schedule
+from sa_jax.annealing.inputs import MOST_STEPS, as_data, as_position, check_key, check_landscape, described
+from sa_jax.annealing.landscape import batch_bound, float_dtype
+from sa_jax.annealing.schedules import as_schedule, temperature_at
 from sa_jax.checks import whole
 from sa_jax.types import AnnealResult, AnnealState, InputError, Landscape, PyTree, Scalar, Schedule, Trace
 
@@ -27,11 +30,16 @@ def init(landscape: Landscape, position: PyTree, data: tuple = ()) -> AnnealStat
       position: initial position, any pytree that the landscape accepts.
       data: arrays that are passed to the landscape.
 
+    Raises:
+      InputError: the landscape is not a `Landscape`, a leaf of the position is not an array, or `data` is not a
+        tuple.
+
     >>> from sa_jax import from_energy
     >>> init(from_energy(lambda x: x**2, lambda rng_key, x: -x), 3.0).best_energy
     Array(9., dtype=float32)
     """
-    walk = landscape.init(position, data)
+    check_landscape(landscape)
+    walk = landscape.init(as_position(position), as_data(data))
     return AnnealState(walk, walk.position, walk.energy, jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
 
 
@@ -44,7 +52,8 @@ def accept(
     is rejected. A log ratio of -inf marks a proposal to stay in place; it is rejected too.
 
     Args:
-      energy_change: energy of the proposed position minus the current energy, float32 `[]`.
+      energy_change: energy of the proposed position minus the current energy, float32 or float64 `[]`. The rule is
+        evaluated in this precision.
       log_q_ratio: `log q(current | proposed) - log q(proposed | current)`, float32 `[]`.
       temperature: at least 0, in units of the energy, float32 `[]`.
       log_u: logarithm of a uniform random number in (0, 1], float32 `[]`.
@@ -52,6 +61,10 @@ def accept(
     Returns:
       Whether the proposal is accepted, bool `[]`.
     """
+    dtype = float_dtype(energy_change)
+    energy_change, log_q_ratio, temperature, log_u = (
+        jnp.asarray(value, dtype) for value in (energy_change, log_q_ratio, temperature, log_u)
+    )
     positive = temperature > 0
     metropolis = -energy_change / jnp.where(positive, temperature, 1.0) + log_q_ratio
     greedy = jnp.where(energy_change < 0, jnp.inf, jnp.where(energy_change == 0, log_q_ratio, -jnp.inf))
@@ -78,13 +91,17 @@ def step(
 
     Returns:
       The chain after the step.
+
+    Raises:
+      InputError: `data` is not a tuple.
     """
+    data = as_data(data)
     move, log_q_ratio = landscape.propose(noise, state.walk, temperature)
 
     def settle(_, state):
         energy_change, pending = landscape.delta(state.walk, move, data)
         accepted = accept(energy_change, log_q_ratio, temperature, log_u)
-        return _settle(landscape, state, move, pending, accepted, ~jnp.isfinite(energy_change))
+        return _settle(landscape, state, move, pending, accepted, ~_finite(energy_change, temperature))
 
     # A loop of one pass, or of none for a proposal to stay in place. XLA updates the carry of a loop in place; a
     # `lax.cond` would copy it.
@@ -97,6 +114,11 @@ def _settle(landscape, state, move, pending, accepted, not_finite):
         num_accepted=state.num_accepted + accepted.astype(jnp.int32),
         num_not_finite=state.num_not_finite + not_finite.astype(jnp.int32),
     )
+
+
+def _finite(energy_change, temperature):
+    """Whether a proposal can be judged: its energy change is finite, and its temperature is at least 0."""
+    return jnp.isfinite(energy_change) & (temperature >= 0)
 
 
 def _with_best(landscape, state, walk):
@@ -139,26 +161,37 @@ def speculate(
     Returns:
       The chain after the last step, and three arrays `[steps]` with the values after each step: the energy, the
       lowest energy so far, and the number of accepted proposals so far.
+
+    Raises:
+      InputError: `data` is not a tuple.
     """
+    data = as_data(data)
     num_steps = log_u.size
-    steps = jnp.arange(num_steps)
+    steps = jnp.arange(num_steps, dtype=jnp.int32)
+    noise, with_keys = _keys_as_data(noise)
 
     def record(state):
         return state.walk.energy, state.best_energy, state.num_accepted
 
     def advance(carry):
         state, done, records = carry
-        ahead = done + jnp.arange(parallel_proposals)
+        ahead = done + jnp.arange(parallel_proposals, dtype=jnp.int32)
         noises, log_us, temperatures = jax.tree.map(
             lambda leaf: leaf[jnp.minimum(ahead, num_steps - 1)], (noise, log_u, temperature)
         )
-        moves, log_q_ratios = jax.vmap(landscape.propose, (0, None, 0))(noises, state.walk, temperatures)
+        moves, log_q_ratios = jax.vmap(landscape.propose, (0, None, 0))(
+            with_keys(noises), state.walk, temperatures
+        )
         changes, pendings = jax.vmap(landscape.delta, (None, 0, None))(state.walk, moves, data)
         accepted = jax.vmap(accept)(changes, log_q_ratios, temperatures, log_us) & (ahead < num_steps)
         first = jnp.where(accepted.any(), accepted.argmax(), parallel_proposals - 1).astype(jnp.int32)
         move, pending = jax.tree.map(lambda leaf: leaf[first], (moves, pendings))
-        made = (jnp.arange(parallel_proposals) <= first) & (ahead < num_steps) & (log_q_ratios > -jnp.inf)
-        not_finite = (made & ~jnp.isfinite(changes)).sum()
+        made = (
+            (jnp.arange(parallel_proposals, dtype=jnp.int32) <= first)
+            & (ahead < num_steps)
+            & (log_q_ratios > -jnp.inf)
+        )
+        not_finite = (made & ~_finite(changes, temperatures)).sum()
         new = _settle(landscape, state, move, pending, accepted[first], not_finite)
         # The rejected proposals before the first accepted one leave the recorded values unchanged.
         records = jax.tree.map(
@@ -181,7 +214,7 @@ def run(
     rng_key: jax.Array,
     landscape: Landscape,
     state: AnnealState,
-    schedule: Schedule,
+    schedule: Schedule | float,
     first_step: jax.Array | int,
     num_steps: int,
     data: tuple = (),
@@ -194,11 +227,12 @@ def run(
     chunks is bit for bit the same as a chain that is run in one call.
 
     Args:
-      rng_key: a typed key, `[]`, the same for all chunks of a chain.
+      rng_key: a key, `[]`, the same for all chunks of a chain.
       landscape: the landscape to anneal on. Its state is refreshed every `landscape.refresh_steps` steps.
       state: the chain before `first_step`.
-      schedule: `step -> temperature`.
-      first_step: a multiple of `BLOCK_STEPS`, int32 `[]`.
+      schedule: `step -> temperature`, or a number for a constant temperature.
+      first_step: a multiple of `BLOCK_STEPS`, int32 `[]`. The value of a traced number cannot be checked: with any
+        other number, the steps draw the random numbers of other steps.
       num_steps: number of steps, at least 0; static.
       data: arrays that are passed to the landscape.
       trace_every: number of steps between two records, counted from `first_step`; 0 records nothing. Static.
@@ -207,14 +241,30 @@ def run(
     Returns:
       The chain after the last step, and a `Trace` with `num_steps // trace_every` entries, or None if
       `trace_every` is 0.
+
+    Raises:
+      InputError: `first_step` is not a multiple of `BLOCK_STEPS`, `state` is not an `AnnealState`, or an argument
+        is refused as by `anneal`.
     """
+    check_key(rng_key)
+    check_landscape(landscape)
+    num_steps, trace_every, parallel_proposals = _checked_counts(num_steps, trace_every, parallel_proposals)
+    schedule, data = as_schedule(schedule), as_data(data)
+    if not isinstance(state, AnnealState):
+        raise InputError(f"state must be an AnnealState, as init and run return it, not {described(state)}")
+    if isinstance(first_step, Tracer):
+        first_step = first_step.astype(jnp.int32)
+    else:
+        first_step = whole("first_step", first_step, most=MOST_STEPS)
+        if first_step % BLOCK_STEPS:
+            raise InputError(f"first_step must be a multiple of {BLOCK_STEPS}, not {first_step}")
     entries = num_steps // trace_every if trace_every else 0
     steps, energies = jnp.zeros(entries, jnp.int32), jnp.zeros(entries, state.best_energy.dtype)
     trace = Trace(steps, jnp.zeros(entries, jnp.float32), energies, energies, steps)
 
-    def one_step(state, inputs):
+    def one_step(with_keys, state, inputs):
         noise, log_u, temperature = inputs
-        state = step(landscape, state, noise, log_u, temperature, data)
+        state = step(landscape, state, with_keys(noise), log_u, temperature, data)
         return state, (state.walk.energy, state.best_energy, state.num_accepted) if trace_every else ()
 
     def one_block(block_steps, carry, start):
@@ -225,14 +275,15 @@ def run(
         state = _with_best(landscape, state, walk)
         noise_key, accept_key = jax.random.split(jax.random.fold_in(rng_key, start // BLOCK_STEPS))
         keys = jax.vmap(partial(jax.random.fold_in, noise_key))(jnp.arange(block_steps))
-        log_u = -jax.random.exponential(accept_key, (BLOCK_STEPS,))[:block_steps]
+        log_u = -jax.random.exponential(accept_key, (BLOCK_STEPS,), jnp.float32)[:block_steps]
         steps = start + jnp.arange(block_steps, dtype=jnp.int32)
         temperature = jax.vmap(lambda step: jnp.asarray(schedule(step), jnp.float32))(steps)
-        inputs = (jax.vmap(landscape.draw)(keys), log_u, temperature)
+        noise = jax.vmap(landscape.draw)(keys)
         if parallel_proposals > 1:
-            state, records = speculate(landscape, state, *inputs, parallel_proposals, data)
+            state, records = speculate(landscape, state, noise, log_u, temperature, parallel_proposals, data)
         else:
-            state, records = jax.lax.scan(one_step, state, inputs)
+            noise, with_keys = _keys_as_data(noise)
+            state, records = jax.lax.scan(partial(one_step, with_keys), state, (noise, log_u, temperature))
         if trace_every:
             done = steps - first_step + 1
             entry = jnp.where(done % trace_every == 0, done // trace_every - 1, entries)
@@ -240,10 +291,10 @@ def run(
             trace = jax.tree.map(lambda kept, new: kept.at[entry].set(new, mode="drop"), trace, values)
         return (state, trace), None
 
-    state, trace = match_varying((state, trace), rng_key, state.best_energy, schedule(jnp.int32(0)))
+    carry = match_varying((state, trace), rng_key, state.best_energy, temperature_at(schedule, 0))
     blocks, rest = divmod(num_steps, BLOCK_STEPS)
     starts = first_step + BLOCK_STEPS * jnp.arange(blocks, dtype=jnp.int32)
-    carry, _ = jax.lax.scan(partial(one_block, BLOCK_STEPS), (state, trace), starts)
+    carry = scan_carry(partial(one_block, BLOCK_STEPS), carry, starts)
     if rest:
         carry, _ = one_block(rest, carry, first_step + BLOCK_STEPS * blocks)
     state, trace = carry
@@ -270,7 +321,9 @@ def anneal(
       landscape: a landscape from `from_energy` or `masked_mlp`, or your own.
       position: initial position, any pytree that the landscape accepts. Its energy must be finite: a chain that
         starts at NaN never leaves it.
-      schedule: `step -> temperature`, such as a schedule of optax, or a number for a constant temperature.
+      schedule: `step -> temperature`, such as a schedule of optax, or a number for a constant temperature. It must
+        return a temperature of at least 0: a step with a NaN or negative temperature is greedy, and is counted in
+        `num_not_finite`.
       num_steps: number of proposals, at least 0; static under `jit`.
       data: arrays that are passed to the energy as arguments. The energy need not capture them.
       trace_every: number of steps between two records; 0 records nothing. Static under `jit`.
@@ -283,7 +336,9 @@ def anneal(
 
     Raises:
       InputError: `num_steps` or `trace_every` is not a whole number of at least 0, `parallel_proposals` is not a
-        whole number of at least 1, the schedule is neither a number nor callable, or `data` is not a tuple.
+        whole number of at least 1, `rng_key` is not one key, the landscape is not a `Landscape`, a leaf of the
+        position is not an array, `data` is not a tuple, the schedule is neither a number nor a function of the
+        step, or it does not return a number, or a plain number below 0.
 
     An energy with thirteen minima, and the position of the lowest one:
 
@@ -296,15 +351,10 @@ def anneal(
     >>> round(float(result.best), 1)
     7.8
     """
-    num_steps, trace_every = whole("num_steps", num_steps), whole("trace_every", trace_every)
-    parallel_proposals = whole("parallel_proposals", parallel_proposals, 1)
-    if not isinstance(data, tuple | list):
-        raise InputError(f"data must be a tuple, such as data=(x,), not {type(data).__name__}")
-    data = as_arrays(data)
-    if not callable(schedule):
-        if not isinstance(schedule, jax.Array | np.ndarray | np.generic | int | float) or jnp.ndim(schedule) != 0:
-            raise InputError("schedule must be a number or a callable `step -> temperature`")
-        schedule = constant_schedule(schedule)
+    # Before the landscape evaluates the position, which may take long.
+    check_key(rng_key)
+    num_steps, trace_every, parallel_proposals = _checked_counts(num_steps, trace_every, parallel_proposals)
+    schedule, data = as_schedule(schedule), as_data(data)
     state, trace = run(
         rng_key,
         landscape,
@@ -327,9 +377,47 @@ def anneal(
     )
 
 
-def as_arrays(data: tuple) -> tuple:
-    """Converts NumPy arrays to JAX arrays: indexing a NumPy array with a traced index fails."""
-    return tuple(jax.tree.map(lambda leaf: jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf, data))
+def _keys_as_data(noise: PyTree) -> tuple[PyTree, Callable[[PyTree], PyTree]]:
+    """The noise with arrays of numbers for its keys, and the function that makes these numbers keys again.
+
+    With `jax_debug_key_reuse`, JAX takes a key for used that was transposed, as under `vmap`, or that is read in a
+    loop.
+    """
+    leaves, structure = jax.tree.flatten(noise)
+    kinds = [
+        jax.random.key_impl(leaf) if jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key) else None
+        for leaf in leaves
+    ]
+
+    def with_keys(noise):
+        leaves = zip(jax.tree.leaves(noise), kinds, strict=True)
+        return structure.unflatten(
+            leaf if kind is None else jax.random.wrap_key_data(leaf, impl=kind) for leaf, kind in leaves
+        )
+
+    data = (leaf if kind is None else jax.random.key_data(leaf) for leaf, kind in zip(leaves, kinds, strict=True))
+    return structure.unflatten(data), with_keys
+
+
+def _checked_counts(num_steps: int, trace_every: int, parallel_proposals: int) -> tuple[int, int, int]:
+    return (
+        whole("num_steps", num_steps, most=MOST_STEPS),
+        whole("trace_every", trace_every),
+        whole("parallel_proposals", parallel_proposals, 1),
+    )
+
+
+def scan_carry(step: Callable[[Any, Any], tuple[Any, None]], carry: PyTree, inputs: jax.Array) -> PyTree:
+    """Returns the carry of a `lax.scan` without outputs. Without inputs it is not traced.
+
+    With `jax_disable_jit`, JAX refuses a scan of no steps.
+
+    Args:
+      step: `(carry, input) -> (carry, None)`.
+      carry: any pytree of arrays.
+      inputs: the inputs, leading axis `[steps]`.
+    """
+    return jax.lax.scan(step, carry, inputs)[0] if inputs.shape[0] else carry
 
 
 def match_varying(carry: PyTree, rng_key: jax.Array, *values: Scalar) -> PyTree:
@@ -347,7 +435,8 @@ def match_varying(carry: PyTree, rng_key: jax.Array, *values: Scalar) -> PyTree:
     Returns:
       A carry with the same values.
     """
-    varying = jnp.any(jax.random.bits(rng_key) == 0)
+    # Not random bits: with `jax_debug_key_reuse`, JAX refuses a key that is used twice.
+    varying = jnp.any(jax.random.key_data(rng_key) == 0)
     for value in values:
         varying |= jnp.isnan(value).any()
     return jax.tree.map(lambda leaf: jnp.where(varying, leaf, leaf), carry)

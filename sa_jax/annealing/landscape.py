@@ -1,14 +1,16 @@
 """A landscape of any energy function on any pytree. Every proposal is evaluated in full."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from sa_jax.types import InputError, Landscape, PyTree
+from sa_jax.annealing.inputs import as_data, as_position, as_scalar, check_takes
+from sa_jax.types import InputError, Landscape, PyTree, exportable
 
 
+@exportable
 class EnergyState(NamedTuple):
     """State of a landscape from `from_energy`: a position and its energy."""
 
@@ -30,22 +32,24 @@ def from_energy(energy_fn: Callable[..., jax.Array], move_fn: Callable[..., PyTr
       A `Landscape` whose positions are the given pytrees.
 
     Raises:
-      InputError: the energy is not a scalar, or the new position differs from the old one in structure, shape or
-        dtype. Raised by `init` and `propose` of the landscape, so when `anneal` is called.
+      InputError: a function takes other arguments. Raised by `init` and `propose` of the landscape, so when
+        `anneal` is called: the energy or the log ratio is not a real scalar, a leaf of the position is not an
+        array, `data` is not a tuple, or the new position differs from the old one in structure, shape or dtype.
 
     >>> landscape = from_energy(lambda x: x**2, lambda rng_key, x: x + jax.random.normal(rng_key))
     >>> landscape.init(3.0, ()).energy
     Array(9., dtype=float32)
     """
+    check_takes("move_fn", move_fn, "(rng_key, position)", 2)
 
     def evaluate(position, data):
-        energy = jnp.asarray(energy_fn(position, *data))
-        if energy.shape != ():
-            raise InputError(f"energy_fn must return a scalar, not an array of shape {energy.shape}")
-        return energy.astype(jnp.promote_types(energy.dtype, jnp.float32))
+        data = as_data(data)
+        check_takes("energy_fn", energy_fn, "(position, *data)", 1 + len(data))
+        energy = as_scalar("the value of energy_fn", energy_fn(position, *data))
+        return energy.astype(float_dtype(energy))
 
     def init(position, data):
-        position = jax.tree.map(_as_array, position)
+        position = as_position(position)
         return EnergyState(position, evaluate(position, data))
 
     def propose(rng_key, state, temperature):
@@ -68,7 +72,7 @@ def from_energy(energy_fn: Callable[..., jax.Array], move_fn: Callable[..., PyTr
                     f"move_fn must keep shape and dtype of position{jax.tree_util.keystr(path)}: "
                     f"{old.dtype}{list(old.shape)} became {jnp.result_type(new)}{list(jnp.shape(new))}"
                 )
-        return moved, jnp.asarray(log_q_ratio, jnp.float32)
+        return moved, as_scalar("the log_q_ratio of move_fn", log_q_ratio).astype(jnp.float32)
 
     def delta(state, moved, data):
         energy = evaluate(moved, data)
@@ -103,8 +107,10 @@ def _bound_of_batch(axis_size, in_batched, number):
     return batch_bound(number.max(0)), False
 
 
-def _as_array(leaf):
-    # A Python number becomes a weakly typed array. The carry of a scan must not change its type, so the array must
-    # not be weakly typed.
-    leaf = jnp.asarray(leaf)
-    return jax.lax.convert_element_type(leaf, leaf.dtype) if getattr(leaf, "weak_type", False) else leaf
+def float_dtype(values: jax.Array) -> Any:
+    """Returns the dtype of energies that are computed from values: float64 for float64, float32 for all others.
+
+    Args:
+      values: an array of any shape.
+    """
+    return jnp.float64 if jnp.result_type(values) == jnp.float64 else jnp.float32

@@ -13,10 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from sa_jax.annealing.chain import BLOCK_STEPS, as_arrays, init, match_varying, run
-from sa_jax.annealing.schedules import constant_schedule
+from sa_jax.annealing.chain import BLOCK_STEPS, init, match_varying, run, scan_carry
+from sa_jax.annealing.inputs import MOST_STEPS, as_data, as_position, check_key, check_landscape, described
+from sa_jax.annealing.schedules import as_schedule, constant_schedule, temperature_at
 from sa_jax.checks import whole
-from sa_jax.types import AnnealState, InputError, Landscape, PyTree, Schedule
+from sa_jax.types import AnnealState, InputError, Landscape, PyTree, Schedule, exportable
 
 # Target share of accepted exchanges when the ladder is adapted. For Gaussian energies 0.23 is best (Kone & Kofke
 # 2005).
@@ -29,6 +30,7 @@ FIRST_ADAPTATION = 0.5
 WIDEST_GAP = 100.0
 
 
+@exportable
 class TemperResult(NamedTuple):
     """The result of `temper`. Rung 0 has the lowest temperature.
 
@@ -43,6 +45,8 @@ class TemperResult(NamedTuple):
       num_accepted: number of proposals that each replica accepted, on all rungs. By replica, not by rung.
       round_trips: number of times that each replica went from the first rung to the last and back, counted from
         the first step. By replica, not by rung.
+      num_not_finite: number of proposals of each replica whose energy change was NaN or infinite. By replica, not
+        by rung.
     """
 
     best: PyTree
@@ -53,8 +57,10 @@ class TemperResult(NamedTuple):
     exchange_share: jax.Array  # float32 [rungs - 1]
     num_accepted: jax.Array  # int32 [rungs]
     round_trips: jax.Array  # int32 [rungs]
+    num_not_finite: jax.Array  # int32 [rungs]
 
 
+@exportable
 class Replicas(NamedTuple):
     """All replicas between two blocks of steps. In an exchange, two replicas swap rungs and keep their states.
 
@@ -110,7 +116,8 @@ def temper(
       adapt_steps: number of first steps in which the ladder is adapted, from 0 to `num_steps`; static. All
         temperatures but the first change, until a share `EXCHANGE_SHARE` of the exchanges is accepted. After these
         steps the ladder is fixed.
-      chain_batch: number of replicas that are vmapped together; None for all. On a CPU use 1. Static.
+      chain_batch: number of replicas that are vmapped together; None for all. On a CPU use 1 if the state of a
+        chain is large (see `docs/chains.md`). Static.
       axis_name: inside `shard_map`, the name of the mesh axis over which the replicas are spread; static. The mesh
         may span any number of devices and processes. Devices exchange only energies, once per block. `shard_map`
         needs `check_vma=False`.
@@ -119,9 +126,10 @@ def temper(
       A `TemperResult`, the same on every device.
 
     Raises:
-      InputError: there are fewer than two temperatures, the temperatures are not above 0, finite and rising, their
-        number is not a multiple of the number of devices, or `adapt_steps` is not a whole number from 0 to
-        `num_steps`.
+      InputError: there are fewer than two temperatures, the temperatures are not above 0, finite and rising in
+        float32, their number is not a multiple of the number of devices, `adapt_steps` is not a whole number from
+        0 to `num_steps`, `chain_batch` is not a whole number of at least 1, or an argument is refused as by
+        `anneal`.
 
     >>> import jax, jax.numpy as jnp
     >>> from sa_jax import from_energy
@@ -132,10 +140,11 @@ def temper(
     >>> round(float(result.best), 1)
     7.8
     """
+    check_key(rng_key)
     temperatures = _checked_ladder(temperatures)
-    num_steps = whole("num_steps", num_steps)
+    num_steps = whole("num_steps", num_steps, most=MOST_STEPS)
     adapt_steps = whole("adapt_steps", adapt_steps, 0, num_steps, " (num_steps)")
-    rungs, data = temperatures.size, as_arrays(data)
+    rungs, data, chain_batch = temperatures.size, as_data(data), _checked_batch(chain_batch)
     chains_key, exchange_key = jax.random.split(rng_key)
     devices = 1 if axis_name is None else jax.lax.axis_size(axis_name)
     if rungs % devices:
@@ -172,12 +181,14 @@ def temper(
         adapts = (number < adapted_blocks) & (number % 2 == 1)
         return _with_adapted_ladder(replicas, number, adapts), None
 
-    replicas, _ = jax.lax.scan(block, replicas, jnp.arange(-(-num_steps // BLOCK_STEPS), dtype=jnp.int32))
+    replicas = scan_carry(block, replicas, jnp.arange(-(-num_steps // BLOCK_STEPS), dtype=jnp.int32))
     chains = replicas.chains
-    found = chains.best, chains.best_energy, chains.walk.position, chains.walk.energy, chains.num_accepted
+    counts = chains.num_accepted, chains.num_not_finite
+    found = chains.best, chains.best_energy, chains.walk.position, chains.walk.energy, *counts
     return _temper_result(replicas, *everywhere(found))
 
 
+@exportable
 class PopulationResult(NamedTuple):
     """The result of `population_anneal`.
 
@@ -190,6 +201,9 @@ class PopulationResult(NamedTuple):
       mean_square_family_size: `members * sum((family size / members)**2)`. If the population is large enough, this
         is far below the number of members (Wang, Machta & Katzgraber 2015).
       num_accepted: number of accepted proposals of each member and its ancestors.
+      num_not_finite: number of proposals of each member and its ancestors whose energy change was NaN or infinite,
+        or whose temperature was NaN or negative. Those of such an energy change are rejected. At such a
+        temperature the rule is greedy, and nothing is resampled.
     """
 
     best: PyTree
@@ -199,13 +213,14 @@ class PopulationResult(NamedTuple):
     family: jax.Array  # int32 [members]
     mean_square_family_size: jax.Array  # float32 []
     num_accepted: jax.Array  # int32 [members]
+    num_not_finite: jax.Array  # int32 [members]
 
 
 def population_anneal(
     rng_key: jax.Array,
     landscape: Landscape,
     positions: PyTree,
-    schedule: Schedule,
+    schedule: Schedule | float,
     num_steps: int,
     data: tuple = (),
     chain_batch: int | None = None,
@@ -222,16 +237,20 @@ def population_anneal(
       rng_key: a key, `[]`.
       landscape: the landscape to anneal on.
       positions: initial positions, leading axis `[members]`, at least 2.
-      schedule: `step -> temperature`, above 0; evaluated at the first step of each block.
+      schedule: `step -> temperature`, above 0; evaluated at the first step of each block. Or a number for a
+        constant temperature, at which nothing is resampled.
       num_steps: number of proposals of each member, rounded up to whole blocks; static.
       data: arrays that are passed to the landscape.
-      chain_batch: number of members that are vmapped together; None for all. On a CPU use 1. Static.
+      chain_batch: number of members that are vmapped together; None for all. On a CPU use fewer if their states do
+        not fit into the cache (see `docs/chains.md`). Static.
 
     Returns:
       A `PopulationResult`.
 
     Raises:
-      InputError: there are fewer than two members.
+      InputError: there are fewer than two members, the arrays of `positions` have different numbers of members,
+        `num_steps` is not a whole number of at least 0, `chain_batch` is not a whole number of at least 1, or an
+        argument is refused as by `anneal`.
 
     >>> import jax, jax.numpy as jnp
     >>> from sa_jax import from_energy, geometric_schedule
@@ -242,10 +261,15 @@ def population_anneal(
     >>> round(float(result.best), 1)
     7.8
     """
-    data = as_arrays(data)
-    members = jnp.shape(jax.tree.leaves(positions)[0])[0] if jnp.ndim(jax.tree.leaves(positions)[0]) else 1
-    if members < 2:
-        raise InputError("positions must have a leading axis [members] of at least 2")
+    check_key(rng_key)
+    check_landscape(landscape)
+    num_steps = whole("num_steps", num_steps, most=MOST_STEPS)
+    schedule, data, chain_batch = as_schedule(schedule), as_data(data), _checked_batch(chain_batch)
+    positions = as_position(positions)
+    sizes = {leaf.shape[0] if leaf.ndim else 1 for leaf in jax.tree.leaves(positions)}
+    if len(sizes) > 1 or min(sizes) < 2:
+        raise InputError("positions must have a leading axis [members] of at least 2, the same in each array")
+    members = min(sizes)
     chains_key, resample_key = jax.random.split(rng_key)
     keys = jax.vmap(partial(jax.random.fold_in, chains_key))(jnp.arange(members))
     states = _map(lambda position: init(landscape, position, data), positions, chain_batch)
@@ -253,7 +277,7 @@ def population_anneal(
     def block(carry, number):
         states, family, best, best_energy = carry
         first = number * BLOCK_STEPS
-        temperature = jnp.asarray(schedule(first), jnp.float32)
+        temperature = temperature_at(schedule, first)
 
         def walk(chain):
             key, state = chain
@@ -265,8 +289,8 @@ def population_anneal(
         improved = states.best_energy[winner] < best_energy
         best = jax.tree.map(lambda new, old: jnp.where(improved, new[winner], old), states.best, best)
         best_energy = jnp.where(improved, states.best_energy[winner], best_energy)
-        cooler = jnp.asarray(schedule(first + BLOCK_STEPS), jnp.float32)
-        log_weights = -(1 / cooler - 1 / temperature) * states.walk.energy
+        cooler = temperature_at(schedule, first + BLOCK_STEPS)
+        log_weights = -(1 / cooler - 1 / temperature).astype(states.walk.energy.dtype) * states.walk.energy
         parents = _resampled(jax.random.fold_in(resample_key, number), log_weights, cooler)
         states, family = jax.tree.map(lambda leaf: leaf[parents], (states, family))
         return (states, family, best, best_energy), None
@@ -274,10 +298,10 @@ def population_anneal(
     winner = _lowest(states.best_energy)
     best, best_energy = jax.tree.map(lambda leaf: leaf[winner], (states.best, states.best_energy))
     carry = states, jnp.arange(members, dtype=jnp.int32), best, best_energy
-    carry = match_varying(carry, rng_key, states.best_energy, schedule(jnp.int32(0)))
+    carry = match_varying(carry, rng_key, states.best_energy, temperature_at(schedule, 0))
     blocks = jnp.arange(-(-num_steps // BLOCK_STEPS), dtype=jnp.int32)
-    (states, family, best, best_energy), _ = jax.lax.scan(block, carry, blocks)
-    sizes = jnp.zeros(members).at[family].add(1)
+    states, family, best, best_energy = scan_carry(block, carry, blocks)
+    sizes = jnp.zeros(members, jnp.float32).at[family].add(1)
     return PopulationResult(
         best,
         best_energy,
@@ -286,19 +310,33 @@ def population_anneal(
         family,
         (sizes**2).sum() / members,
         states.num_accepted,
+        states.num_not_finite,
     )
 
 
 def _checked_ladder(temperatures: jax.Array) -> jax.Array:
     """Returns the temperatures as float32 `[rungs]`, after checking them."""
-    shape = jnp.shape(temperatures)
-    if len(shape) != 1 or shape[0] < 2:
-        raise InputError(f"temperatures must have the shape [rungs], with at least 2 rungs, not {list(shape)}")
-    if not isinstance(temperatures, Tracer):
-        values = np.asarray(temperatures)
-        if not (np.all(np.diff(values) > 0) and np.isfinite(values).all() and values[0] > 0):
-            raise InputError(f"temperatures must be above 0, finite and rising, not {values.tolist()}")
-    return jnp.asarray(temperatures, jnp.float32)
+    if isinstance(temperatures, Tracer):
+        ladder = temperatures
+    else:
+        try:
+            with np.errstate(over="ignore"):
+                ladder = np.asarray(temperatures, np.float32)
+        except (TypeError, ValueError):
+            raise InputError(f"temperatures must be an array of numbers, not {described(temperatures)}") from None
+    if ladder.ndim != 1 or ladder.size < 2:
+        raise InputError(
+            f"temperatures must have the shape [rungs], with at least 2 rungs, not {list(ladder.shape)}"
+        )
+    if isinstance(ladder, np.ndarray) and not (
+        np.all(np.diff(ladder) > 0) and np.isfinite(ladder).all() and ladder[0] > 0
+    ):
+        raise InputError(f"temperatures must be above 0, finite and rising, not {ladder.tolist()}")
+    return jnp.asarray(ladder, jnp.float32)
+
+
+def _checked_batch(chain_batch: int | None) -> int | None:
+    return None if chain_batch is None else whole("chain_batch", chain_batch, 1, otherwise=", or None for all")
 
 
 def _initial_replicas(start: AnnealState, temperatures: jax.Array, size: int) -> Replicas:
@@ -319,7 +357,7 @@ def _initial_replicas(start: AnnealState, temperatures: jax.Array, size: int) ->
 
 def _with_adapted_ladder(replicas: Replicas, number: jax.Array, adapts: jax.Array) -> Replicas:
     """Returns the replicas with the ladder changed after block `number` if it adapts, bool `[]`."""
-    rate = FIRST_ADAPTATION / (1 + number // 8)
+    rate = FIRST_ADAPTATION / (1 + number // 8).astype(jnp.float32)
     gaps = jnp.diff(replicas.log_temperatures) * jnp.exp(rate * (replicas.chance - EXCHANGE_SHARE))
     gaps = jnp.minimum(gaps, math.log(WIDEST_GAP))
     ladder = replicas.log_temperatures[0] + jnp.pad(jnp.cumsum(gaps), (1, 0))
@@ -330,19 +368,21 @@ def _with_adapted_ladder(replicas: Replicas, number: jax.Array, adapts: jax.Arra
     )
 
 
-def _temper_result(replicas, best, best_energy, final, final_energy, num_accepted) -> TemperResult:
+def _temper_result(replicas, best, best_energy, final, final_energy, num_accepted, num_not_finite) -> TemperResult:
     """Returns the result, from the values of all replicas in the order of the replicas."""
     winner = best_energy.argmin()
     at = jnp.argsort(replicas.rung)
+    tried, exchanged = replicas.tried.astype(jnp.float32), replicas.exchanged.astype(jnp.float32)
     return TemperResult(
         best=jax.tree.map(lambda leaf: leaf[winner], best),
         best_energy=best_energy[winner],
         final=jax.tree.map(lambda leaf: leaf[at], final),
         final_energy=final_energy[at],
         temperatures=jnp.exp(replicas.log_temperatures),
-        exchange_share=jnp.where(replicas.tried > 0, replicas.exchanged / replicas.tried, jnp.nan),
+        exchange_share=jnp.where(tried > 0, exchanged / jnp.maximum(tried, 1), jnp.nan),
         num_accepted=num_accepted,
         round_trips=replicas.round_trips,
+        num_not_finite=num_not_finite,
     )
 
 
@@ -354,10 +394,11 @@ def _resampled(rng_key: jax.Array, log_weights: jax.Array, temperature: jax.Arra
     # The offset is in (0, 1], and `searchsorted` returns the first cumulative share that reaches a place. So a
     # member of weight 0 is never chosen.
     offset = 1 - jax.random.uniform(rng_key, dtype=jnp.float32)
-    places = jnp.minimum((jnp.arange(members) + offset) / members, 1) * shares[-1]
-    parents = jnp.searchsorted(shares, places)
+    unchanged = jnp.arange(members, dtype=jnp.int32)
+    places = jnp.minimum((unchanged.astype(jnp.float32) + offset) / members, 1).astype(shares.dtype) * shares[-1]
+    parents = jnp.searchsorted(shares, places).astype(jnp.int32)
     # A schedule may end at temperature 0, where the weights are not defined. Then nothing is resampled.
-    return jnp.where((temperature > 0) & jnp.isfinite(log_weights).any(), parents, jnp.arange(members))
+    return jnp.where((temperature > 0) & jnp.isfinite(log_weights).any(), parents, unchanged)
 
 
 def _exchange(rng_key: jax.Array, replicas: Replicas, energies: jax.Array, number: jax.Array) -> Replicas:
@@ -366,11 +407,11 @@ def _exchange(rng_key: jax.Array, replicas: Replicas, energies: jax.Array, numbe
     at = jnp.argsort(replicas.rung)
     energy = energies[at]
     inverse = jnp.exp(-replicas.log_temperatures)
-    log_ratio = (inverse[:-1] - inverse[1:]) * (energy[:-1] - energy[1:])
-    tried = jnp.arange(rungs - 1) % 2 == number % 2
+    log_ratio = (inverse[:-1] - inverse[1:]) * (energy[:-1] - energy[1:]).astype(jnp.float32)
+    tried = jnp.arange(rungs - 1, dtype=jnp.int32) % 2 == number % 2
     chance = jnp.exp(jnp.minimum(log_ratio, 0))
     chance = jnp.where(tried & ~jnp.isnan(chance), chance, replicas.chance)
-    log_u = -jax.random.exponential(rng_key, (rungs - 1,))
+    log_u = -jax.random.exponential(rng_key, (rungs - 1,), jnp.float32)
     # The comparison is False if an energy is NaN.
     exchanges = tried & (log_u <= log_ratio)
     down, up = jnp.pad(exchanges, (1, 0)), jnp.pad(exchanges, (0, 1))
@@ -381,11 +422,11 @@ def _exchange(rng_key: jax.Array, replicas: Replicas, energies: jax.Array, numbe
     heading = jnp.where(rung == 0, -1, jnp.where(turns, 1, replicas.heading))
     return replicas._replace(
         rung=rung,
-        tried=replicas.tried + tried,
-        exchanged=replicas.exchanged + exchanges,
+        tried=replicas.tried + tried.astype(jnp.int32),
+        exchanged=replicas.exchanged + exchanges.astype(jnp.int32),
         chance=chance,
         heading=heading,
-        round_trips=replicas.round_trips + arrived,
+        round_trips=replicas.round_trips + arrived.astype(jnp.int32),
     )
 
 

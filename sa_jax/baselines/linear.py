@@ -4,8 +4,12 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
+from sa_jax.checks import number
 from sa_jax.networks import patterns
+from sa_jax.networks.arrays import as_numbers
 from sa_jax.networks.patterns import NM, Layer, Pattern, Unit
 from sa_jax.pruning.linear import check_layer
 from sa_jax.types import InputError
@@ -29,6 +33,7 @@ def magnitude(weight: jax.Array, density: float | Pattern) -> jax.Array:
     Raises:
       InputError: a density that is neither a pattern nor a number in (0, 1], or a pattern that does not fit.
     """
+    weight = jnp.asarray(as_numbers("weight", weight), jnp.float32)
     return _best(weight**2, patterns.of_layer(density))
 
 
@@ -48,8 +53,8 @@ def wanda(weight: jax.Array, gram: jax.Array, density: float | Pattern) -> jax.A
     Raises:
       InputError: as `magnitude` does, or a Gram matrix that does not fit the weight.
     """
-    check_layer(weight, gram)
-    return _best(weight**2 * jnp.diag(gram), patterns.of_layer(density))
+    weight, gram = check_layer(weight, gram)
+    return _best(weight**2 * jnp.diag(gram).astype(jnp.float32)[None], patterns.of_layer(density))
 
 
 def sparsegpt(
@@ -64,40 +69,48 @@ def sparsegpt(
       weight: float `[outputs, inputs]`.
       gram: as in `wanda`.
       density: the share of the layer's weights that is kept, in (0, 1]; or `patterns.Layer` or `patterns.NM`.
-      damping: share of the mean diagonal of the Gram matrix that is added to its diagonal.
+      damping: share of the mean diagonal of the Gram matrix that is added to its diagonal, at least 0.
 
     Returns:
       The mask, bool `[outputs, inputs]`; and the updated weights, float32 `[outputs, inputs]`, 0 where pruned.
 
     Raises:
-      InputError: another pattern, or a Gram matrix that does not fit the weight.
+      InputError: another pattern, a Gram matrix that does not fit the weight, a damping below 0, or a Gram matrix
+        that cannot be inverted with it. (Where that is traced, the result is Wanda's mask and the weights as they
+        were.)
     """
     pattern = patterns.of_layer(density)
     if not isinstance(pattern, Layer | NM):
         raise InputError(f"SparseGPT prunes to a number such as 0.5, or to NM(2, 4), not to {pattern!r}")
-    check_layer(weight, gram)
+    weight, gram = check_layer(weight, gram)
+    damping = number("damping", damping, least=0)
     patterns.rule_of(pattern).blocks((weight.shape[0], weight.shape[1]))
-    return _sparsegpt(weight, gram, pattern, damping)
+    mask, updated, invertible = _sparsegpt(weight, gram.astype(jnp.float32), pattern, damping)
+    if not isinstance(invertible, Tracer) and not invertible:
+        raise InputError(f"gram cannot be inverted with a damping of {damping:g}: raise it, or use more samples")
+    return mask, updated
 
 
 @partial(jax.jit, static_argnames=("pattern", "damping"))
 def _sparsegpt(weight, gram, pattern, damping):
     inputs = weight.shape[1]
     dead = jnp.diag(gram) == 0
-    weight = jnp.where(dead, 0.0, weight.astype(jnp.float32))
+    weight = jnp.where(dead[None], 0.0, weight)
     damped = gram + jnp.diag(jnp.where(dead, 1.0, 0.0) + damping * jnp.diag(gram).mean())
     inverse = jnp.linalg.cholesky(jnp.linalg.inv(damped), upper=True)
+    invertible = jnp.isfinite(inverse).all()
+    inverse = jnp.where(invertible, inverse, jnp.diag(jax.lax.rsqrt(jnp.diag(damped))))
     width = pattern.group if isinstance(pattern, NM) else min(BLOCK_COLUMNS, inputs)
 
     def choose(first, weight):
         """The mask of the next `width` columns, or of the last `width` columns where fewer are left."""
         start = jnp.minimum(first, inputs - width)
         columns = start + jnp.arange(width)
-        scores = (weight[:, columns] / jnp.diag(inverse)[columns]) ** 2
+        scores = (weight[:, columns] / jnp.diag(inverse)[columns][None]) ** 2
         if isinstance(pattern, NM):
             return start, patterns.best(pattern, scores)
         open_ = jnp.broadcast_to(columns >= first, scores.shape)
-        num_kept = jnp.round(pattern.density * open_.sum()).astype(jnp.int32)
+        num_kept = jnp.round(pattern.density * open_.sum().astype(jnp.float32)).astype(jnp.int32)
         ranks = jnp.argsort(jnp.argsort(-jnp.where(open_, scores, -jnp.inf).ravel())).reshape(scores.shape)
         return start, (ranks < num_kept) & open_
 
@@ -111,10 +124,10 @@ def _sparsegpt(weight, gram, pattern, damping):
 
         mask = jax.lax.cond(column % width == 0, chosen, lambda: mask)
         error = jnp.where(mask[:, column], 0.0, weight[:, column]) / inverse[column, column]
-        return weight - error[:, None] * inverse[column], mask
+        return weight - error[:, None] * inverse[column][None], mask
 
     updated, mask = jax.lax.fori_loop(0, inputs, one_column, (weight, jnp.zeros(weight.shape, bool)))
-    return mask, jnp.where(mask, updated, 0.0)
+    return mask, jnp.where(mask, updated, 0.0), invertible
 
 
 def dsnot(weight: jax.Array, gram: jax.Array, mean: jax.Array, density: Pattern) -> jax.Array:
@@ -135,12 +148,19 @@ def dsnot(weight: jax.Array, gram: jax.Array, mean: jax.Array, density: Pattern)
       The mask, bool `[outputs, inputs]`.
 
     Raises:
-      InputError: a number or another pattern, or a Gram matrix that does not fit the weight.
+      InputError: a number or another pattern, or a Gram matrix or mean that does not fit the weight.
     """
     if not isinstance(density, Unit | NM):
         raise InputError(f"DSnoT prunes to a share of each row, Unit(0.5), or to NM(2, 4), not to {density!r}")
-    start = wanda(weight, gram, density)
-    return _dsnot(weight, gram, mean, start, density.group if isinstance(density, NM) else None)
+    weight, gram = check_layer(weight, gram)
+    mean = as_numbers("mean", mean)
+    if mean.shape != weight.shape[1:]:
+        raise InputError(f"mean must be {list(weight.shape[1:])} for this weight, not {list(mean.shape)}")
+    if not isinstance(mean, Tracer) and not np.isfinite(np.asarray(mean).astype(np.float32)).all():
+        raise InputError("mean has entries that are not finite")
+    start, mean = wanda(weight, gram, density), jnp.asarray(mean, jnp.float32)
+    group = density.group if isinstance(density, NM) else None
+    return _dsnot(weight, gram.astype(jnp.float32), mean, start, group)
 
 
 @partial(jax.jit, static_argnames="group_size")

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sa_jax.annealing.inputs import check_key
 from sa_jax.baselines import scores, search, second_order, trained
 from sa_jax.baselines.trained import Training
 from sa_jax.checks import choice, number, whole
@@ -14,7 +15,7 @@ from sa_jax.networks import masks, mlp
 from sa_jax.networks.energies import Energy
 from sa_jax.networks.mlp import Network
 from sa_jax.networks.samples import check_samples
-from sa_jax.types import PyTree
+from sa_jax.types import InputError, PyTree
 
 
 class Budget(NamedTuple):
@@ -263,8 +264,8 @@ def prune(
       params, nested as given, which only methods with `moves_weights` change.
 
     Raises:
-      InputError: an unknown method, a budget of 0 or less, or parameters, samples or a density that `sa_jax.prune`
-        would refuse.
+      InputError: an unknown method, a budget of 0 or less, weights that training moved beyond all bounds, or a
+        key, parameters, samples or a density that `sa_jax.prune` would refuse.
 
     >>> from sa_jax.networks.mlp import MLP
     >>> x = jax.random.normal(jax.random.key(0), (200, 8))
@@ -274,15 +275,18 @@ def prune(
     >>> sum(int(mask.sum()) for mask in jax.tree.leaves(masks))
     16
     """
+    check_key(rng_key)
     choice("method", method, [name for name in METHODS if name != "smaller_dense"])
     mlp.check_activation(activation)
     budget = check_budget(budget)
     names, network = mlp.network_of(params)
     num_kept = masks.num_kept(density, network.total)
-    check_samples(network, np.asarray(x), np.asarray(y))
+    x, y = check_samples(network, x, y)
     samples = jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.int32)
     task = Task(rng_key, network, *samples, num_kept, activation, energy, budget)
     mask, moved = METHODS[method].find(task)
+    if not all(np.isfinite(np.asarray(array)).all() for array in jax.tree.leaves(moved)):
+        raise InputError(f"{method} moved weights until they were not finite: lower budget.learning_rate")
     kernel_masks = mlp.mask_tree(names, masks.unflatten(mask, network.shapes))
     return kernel_masks, mlp.with_weights(params, names, moved)
 

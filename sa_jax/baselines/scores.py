@@ -5,12 +5,12 @@ All functions take a network's plain arrays (`sa_jax.networks.mlp.network_of(par
 """
 
 import itertools
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 
 from sa_jax.networks import masks, mlp
+from sa_jax.networks.arrays import jit
 from sa_jax.networks.energies import Energy, cross_entropy
 from sa_jax.networks.mlp import Network
 from sa_jax.pruning.allocation import equal_counts
@@ -24,7 +24,7 @@ def random(rng_key: jax.Array, network: Network, num_kept: int) -> jax.Array:
     return masks.random(rng_key, network.total, num_kept)
 
 
-@partial(jax.jit, static_argnames=("num_kept",))
+@jit(static_argnames=("num_kept",))
 def magnitude_global(network: Network, num_kept: int) -> jax.Array:
     """Keeps the branches of largest `|w|` over all layers (Han et al. 2015): a flat mask, bool `[total]`.
 
@@ -35,7 +35,7 @@ def magnitude_global(network: Network, num_kept: int) -> jax.Array:
     return masks.by_score(jnp.abs(masks.flatten(network.kernels)), num_kept)
 
 
-@partial(jax.jit, static_argnames=("num_kept",))
+@jit(static_argnames=("num_kept",))
 def magnitude_layerwise(network: Network, num_kept: int) -> jax.Array:
     """Keeps the branches of largest `|w|` in each layer, with equal density in all layers (Han et al. 2015).
 
@@ -44,7 +44,7 @@ def magnitude_layerwise(network: Network, num_kept: int) -> jax.Array:
     return _in_layers(network, _equal_counts(network, num_kept), [jnp.abs(w) for w in network.kernels])
 
 
-@partial(jax.jit, static_argnames=("num_kept",))
+@jit(static_argnames=("num_kept",))
 def magnitude_erk(network: Network, num_kept: int) -> jax.Array:
     """Keeps the branches of largest `|w|` in each layer, with the densities of `masks.erk_counts`.
 
@@ -53,7 +53,7 @@ def magnitude_erk(network: Network, num_kept: int) -> jax.Array:
     return _in_layers(network, masks.erk_counts(network.shapes, num_kept), [jnp.abs(w) for w in network.kernels])
 
 
-@partial(jax.jit, static_argnames=("num_kept", "activation"))
+@jit(static_argnames=("num_kept", "activation"))
 def wanda_global(network: Network, x: jax.Array, num_kept: int, activation: str = "relu") -> jax.Array:
     """Keeps the branches of largest `|w| * norm(input)` over all layers (Wanda; Sun et al. 2024, equation 1).
 
@@ -66,7 +66,7 @@ def wanda_global(network: Network, x: jax.Array, num_kept: int, activation: str 
     return masks.by_score(mlp.saliency(network, x, activation), num_kept)
 
 
-@partial(jax.jit, static_argnames=("num_kept", "activation"))
+@jit(static_argnames=("num_kept", "activation"))
 def wanda_per_output(network: Network, x: jax.Array, num_kept: int, activation: str = "relu") -> jax.Array:
     """Keeps each unit's branches of largest `|w| * norm(input)`, equal density in all units (Sun et al. 2024).
 
@@ -81,7 +81,7 @@ def wanda_per_output(network: Network, x: jax.Array, num_kept: int, activation: 
     return _in_layers(network, _equal_counts(network, num_kept), ranked)
 
 
-@partial(jax.jit, static_argnames=("num_kept", "activation"))
+@jit(static_argnames=("num_kept", "activation"))
 def node_entropy(network: Network, x: jax.Array, num_kept: int, activation: str = "relu") -> jax.Array:
     """Keeps the hidden units that are active for about half of the samples (He et al. 2014, entropy).
 
@@ -95,7 +95,7 @@ def node_entropy(network: Network, x: jax.Array, num_kept: int, activation: str 
     return _by_units(network, [entropy(share) + entropy(1 - share) for share in shares], num_kept)
 
 
-@partial(jax.jit, static_argnames=("num_kept",))
+@jit(static_argnames=("num_kept",))
 def node_output_norm(network: Network, num_kept: int) -> jax.Array:
     """Keeps the hidden units of largest mean `|w|` over the branches out of them (He et al. 2014, output weights).
 
@@ -104,7 +104,7 @@ def node_output_norm(network: Network, num_kept: int) -> jax.Array:
     return _by_units(network, [jnp.abs(kernel).mean(1) for kernel in network.kernels[1:]], num_kept)
 
 
-@partial(jax.jit, static_argnames=("num_kept",))
+@jit(static_argnames=("num_kept",))
 def node_input_norm(network: Network, num_kept: int) -> jax.Array:
     """Keeps the hidden units of largest mean `|w|` over the branches into them (He et al. 2014, input weights).
 
@@ -113,7 +113,7 @@ def node_input_norm(network: Network, num_kept: int) -> jax.Array:
     return _by_units(network, [jnp.abs(kernel).mean(0) for kernel in network.kernels[:-1]], num_kept)
 
 
-@partial(jax.jit, static_argnames=("num_kept", "activation", "energy"))
+@jit(static_argnames=("num_kept", "activation", "energy"))
 def snip(
     network: Network,
     x: jax.Array,
@@ -137,7 +137,7 @@ def snip(
     return masks.by_score(jnp.abs(masks.flatten(network.kernels) * masks.flatten(gradients)), num_kept)
 
 
-@partial(jax.jit, static_argnames=("num_kept", "activation", "energy"))
+@jit(static_argnames=("num_kept", "activation", "energy"))
 def obd(
     network: Network,
     x: jax.Array,
@@ -155,7 +155,7 @@ def obd(
     return masks.by_score(masks.flatten(network.kernels) ** 2 * masks.flatten(curvatures) / 2, num_kept)
 
 
-@partial(jax.jit, static_argnums=(3, 4))
+@jit(static_argnums=(3, 4))
 def sample_derivatives(
     network: Network, x: jax.Array, y: jax.Array, activation: str = "relu", energy: Energy | None = None
 ) -> tuple[list[jax.Array], list[jax.Array]]:
@@ -178,12 +178,12 @@ def sample_derivatives(
         entering, h = [], x
         for layer, (kernel, bias, offset) in enumerate(zip(network.kernels, network.biases, offsets, strict=True)):
             entering.append(h)
-            h = h @ kernel + offset if bias is None else h @ kernel + bias + offset
+            h = h @ kernel + offset if bias is None else h @ kernel + bias[None] + offset
             if layer < len(network.kernels) - 1:
                 h = mlp.ACTIVATIONS[activation](h)
         return energy(h, y) * len(x), entering  # the energy is a mean, so that this is the samples' sum
 
-    offsets = [jnp.zeros((len(x), outputs)) for _, outputs in network.shapes]
+    offsets = [jnp.zeros((len(x), outputs), jnp.float32) for _, outputs in network.shapes]
     slopes, entering = jax.grad(total_energy, has_aux=True)(offsets)
     return entering, slopes
 
@@ -198,9 +198,9 @@ def _in_layers(network: Network, counts: list[int], scores: list[jax.Array]) -> 
 
 def _by_units(network: Network, importances: list[jax.Array], num_kept: int) -> jax.Array:
     """Keeps units by their place within their layer; the later of its two units decides about a branch."""
-    places = [jnp.argsort(jnp.argsort(-one, stable=True)) / len(one) for one in importances]
+    places = [jnp.argsort(jnp.argsort(-one, stable=True)).astype(jnp.float32) / len(one) for one in importances]
     features, classes = network.sizes[0], network.sizes[-1]
-    ends = [jnp.zeros(features), *places, jnp.zeros(classes)]
-    later = [jnp.maximum(before[:, None], after) for before, after in itertools.pairwise(ends)]
+    ends = [jnp.zeros(features, jnp.float32), *places, jnp.zeros(classes, jnp.float32)]
+    later = [jnp.maximum(before[:, None], after[None]) for before, after in itertools.pairwise(ends)]
     order = jnp.lexsort((-jnp.abs(masks.flatten(network.kernels)), masks.flatten(later)))
     return jnp.zeros(network.total, bool).at[order[:num_kept]].set(True)

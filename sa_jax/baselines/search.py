@@ -1,7 +1,5 @@
 """Searches over masks other than annealing, without derivatives, at a given number of energy evaluations."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 
@@ -10,6 +8,7 @@ from sa_jax.annealing.chain import anneal
 from sa_jax.landscapes.mlp import masked_mlp
 from sa_jax.moves.uniform import uniform_swap
 from sa_jax.networks import masks, mlp
+from sa_jax.networks.arrays import jit
 from sa_jax.networks.energies import Energy, cross_entropy
 from sa_jax.networks.mlp import Network
 
@@ -20,7 +19,7 @@ RIVALS = 3
 MUTATED = 0.005
 
 
-@partial(jax.jit, static_argnames=("num_kept", "num_evaluations", "activation", "energy"))
+@jit(static_argnames=("num_kept", "num_evaluations", "activation", "energy"))
 def random_search(
     rng_key: jax.Array,
     network: Network,
@@ -60,7 +59,7 @@ def random_search(
     return draw(jax.lax.fori_loop(0, num_evaluations, one, (0, jnp.inf))[0])
 
 
-@partial(jax.jit, static_argnames=("num_kept", "num_evaluations", "activation", "energy"))
+@jit(static_argnames=("num_kept", "num_evaluations", "activation", "energy"))
 def greedy_swaps(
     rng_key: jax.Array,
     network: Network,
@@ -79,10 +78,10 @@ def greedy_swaps(
     landscape = masked_mlp(network, uniform_swap(), energy or cross_entropy(), activation)
     start = masks.by_score(jnp.abs(masks.flatten(network.kernels)), num_kept)
     greedy = schedules.constant_schedule(0.0)
-    return anneal(rng_key, landscape, start, greedy, num_evaluations, (x.T, y)).best
+    return anneal(rng_key, landscape, start, greedy, num_evaluations, (x.T.astype(jnp.float32), y)).best
 
 
-@partial(jax.jit, static_argnames=("num_kept", "num_evaluations", "activation", "energy"))
+@jit(static_argnames=("num_kept", "num_evaluations", "activation", "energy"))
 def genetic_algorithm(
     rng_key: jax.Array,
     network: Network,
@@ -109,8 +108,9 @@ def genetic_algorithm(
         mutate_key, tie_key = jax.random.split(rng_key)
         # The expected number of mutations is the same among pruned as among kept branches.
         share = jnp.where(both > 0, MUTATED, MUTATED * num_kept / (network.total - num_kept + 1))
-        votes = jnp.where(jax.random.uniform(mutate_key, both.shape) < share, 2 - both, both)
-        return masks.by_score(votes + jax.random.uniform(tie_key, both.shape), num_kept)
+        mutation, tie = (jax.random.uniform(key, both.shape, jnp.float32) for key in (mutate_key, tie_key))
+        votes = jnp.where(mutation < share, 2 - both, both)
+        return masks.by_score(votes.astype(jnp.float32) + tie, num_kept)
 
     def tournament(rng_key, energies):
         drawn = jax.random.randint(rng_key, (RIVALS,), 0, population)

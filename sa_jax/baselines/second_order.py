@@ -12,7 +12,9 @@ import numpy as np
 import scipy.linalg
 
 from sa_jax.baselines.scores import sample_derivatives
+from sa_jax.checks import number
 from sa_jax.networks import masks
+from sa_jax.networks.arrays import as_numbers
 from sa_jax.networks.energies import Energy
 from sa_jax.networks.mlp import Network
 from sa_jax.types import InputError
@@ -58,9 +60,12 @@ def empirical_fisher(
       damping: added to the diagonal, above 0.
 
     Raises:
-      InputError: the Fisher matrix cannot be inverted, because the damping is too small for inputs of this size.
+      InputError: a damping that is not above 0, or a Fisher matrix that cannot be inverted, because the damping
+        is too small for inputs of this size.
     """
-    inputs, slopes = sample_derivatives(network, jnp.asarray(x), jnp.asarray(y), activation, energy)
+    damping = number("damping", damping, above=0)
+    x, y = (jnp.asarray(as_numbers(*part)) for part in (("inputs", x), ("labels", y)))
+    inputs, slopes = sample_derivatives(network, x, y, activation, energy)
     parts = [
         (np.asarray(a)[:, :, None] * np.asarray(d)[:, None, :]).reshape(len(x), -1)
         for a, d in zip(inputs, slopes, strict=True)

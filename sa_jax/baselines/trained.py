@@ -6,7 +6,6 @@ All shuffle the samples by their key and use Adam with a cosine learning rate.
 import itertools
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from sa_jax.networks import masks, mlp
+from sa_jax.networks.arrays import jit
 from sa_jax.networks.energies import Energy, cross_entropy
 from sa_jax.networks.mlp import Network
 from sa_jax.types import InputError, PyTree
@@ -36,7 +36,7 @@ class Training(NamedTuple):
     learning_rate: float = 1e-2
 
 
-@partial(jax.jit, static_argnames=("num_kept", "activation", "energy", "training"))
+@jit(static_argnames=("num_kept", "activation", "energy", "training"))
 def edge_popup(
     rng_key: jax.Array,
     network: Network,
@@ -67,17 +67,17 @@ def edge_popup(
       A flat mask, bool `[total]`, with exactly `num_kept` ones.
     """
     weights = masks.flatten(network.kernels)
-    magnitude = jnp.abs(weights)
 
     def use(scores, step, rng_key):
         del step, rng_key
         return weights * _straight_through(scores, num_kept), 0.0
 
-    start = magnitude / magnitude.std()
+    magnitude = jnp.abs(weights)
+    start = magnitude / _spread(magnitude)
     return masks.by_score(_train(rng_key, start, use, network, x, y, activation, energy, training), num_kept)
 
 
-@partial(jax.jit, static_argnames=("num_kept", "activation", "energy", "training"))
+@jit(static_argnames=("num_kept", "activation", "energy", "training"))
 def movement(
     rng_key: jax.Array,
     network: Network,
@@ -98,15 +98,15 @@ def movement(
 
     def use(scores, step, rng_key):
         del rng_key
-        share = jnp.clip(step / (steps * 2 / 3), 0, 1)
+        share = jnp.clip(step.astype(jnp.float32) / (steps * 2 / 3), 0, 1)
         now = num_kept + (network.total - num_kept) * (1 - share) ** 3
         return weights * _straight_through(scores, jnp.int32(now)), 0.0
 
-    start = jnp.zeros(network.total)
+    start = jnp.zeros(network.total, jnp.float32)
     return masks.by_score(_train(rng_key, start, use, network, x, y, activation, energy, training), num_kept)
 
 
-@partial(jax.jit, static_argnames=("num_kept", "activation", "energy", "training"))
+@jit(static_argnames=("num_kept", "activation", "energy", "training"))
 def l0_gates(
     rng_key: jax.Array,
     network: Network,
@@ -130,11 +130,11 @@ def l0_gates(
 
     def use(position, step, rng_key):
         log_odds, multiplier = position["log_odds"], position["multiplier"]
-        noise = jax.random.logistic(rng_key, log_odds.shape)
+        noise = jax.random.logistic(rng_key, log_odds.shape, jnp.float32)
         gates = jax.nn.sigmoid((noise + log_odds) / GATE_TEMPERATURE)
         gates = jnp.clip(gates * (GATE_HIGH - GATE_LOW) + GATE_LOW, 0, 1)
         density = jax.nn.sigmoid(log_odds - shift).mean()
-        share = jnp.clip(step / (steps * 2 / 3), 0, 1)
+        share = jnp.clip(step.astype(jnp.float32) / (steps * 2 / 3), 0, 1)
         wanted = num_kept / network.total
         now = wanted + (1 - wanted) * (1 - share) ** 3
         excess = (density - now) / now
@@ -143,12 +143,12 @@ def l0_gates(
         return weights * gates, price
 
     magnitude = jnp.abs(weights)
-    start = {"log_odds": 2.0 + 0.5 * magnitude / magnitude.std(), "multiplier": jnp.float32(0)}
+    start = {"log_odds": 2.0 + 0.5 * magnitude / _spread(magnitude), "multiplier": jnp.float32(0)}
     trained = _train(rng_key, start, use, network, x, y, activation, energy, training)
     return masks.by_score(trained["log_odds"], num_kept)
 
 
-@partial(jax.jit, static_argnames=("num_kept", "activation", "energy", "training"))
+@jit(static_argnames=("num_kept", "activation", "energy", "training"))
 def magnitude_finetuned(
     rng_key: jax.Array,
     network: Network,
@@ -181,7 +181,7 @@ def magnitude_finetuned(
     return mask, mlp.masked(trained, mask)
 
 
-@partial(jax.jit, static_argnames=("sizes", "use_bias", "activation", "energy", "training"))
+@jit(static_argnames=("sizes", "use_bias", "activation", "energy", "training"))
 def train_dense(
     rng_key: jax.Array,
     sizes: tuple[int, ...],
@@ -313,13 +313,21 @@ def _train_any(
                 used, price = use(position, step, noise_key)
                 return energy(run(used, x[order[batch]]), y[order[batch]]) + price
 
-            updates, optimizer_state = optimizer.update(jax.grad(loss)(position), optimizer_state)
+            slopes = jax.grad(loss)(position)
+            with jax.numpy_dtype_promotion("standard"):  # Optax multiplies its int32 steps by floats
+                updates, optimizer_state = optimizer.update(slopes, optimizer_state)
             return (optax.apply_updates(position, updates), optimizer_state), None
 
         return jax.lax.scan(update, carry, jnp.arange(batches))[0], None
 
     carry = start, optimizer.init(start)
     return jax.lax.scan(epoch, carry, jnp.arange(training.epochs))[0][0]
+
+
+def _spread(values: jax.Array) -> jax.Array:
+    """The standard deviation; 1 where all values are the same."""
+    spread = values.std()
+    return jnp.where(spread > 0, spread, 1.0)
 
 
 def _straight_through(scores: jax.Array, num_kept: jax.Array | int) -> jax.Array:

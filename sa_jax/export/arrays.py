@@ -8,7 +8,7 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save
 
-from sa_jax.export.cleanup import Cleaned
+from sa_jax.export.cleanup import Cleaned, check_finite
 from sa_jax.export.packed import MAX_BRANCHES, pack_codes, unpack_codes
 from sa_jax.export.quantization import Quantized, QuantizedLayer, check
 from sa_jax.files.npz import npz_bytes
@@ -16,16 +16,24 @@ from sa_jax.types import InputError
 
 
 def npz(cleaned: Cleaned) -> Mapping[str, bytes]:
-    """Returns an .npz of LAYER/kernel `[inputs, outputs]` and LAYER/bias, as in Keras and Flax, float32."""
-    arrays = {}
+    """Returns an .npz of LAYER/kernel `[inputs, outputs]` and LAYER/bias, as in Keras and Flax, float32.
+
+    Raises:
+      InputError: a weight that is not finite.
+    """
+    arrays, cleaned = {}, check_finite(cleaned)
     for layer, (kernel, bias) in enumerate(zip(cleaned.kernels, cleaned.biases, strict=True)):
         arrays |= {f"Dense_{layer}/kernel": kernel, f"Dense_{layer}/bias": bias}
     return {"network.npz": npz_bytes(arrays)}
 
 
 def safetensors(cleaned: Cleaned) -> Mapping[str, bytes]:
-    """Returns safetensors of LAYER.weight `[outputs, inputs]` and LAYER.bias, as in PyTorch, float32."""
-    arrays = {}
+    """Returns safetensors of LAYER.weight `[outputs, inputs]` and LAYER.bias, as in PyTorch, float32.
+
+    Raises:
+      InputError: a weight that is not finite.
+    """
+    arrays, cleaned = {}, check_finite(cleaned)
     for layer, (kernel, bias) in enumerate(zip(cleaned.kernels, cleaned.biases, strict=True)):
         arrays |= {f"layers.{layer}.weight": np.ascontiguousarray(kernel.T), f"layers.{layer}.bias": bias}
     return {"network.safetensors": save(arrays)}
@@ -38,9 +46,12 @@ def safetensors_packed(quantized: Quantized) -> Mapping[str, bytes]:
     first; LAYER.codes, uint8, packed codes, or float32 weights at 32 bits; LAYER.scales, float32 `[groups, ...]`
     as in `QuantizedLayer`; and LAYER.bias. The metadata `sa_jax` is JSON: the activation, and the units and bits
     of each layer.
+
+    Raises:
+      InputError: arrays that do not fit each other, or are not finite.
     """
     arrays, about = {}, {"activation": quantized.activation, "shapes": [], "bits": []}
-    for number, layer in enumerate(quantized.layers):
+    for number, layer in enumerate(check(quantized).layers):
         codes = layer.codes if layer.bits == 32 else np.frombuffer(pack_codes(layer.codes, layer.bits), np.uint8)
         arrays |= {
             f"layers.{number}.mask": np.packbits(layer.mask.T.ravel(), bitorder="little"),

@@ -6,6 +6,7 @@ Each layer is stored in the form that takes the fewest bytes: dense; rows of kep
 are float32 or codes.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from string import Template
 from typing import NamedTuple
@@ -384,7 +385,7 @@ def files(
         image files, and the image as `example.pgm`.
 
     Raises:
-      InputError: the activation is not known in C.
+      InputError: the activation is not known in C; or weights, or logits of the self-test, that are not finite.
     """
     quantized = quantize(network, 32) if isinstance(network, Cleaned) else network
     if quantized.activation not in ACTIVATIONS:
@@ -521,6 +522,8 @@ def _table(name: str, array: np.ndarray) -> str:
 def _literal(value: float) -> str:
     if isinstance(value, int):
         return str(value)
+    if not math.isfinite(value):
+        raise InputError("the C code would hold NaN or infinite values: the network's weights are too large")
     digits = f"{value:.9g}"  # 9 digits distinguish all float32 values
     return digits + ("f" if "." in digits or "e" in digits else ".0f")
 

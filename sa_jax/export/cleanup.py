@@ -1,5 +1,7 @@
 """Removes dead units from a pruned network: fewer units, the same outputs."""
 
+import itertools
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -55,8 +57,7 @@ def clean(network: Network, mask: np.ndarray, activation: str = "relu") -> Clean
         np.zeros(kernel.shape[1]) if bias is None else np.asarray(bias, np.float64)
         for kernel, bias in zip(kernels, network.biases, strict=True)
     ]
-    if not all(np.isfinite(array).all() for array in (*kernels, *biases)):
-        raise InputError("the network's weights hold NaN or infinite values")
+    _check_finite(kernels, biases)
     changed = True
     while changed:
         changed = False
@@ -71,8 +72,24 @@ def clean(network: Network, mask: np.ndarray, activation: str = "relu") -> Clean
             kernels[layer], kept[layer] = kernels[layer][:, stays], kept[layer][:, stays]
             kernels[layer + 1], kept[layer + 1] = kernels[layer + 1][stays], kept[layer + 1][stays]
             biases[layer] = biases[layer][stays]
-    rounded = tuple(bias.astype(np.float32) for bias in biases)
-    return Cleaned(tuple(kernels), tuple(kept), rounded, activation)
+    with np.errstate(over="ignore"):  # values beyond float32 become infinite, and are refused
+        rounded = tuple(bias.astype(np.float32) for bias in biases)
+    return check_finite(Cleaned(tuple(kernels), tuple(kept), rounded, activation))
+
+
+def check_finite(cleaned: Cleaned) -> Cleaned:
+    """Returns a network, after checking that all its weights and biases are finite.
+
+    Raises:
+      InputError: some are not.
+    """
+    _check_finite(cleaned.kernels, cleaned.biases)
+    return cleaned
+
+
+def _check_finite(*arrays: Iterable[np.ndarray]) -> None:
+    if not all(np.isfinite(array).all() for array in itertools.chain(*arrays)):
+        raise InputError("the network's weights hold NaN or infinite values")
 
 
 def predict(cleaned: Cleaned, x: np.ndarray) -> np.ndarray:
@@ -80,5 +97,5 @@ def predict(cleaned: Cleaned, x: np.ndarray) -> np.ndarray:
     values = jnp.asarray(x, jnp.float32)
     for layer, (kernel, bias) in enumerate(zip(cleaned.kernels, cleaned.biases, strict=True)):
         values = ACTIVATIONS[cleaned.activation](values) if layer else values
-        values = jnp.dot(values, kernel, precision="highest") + bias
+        values = jnp.dot(values, kernel, precision="highest") + jnp.asarray(bias)[None]
     return np.asarray(values)

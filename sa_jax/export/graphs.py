@@ -7,7 +7,7 @@ import jax
 import jax.export
 import jax.numpy as jnp
 
-from sa_jax.export.cleanup import Cleaned
+from sa_jax.export.cleanup import Cleaned, check_finite
 from sa_jax.networks.mlp import Network, forward
 from sa_jax.types import InputError
 
@@ -27,8 +27,9 @@ def onnx(cleaned: Cleaned) -> Mapping[str, bytes]:
     The batch can have any size.
 
     Raises:
-      InputError: the package onnx is missing, or ONNX does not have the activation.
+      InputError: the package onnx is missing, ONNX does not have the activation, or a weight is not finite.
     """
+    check_finite(cleaned)
     if cleaned.activation not in NODES:
         raise InputError(f"activation {cleaned.activation!r} is not known in ONNX; known: {', '.join(NODES)}")
     try:
@@ -60,7 +61,11 @@ def stablehlo(cleaned: Cleaned) -> Mapping[str, bytes]:
 
     Its `call` maps float32 `[batch, features]`, with any batch size, to logits, float32 `[batch, classes]`. The
     JAX version that wrote it and later versions can read it; earlier versions may not.
+
+    Raises:
+      InputError: a weight that is not finite.
     """
+    check_finite(cleaned)
     network = Network(tuple(map(jnp.asarray, cleaned.kernels)), tuple(map(jnp.asarray, cleaned.biases)))
     shape = jax.export.symbolic_shape(f"batch, {network.sizes[0]}")
 

@@ -140,7 +140,12 @@ def layer_bytes(layer: QuantizedLayer) -> bytes:
 
 
 def pack(quantized: Quantized) -> bytes:
-    """Returns the bytes of the whole file."""
+    """Returns the bytes of the whole file.
+
+    Raises:
+      InputError: arrays that do not fit each other, or are not finite.
+    """
+    check(quantized)
     name = quantized.activation.encode()
     units = [quantized.layers[0].mask.shape[0], *(layer.mask.shape[1] for layer in quantized.layers)]
     head = MAGIC + bytes([VERSION, len(name)]) + name + _varint(len(units) - 1)

@@ -12,11 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from sa_jax.annealing.chain import anneal
+from sa_jax.annealing.inputs import check_key
 from sa_jax.annealing.landscape import from_energy
 from sa_jax.annealing.schedules import geometric_schedule
-from sa_jax.export.cleanup import Cleaned, predict
+from sa_jax.export.cleanup import Cleaned, check_finite, predict
 from sa_jax.networks.energies import cross_entropy
 from sa_jax.networks.mlp import ACTIVATIONS, check_activation
+from sa_jax.networks.samples import as_samples
 from sa_jax.types import InputError
 
 WIDTHS = (1, 2, 3, 4, 8, 32)
@@ -28,7 +30,7 @@ ROUNDS = 10
 # temperatures are these shares of the spread of energies.
 SEARCH_STEPS, SEARCH_SAMPLES, SEARCH_SPREAD = 150, 2_000, (0.3, 0.003)
 
-LOGIT_SCALES = [2.0**power for power in np.arange(-4, 8.1, 0.25)]
+LOGIT_SCALES = [float(2.0**power) for power in np.arange(-4, 8.1, 0.25)]
 
 
 class QuantizedLayer(NamedTuple):
@@ -75,7 +77,8 @@ def quantize(cleaned: Cleaned, bits: int | Sequence[int]) -> Quantized:
       bits: bits per weight, of `WIDTHS`; one number for all layers, or one for each.
 
     Raises:
-      InputError: bits that are not in `WIDTHS`, or not one for each layer.
+      InputError: bits that are not in `WIDTHS`, or not one for each layer; or weights that are not finite, before
+        or after they are quantized.
 
     >>> from sa_jax.export import clean
     >>> from sa_jax.networks.mlp import Network
@@ -84,16 +87,18 @@ def quantize(cleaned: Cleaned, bits: int | Sequence[int]) -> Quantized:
     >>> layer.codes.tolist(), layer.scales.tolist()
     ([3, 0, 1], [[0.375, 0.125]])
     """
-    widths = (int(bits),) * len(cleaned.kernels) if isinstance(bits, int | np.integer) else tuple(bits)
+    widths = list(bits) if isinstance(bits, Sequence | np.ndarray) else [bits] * len(cleaned.kernels)
     if len(widths) != len(cleaned.kernels):
         raise InputError(
             f"bits must be one number or {len(cleaned.kernels)}, one for each layer, not {len(widths)}"
         )
     for width in widths:
-        if width not in WIDTHS:
+        if not isinstance(width, int | np.integer) or isinstance(width, bool) or width not in WIDTHS:
             raise InputError(f"bits must be one of {', '.join(map(str, WIDTHS))}, not {width!r}")
-    parts = zip(cleaned.kernels, cleaned.masks, cleaned.biases, widths, strict=True)
-    return Quantized(tuple(_quantized_layer(*part) for part in parts), cleaned.activation)
+    check_finite(cleaned)
+    parts = zip(cleaned.kernels, cleaned.masks, cleaned.biases, map(int, widths), strict=True)
+    with np.errstate(over="ignore", invalid="ignore"):  # what bfloat16 cannot hold becomes infinite
+        return check(Quantized(tuple(_quantized_layer(*part) for part in parts), cleaned.activation))
 
 
 def _quantized_layer(kernel: np.ndarray, mask: np.ndarray, bias: np.ndarray, bits: int) -> QuantizedLayer:
@@ -136,6 +141,8 @@ def check(quantized: Quantized) -> Quantized:
                 raise InputError(f"the {name} of layer {number} holds NaN or infinite values")
         if layer.bits < 8 and (layer.codes >> layer.bits).any():
             raise InputError(f"layer {number} has codes of more than {layer.bits} bits")
+        if not np.isfinite(_weights(layer)).all():
+            raise InputError(f"layer {number} with {layer.bits} bits holds NaN or infinite values: use 32 bits")
         units = layer.mask.shape[1]
     return quantized
 
@@ -174,6 +181,16 @@ def levels(scales: np.ndarray, bits: int) -> np.ndarray:
     for bit in range(bits):  # in the order in which the C decoder adds them
         total = total + np.where(codes >> bit & 1, scales[:, bit : bit + 1], -scales[:, bit : bit + 1])
     return total
+
+
+def _weights(layer: QuantizedLayer) -> np.ndarray:
+    """The dequantized kept weights, output by output, float32 `[kept]`."""
+    if layer.bits == 32:
+        return layer.codes
+    sizes = group_sizes(layer.mask)
+    with np.errstate(over="ignore", invalid="ignore"):
+        values = levels(layer.scales, layer.bits)
+    return values[np.repeat(np.arange(len(sizes)), sizes), layer.codes]
 
 
 def _bfloat16_towards(value: float, up: bool) -> float:
@@ -227,12 +244,7 @@ def simulate(quantized: Quantized) -> Cleaned:
     kernels = []
     for layer in quantized.layers:
         rows = np.zeros(layer.mask.T.shape, np.float32)
-        if layer.bits == 32:
-            values = layer.codes
-        else:
-            sizes = group_sizes(layer.mask)
-            values = levels(layer.scales, layer.bits)[np.repeat(np.arange(len(sizes)), sizes), layer.codes]
-        rows[layer.mask.T] = values
+        rows[layer.mask.T] = _weights(layer)
         kernels.append(np.ascontiguousarray(rows.T))
     layers = quantized.layers
     return Cleaned(
@@ -271,8 +283,11 @@ def choose_bits(
       Bits of each layer, of `WIDTHS` below 32.
 
     Raises:
-      InputError: the network takes more bytes even with the fewest bits.
+      InputError: the network takes more bytes even with the fewest bits, or inputs and labels that are not
+        numbers.
     """
+    check_key(rng_key)
+    inputs, labels = as_samples(inputs, labels)
     widths = [width for width in WIDTHS if width < 32]
     tried = [quantize(cleaned, width) for width in widths]
     sizes = jnp.array([[size(layer) for layer in one.layers] for one in tried], jnp.int32)
@@ -289,7 +304,7 @@ def choose_bits(
     def loss(choice, x, y, kernels, biases):
         for layer in layers:
             x = ACTIVATIONS[cleaned.activation](x) if layer else x
-            x = x @ kernels[layer][choice[layer]] + biases[layer][choice[layer]]
+            x = x @ kernels[layer][choice[layer]] + biases[layer][choice[layer]][None]
         return energy_of(x, y)
 
     def energy(choice, *data):

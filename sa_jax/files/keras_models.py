@@ -39,8 +39,8 @@ _PLAIN = re.compile(
 class Affine(NamedTuple):
     """What scales and shifts values, `scale * x + shift`; float64, of shapes that broadcast with the values."""
 
-    scale: np.ndarray = np.ones(())
-    shift: np.ndarray = np.zeros(())
+    scale: np.ndarray = np.ones(())  # float64 [...]
+    shift: np.ndarray = np.zeros(())  # float64 [...]
 
     @property
     def does_nothing(self) -> bool:

@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -25,6 +26,7 @@ PARTIAL = ("partial_masks.npz", "partial_report.html")
 
 # Folders that this process writes to, each with what remains to be done at the end.
 _written_to: list[contextlib.ExitStack] = []
+_closing = threading.RLock()
 
 
 def check(workdir: Path, overwrite: bool) -> None:
@@ -55,19 +57,24 @@ def writing(
     Raises:
       InputError: the folder cannot be created or written, or another command is writing to it.
     """
-    with contextlib.ExitStack() as at_end:
+    at_end = contextlib.ExitStack()
+    try:
         at_end.callback(unmake, make(workdir))
         if alone:
             at_end.enter_context(only_one(workdir, on_message))
         _written_to.append(at_end)
         at_end.callback(_written_to.remove, at_end)
         yield at_end
+    finally:
+        with _closing:
+            at_end.close()
 
 
 def abandon() -> None:
-    """Ends all contexts of `writing`, for a process that is about to end by force."""
-    while _written_to:
-        _written_to[-1].close()
+    """Ends all contexts of `writing`, from any thread, for a process that is about to end by force."""
+    with _closing:
+        while _written_to:
+            _written_to[-1].close()
 
 
 def make(folder: Path) -> list[Path]:
@@ -145,14 +152,14 @@ def check_finite(name: str, values: Any) -> None:
       name: name of the file.
       values: numbers, texts, NumPy arrays of any shape, or nested dictionaries and lists of them.
     """
-    parts = values.items() if isinstance(values, Mapping) else [("", values)]
-    for part, value in parts:
-        where = f"{name}, {part}" if part != "" else name
-        if isinstance(value, list | tuple | Mapping):
-            for one in value.values() if isinstance(value, Mapping) else value:
-                check_finite(where, one)
-        elif not isinstance(value, str) and value is not None and not np.isfinite(value).all():
-            raise InputError(f"{where} would hold NaN or infinite values: it was not written")
+    if isinstance(values, Mapping):
+        for part, value in values.items():
+            check_finite(f"{name}, {part}", value)
+    elif isinstance(values, list | tuple):
+        for value in values:
+            check_finite(name, value)
+    elif not isinstance(values, str | int | None) and not np.isfinite(values).all():
+        raise InputError(f"{name} would hold NaN or infinite values: it was not written")
 
 
 def read_result(workdir: Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from sa_jax.moves import SwapProposal
 from sa_jax.moves.base import below, kept_list
+from sa_jax.networks.arrays import native
 from sa_jax.types import Landscape
 
 
@@ -68,6 +69,7 @@ def linear_rows(
       A `Landscape` whose positions are masks, bool `[rows, inputs]`. The energy is the squared output error,
       summed over the samples if `gram` is `X' X`, and their mean if `gram` is a mean over the samples.
     """
+    weight, gram = jnp.asarray(weight, jnp.float32), jnp.asarray(native(gram))
     inputs, flat, squares = weight.shape[1], weight.ravel(), pruning_errors(weight, gram)
 
     def propose(noise, state, temperature):
@@ -118,6 +120,7 @@ def heat_bath_rows(
     Returns:
       A `Landscape` like that of `linear_rows`.
     """
+    weight, gram = jnp.asarray(weight, jnp.float32), jnp.asarray(native(gram))
     flat, squares = weight.ravel(), pruning_errors(weight, gram)
 
     def draw(rng_key):
@@ -186,10 +189,13 @@ def pruning_errors(weight: jax.Array, gram: jax.Array) -> jax.Array:
     Returns:
       Float32 `[rows * inputs]`.
     """
-    return (weight * weight * jnp.diag(gram).astype(jnp.float32)).ravel()
+    weight, gram = jnp.asarray(weight, jnp.float32), jnp.asarray(native(gram))
+    return (weight * weight * jnp.diag(gram).astype(jnp.float32)[None]).ravel()
 
 
 def _init(weight, gram, dense_correction, init_swaps: Callable[[jax.Array], Any]):
+    dense_correction = jnp.asarray(dense_correction, jnp.float32)
+
     def init(mask, data):
         del data
         removed = jnp.where(mask, 0.0, -weight)
@@ -207,7 +213,7 @@ def _moved(fields, gram, branch, amount):
     """Returns the fields after the entry of `r` of one branch has changed by `amount`."""
     row, column = divmod(branch, fields.shape[1])
     change = amount * gram[column].astype(jnp.float32)
-    return fields + change if fields.shape[0] == 1 else fields.at[row].add(change)
+    return fields + change[None] if fields.shape[0] == 1 else fields.at[row].add(change)
 
 
 def _swapped(mask, pruned, grown, accepted):
@@ -225,7 +231,7 @@ def _by_boltzmann(energies, temperature, *bits):
     """
     lowest, size = energies.min(), energies.size
     hot = jnp.exp((lowest - energies) / jnp.where(temperature > 0, temperature, 1.0))
-    weights = jnp.where(temperature > 0, hot, energies == lowest)
+    weights = jnp.where(temperature > 0, hot, (energies == lowest).astype(hot.dtype))
     width = 1 << round(math.log2(size) / 2) if size > 64 else size
     stage = jnp.pad(weights, (0, -size % width)).reshape(-1, width)
     part = _by_weight(stage.sum(1), bits[0])

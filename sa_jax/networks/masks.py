@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sa_jax import checks
+from sa_jax.networks.arrays import as_arrays, jit
 from sa_jax.networks.trees import leaf_name, leaves_by_name, no_such_leaf
 from sa_jax.types import InputError, PyTree
 
@@ -42,10 +43,10 @@ def num_kept(density: Any, total: int) -> int:
 
 def random(rng_key: jax.Array, total: int, num_kept: int) -> jax.Array:
     """Returns a uniformly random flat mask, bool `[total]`, with exactly `num_kept` ones."""
-    return by_score(jax.random.uniform(rng_key, (total,)), num_kept)
+    return by_score(jax.random.uniform(rng_key, (total,), jnp.float32), num_kept)
 
 
-@jax.jit
+@jit()
 def by_score(scores: jax.Array, num_kept: jax.Array | int) -> jax.Array:
     """Keeps the `num_kept` branches of highest score; of equal scores the lower index, and NaN counts as lowest.
 
@@ -61,7 +62,8 @@ def by_score(scores: jax.Array, num_kept: jax.Array | int) -> jax.Array:
     >>> by_score(jnp.array([0.1, 3.0, 2.0, 3.0]), 2)
     Array([False,  True, False,  True], dtype=bool)
     """
-    scores = jnp.where(jnp.isnan(scores), -jnp.inf, scores).astype(jnp.float32)
+    scores, num_kept = jnp.asarray(scores, jnp.float32), jnp.asarray(num_kept, jnp.int32)
+    scores = jnp.where(jnp.isnan(scores), -jnp.inf, scores)
     scores = jnp.where(scores == 0, 0.0, scores)  # no negative zero
     bits = jax.lax.bitcast_convert_type(scores, jnp.int32)
     ordered = jnp.where(bits < 0, bits ^ jnp.iinfo(jnp.int32).max, bits)  # ordered like the floats
@@ -69,15 +71,16 @@ def by_score(scores: jax.Array, num_kept: jax.Array | int) -> jax.Array:
     def halve(_, ends):
         low, high = ends  # at least num_kept scores are >= low, fewer are >= high
         middle = (low >> 1) + (high >> 1) + (low & high & 1)
-        enough = (ordered >= middle).sum() >= num_kept
+        enough = (ordered >= middle).sum(dtype=jnp.int32) >= num_kept
         return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
 
     limits = jnp.iinfo(jnp.int32)
-    nothing = 0 * (ordered.sum() + num_kept)  # inside `shard_map` the ends must vary over the mesh like these
+    # Inside `shard_map` the ends must vary over the mesh like these.
+    nothing = 0 * (ordered.sum(dtype=jnp.int32) + num_kept)
     ends = jnp.int32(limits.min) + nothing, jnp.int32(limits.max) + nothing
     least, _ = jax.lax.fori_loop(0, 32, halve, ends)
     above, tied = ordered > least, ordered == least
-    return above | (tied & (jnp.cumsum(tied) <= num_kept - above.sum()))
+    return above | (tied & (jnp.cumsum(tied, dtype=jnp.int32) <= num_kept - above.sum(dtype=jnp.int32)))
 
 
 def erk_counts(shapes: Sequence[tuple[int, int]], num_kept: int) -> list[int]:
@@ -149,7 +152,8 @@ def apply_masks(params: PyTree, masks: PyTree) -> PyTree:
       The params with the same structure.
 
     Raises:
-      InputError: the masks are not a tree, or a mask has an unknown name, another shape or a dtype but bool.
+      InputError: the masks are not a tree, a mask has an unknown name, another shape or a dtype but bool, or the
+        two arguments are swapped.
 
     >>> params = {"fc": {"kernel": jnp.ones((1, 2)), "bias": jnp.ones(2)}}
     >>> apply_masks(params, {"fc": {"kernel": jnp.array([[True, False]])}})["fc"]["kernel"].tolist()
@@ -158,20 +162,31 @@ def apply_masks(params: PyTree, masks: PyTree) -> PyTree:
     if masks is None or isinstance(masks, str | os.PathLike):
         raise InputError(f"masks must be nested like the params, not {masks!r}; files.put_back takes a path")
     leaves, by_name = leaves_by_name(params), leaves_by_name(masks)
+    if leaves and all(map(_is_boolean, leaves.values())) and not any(map(_is_boolean, by_name.values())):
+        raise InputError("params holds masks, and masks does not: call apply_masks(params, masks)")
     for name, mask in by_name.items():
         if name not in leaves:
             raise InputError(no_such_leaf(name, leaves))
-        if jnp.shape(mask) != jnp.shape(leaves[name]):
-            shapes = list(jnp.shape(leaves[name])), list(jnp.shape(mask))
+        if np.shape(mask) != np.shape(leaves[name]):
+            shapes = list(np.shape(leaves[name])), list(np.shape(mask))
             raise InputError(f"the mask of {name!r} must have its shape, {shapes[0]}, not {shapes[1]}")
-        if jnp.result_type(mask).name != "bool":
-            raise InputError(f"the mask of {name!r} must be boolean, not {jnp.result_type(mask)}")
+        if not _is_boolean(mask):
+            raise InputError(f"the mask of {name!r} must be boolean, not {_dtype(mask)}")
 
     def one(path, leaf):
-        mask = by_name.get(leaf_name(path))
-        return leaf if mask is None else jnp.where(mask, leaf, 0)
+        name = leaf_name(path)
+        mask = by_name.get(name)
+        return leaf if mask is None else jnp.where(mask, as_arrays(f"{name!r} in params", leaf), 0)
 
     return jax.tree_util.tree_map_with_path(one, params)
+
+
+def _is_boolean(leaf: Any) -> bool:
+    return _dtype(leaf) == "bool"
+
+
+def _dtype(leaf: Any) -> str:
+    return str(getattr(leaf, "dtype", type(leaf).__name__))
 
 
 def effective(mask: jax.Array, shapes: Sequence[tuple[int, int]]) -> jax.Array:
@@ -199,7 +214,7 @@ def effective(mask: jax.Array, shapes: Sequence[tuple[int, int]]) -> jax.Array:
     for kernel in reversed(kernels):
         feeding.append((kernel & feeding[-1]).any(1))
     ends = zip(kernels, fed[:-1], feeding[-2::-1], strict=True)
-    return flatten([kernel & before[:, None] & after for kernel, before, after in ends])
+    return flatten([kernel & before[:, None] & after[None] for kernel, before, after in ends])
 
 
 def jaccard(first: np.ndarray, second: np.ndarray) -> float:

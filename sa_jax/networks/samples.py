@@ -7,28 +7,48 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from sa_jax.networks.arrays import as_numbers
 from sa_jax.networks.mlp import Network
 from sa_jax.types import InputError, PyTree
 
 
-def check_samples(network: Network, x: Any, y: Any) -> None:
-    """Raises `InputError` if inputs or labels do not fit a network, or inputs or weights are not finite.
+def as_samples(x: Any, y: Any) -> tuple[Any, Any]:
+    """Returns inputs and labels as arrays, see `as_numbers`, after checking that labels are whole numbers.
+
+    Args:
+      x: inputs, numbers `[samples, ...]`.
+      y: labels, int `[samples]`.
+
+    Raises:
+      InputError: they are not arrays of numbers, or labels are not whole numbers.
+    """
+    x, y = as_numbers("inputs", x), as_numbers("labels", y)
+    if not jnp.issubdtype(y.dtype, jnp.integer):
+        raise InputError(f"labels must be whole numbers, not {y.dtype}: convert them, with y.astype(int)")
+    return x, y
+
+
+def check_samples(network: Network, x: Any, y: Any) -> tuple[Any, Any]:
+    """Returns inputs and labels as `as_samples` does, after checking that they fit a network.
 
     Args:
       network: the weights.
       x: inputs, numbers `[samples, features]`.
       y: labels, int `[samples]`.
+
+    Raises:
+      InputError: inputs or labels do not fit, or inputs or weights are not finite.
     """
+    x, y = as_samples(x, y)
     features, classes = network.sizes[0], network.sizes[-1]
     if np.ndim(x) != 2 or np.shape(x)[1] != features or np.shape(x)[0] == 0:
         raise InputError(f"inputs must have the shape [samples, {features}], not {list(np.shape(x))}")
     if np.shape(y) != np.shape(x)[:1]:
         raise InputError(f"labels must have the shape [{np.shape(x)[0]}], one per input, not {list(np.shape(y))}")
-    if not jnp.issubdtype(y.dtype, jnp.integer):
-        raise InputError(f"labels must be whole numbers, not {y.dtype}")
-    if not any(jnp.issubdtype(x.dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_)):
+    if jnp.issubdtype(x.dtype, jnp.complexfloating):
         raise InputError(f"inputs must be numbers, not {x.dtype}")
     check_values(network, x, y, classes)
+    return x, y
 
 
 def check_values(weights: PyTree, x: Any, y: Any, classes: int) -> None:

@@ -3,7 +3,7 @@
 from sa_jax.pruning.allocation import allocate
 from sa_jax.pruning.kernels import prune_kernels
 from sa_jax.pruning.layers import prune_layers
-from sa_jax.pruning.linear import compact, prune_linear, prune_linear_sharded, refit
+from sa_jax.pruning.linear import Refitted, compact, prune_linear, prune_linear_sharded, refit, refit_layer
 from sa_jax.pruning.mlp import prune
 from sa_jax.pruning.moments import Moments, collect_moments, collect_recorded, dense_correction
 from sa_jax.pruning.options import Options, check_options, samples_for, uses_gradients
@@ -21,6 +21,7 @@ __all__ = [
     "Moments",
     "Options",
     "Problem",
+    "Refitted",
     "allocate",
     "check_options",
     "collect_moments",
@@ -37,6 +38,7 @@ __all__ = [
     "prune_linear",
     "prune_linear_sharded",
     "refit",
+    "refit_layer",
     "refresh_steps",
     "samples_for",
     "start_position",

@@ -57,7 +57,7 @@ def allocate(
       `density`.
 
     Raises:
-      InputError: a density outside (0, 1], a span below 0, or a layer without a Gram matrix that fits.
+      InputError: a density outside (0, 1], a span below 0, no layer, or a layer without a Gram matrix that fits.
 
     >>> weights = {"even": jnp.ones((4, 20)), "uneven": jnp.ones((4, 20)).at[:, 2:].set(0.01)}
     >>> found = allocate(weights, dict.fromkeys(weights, jnp.eye(20)), 0.5)
@@ -66,14 +66,15 @@ def allocate(
     """
     density = number("density", density, above=0, most=1)
     span = number("span", span, least=0)
+    if not weights:
+        raise InputError("weights is empty: it must have the weight of at least one layer")
     if missing := set(weights) - set(grams):
         raise InputError(f"no Gram matrix for {min(missing)}")
-    for name, weight in weights.items():
-        check_layer(weight, grams[name])
+    layers = {name: check_layer(weight, grams[name]) for name, weight in weights.items()}
     span = min(span, 1 - density, density / 2)
     grid = np.linspace(density - span, density + span, POINTS)
-    curves = np.stack([np.asarray(_errors(weight, grams[name], grid)) for name, weight in weights.items()])
-    sizes = np.array([np.size(weight) for weight in weights.values()], float)
+    curves = np.stack([np.asarray(_errors(weight, gram, grid)) for weight, gram in layers.values()])
+    sizes = np.array([weight.size for weight, _ in layers.values()], float)
     return dict(zip(weights, shares(grid, curves, sizes, density).tolist(), strict=True))
 
 
@@ -109,13 +110,13 @@ def shares(grid: np.ndarray, curves: np.ndarray, sizes: np.ndarray, density: flo
 @jax.jit
 def _errors(weight, gram, grid):
     """Relative error of a layer at each density of a grid, float `[densities]`."""
-    weight, gram = weight.astype(jnp.float32), gram.astype(jnp.float32)
+    gram = gram.astype(jnp.float32)
     inputs = weight.shape[1]
-    scores = weight**2 * jnp.diag(gram)
+    scores = weight**2 * jnp.diag(gram)[None]
     ranks = jnp.argsort(jnp.argsort(-scores, axis=1, stable=True), axis=1)
 
     def error(density):
-        change = jnp.where(ranks < jnp.maximum(jnp.round(density * inputs), 1), 0.0, weight)
+        change = jnp.where(ranks.astype(jnp.float32) < jnp.maximum(jnp.round(density * inputs), 1), 0.0, weight)
         return ((change @ gram) * change).sum()
 
     whole = ((weight @ gram) * weight).sum()

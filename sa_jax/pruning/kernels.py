@@ -9,15 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from sa_jax.annealing.chain import anneal
+from sa_jax.annealing.inputs import check_key, check_takes, described
 from sa_jax.checks import whole
 from sa_jax.landscapes.full import full_model
 from sa_jax.moves import uniform_swap
 from sa_jax.networks import masks, mlp
-from sa_jax.networks.samples import check_values
+from sa_jax.networks.arrays import as_arrays
+from sa_jax.networks.samples import as_samples, check_values
 from sa_jax.networks.trees import flat_params, leaves_by_name, no_such_leaf
 from sa_jax.pruning.mlp import prune
 from sa_jax.pruning.nesting import nest_masks
-from sa_jax.pruning.options import Options, check_options
+from sa_jax.pruning.options import Options, check_options, refuse_unknown
 from sa_jax.pruning.problem import (
     Problem,
     calibrated_scale,
@@ -71,7 +73,8 @@ def prune_kernels(
 
     Raises:
       InputError: no such kernel, logits or labels that do not fit each other, values that are not finite, a
-        density that keeps nothing, or an unknown option.
+        density that keeps nothing, an unknown option, or arguments of another kind, such as params with a leaf
+        that is not an array.
 
     >>> x = jax.random.normal(jax.random.key(0), (64, 8))
     >>> y = (x[:, 0] > x[:, 1]).astype(jnp.int32)
@@ -84,16 +87,23 @@ def prune_kernels(
     >>> apply_fn(masks.apply_masks(params, found), x).shape
     (64, 2)
     """
-    unknown = set(options) - set(OPTIONS)
-    if unknown:
-        raise InputError(f"unknown option {sorted(unknown)[0]!r}; options: {', '.join(OPTIONS)}")
+    refuse_unknown(options, OPTIONS, prune_kernels)
+    check_key(rng_key)
+    check_takes("apply_fn", apply_fn, "(params, x)", 2)
     settings = check_options(Options(**{"move": "uniform", **options}))
     if settings.start == "saliency":
         raise InputError("start must be one of magnitude, random, not 'saliency', which needs each layer's inputs")
     num_steps = whole("num_steps", num_steps, 1)
+    params = as_arrays("params", params)
     paths = _chosen(params, chosen)
-    x, y = jnp.asarray(x), jnp.asarray(y)
-    shape = jax.eval_shape(apply_fn, params, x).shape
+    x, y = as_samples(x, y)
+    logits = jax.eval_shape(apply_fn, params, x)
+    if not isinstance(logits, jax.ShapeDtypeStruct):
+        raise InputError(
+            f"apply_fn must give logits alone, not {described(logits)}: pick them, such as by "
+            "lambda params, x: apply_fn(params, x)[0]"
+        )
+    shape = logits.shape
     kernels = {path: leaf for path, leaf in leaves_by_name(params).items() if path in paths}
     if len(shape) != 2 or y.shape != shape[:1] or not jnp.issubdtype(y.dtype, jnp.integer):
         raise InputError(
@@ -101,6 +111,7 @@ def prune_kernels(
             f"{list(shape)} and {y.dtype}{list(y.shape)}"
         )
     check_values(list(kernels.values()), x, y, shape[1])
+    x, y = jnp.asarray(x), jnp.asarray(y)
     num_kept = masks.num_kept(density, sum(kernel.size for kernel in kernels.values()))
     perceptron = _perceptron(apply_fn, params, paths, x)
     if perceptron is not None:

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
+from sa_jax.annealing.inputs import check_key, described
 from sa_jax.checks import number
 from sa_jax.networks import masks, patterns
+from sa_jax.networks.arrays import as_numbers
 from sa_jax.networks.patterns import Layer, Pattern
 from sa_jax.networks.trees import leaves_by_name, no_such_leaf
 from sa_jax.pruning.allocation import equal_counts
@@ -48,7 +50,7 @@ def prune_layers(
 
     Raises:
       InputError: no moments, moments of a layer that the params do not have, a density that is neither a pattern
-        nor a number in (0, 1], a pattern that does not fit a layer, or a Gram matrix that is not one.
+        nor a number in (0, 1], a pattern that does not fit a layer, a Gram matrix that is not one, or no key.
 
     >>> from sa_jax import apply_masks, collect_moments
     >>> from sa_jax.networks.mlp import MLP
@@ -62,6 +64,7 @@ def prune_layers(
     >>> model.apply(apply_masks(params, masks), x).shape
     (64, 2)
     """
+    check_key(rng_key)
     damping = number("damping", damping, least=0)
     has_outer = isinstance(params, Mapping) and "params" in params
     inner = params["params"] if has_outer else params
@@ -86,16 +89,22 @@ def layer_key(rng_key: jax.Array, name: str) -> jax.Array:
 
 def _layers(params: PyTree, moments: Mapping[str, Moments]) -> tuple[dict[str, str], dict[str, jax.Array]]:
     """The path of each layer's kernel, and each layer's weight `[outputs, inputs]`, by the layers with moments."""
+    if not isinstance(moments, Mapping):
+        raise InputError(f"moments must map names of layers to their moments, not {described(moments)}")
     if not moments:
         raise InputError("moments is empty: it must have the moments of at least one layer's inputs")
     leaves, paths, weights = leaves_by_name(params), {}, {}
     for name, layer in moments.items():
+        if not isinstance(layer, Moments):
+            raise InputError(
+                f"moments of {name!r} must be Moments, as collect_moments returns them, not {described(layer)}"
+            )
         paths[name] = f"{name}/kernel" if name else "kernel"  # a model that is one layer has no name
         if paths[name] not in leaves:
             raise InputError(no_such_leaf(paths[name], leaves))
-        weights[name] = jnp.asarray(leaves[paths[name]]).T
         try:
-            check_layer(weights[name], layer.gram)
+            weight = as_numbers("the kernel", leaves[paths[name]]).T
+            weights[name], _ = check_layer(weight, layer.gram)
         except InputError as error:
             raise InputError(f"layer {name!r}: {error}") from None
     return paths, weights

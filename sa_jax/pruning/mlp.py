@@ -9,6 +9,7 @@ import numpy as np
 from jax.core import Tracer
 
 from sa_jax.annealing.chain import anneal
+from sa_jax.annealing.inputs import check_key
 from sa_jax.checks import whole
 from sa_jax.landscapes.full import full_mlp
 from sa_jax.landscapes.mlp import masked_mlp
@@ -16,7 +17,7 @@ from sa_jax.moves import swap_within
 from sa_jax.networks import masks, mlp, patterns
 from sa_jax.networks.patterns import Pattern, Rows
 from sa_jax.networks.samples import check_samples
-from sa_jax.pruning.options import Options, check_options
+from sa_jax.pruning.options import Options, check_options, refuse_unknown
 from sa_jax.pruning.problem import make_energy, make_landscape, make_schedule, prepare
 from sa_jax.types import AnnealResult, InputError, PyTree
 
@@ -54,7 +55,7 @@ def prune(
 
     Raises:
       InputError: params that are not a multilayer perceptron, inputs or labels that do not fit it or are not
-        finite, a density that keeps nothing, a pattern that does not fit a layer, or an unknown option.
+        finite, a density that keeps nothing, a pattern that does not fit a layer, an unknown option, or no key.
 
     >>> import jax, jax.numpy as jnp
     >>> from sa_jax import prune
@@ -68,10 +69,9 @@ def prune(
     >>> bool((apply(params, masks, x).argmax(-1) == y).mean() > 0.9)
     True
     """
+    refuse_unknown(options, Options._fields, prune)
+    check_key(rng_key)
     num_steps = whole("num_steps", num_steps, 1)
-    unknown = set(options) - set(Options._fields)
-    if unknown:
-        raise InputError(f"unknown option {sorted(unknown)[0]!r}; options: {', '.join(Options._fields)}")
     patterns.refuse_text(density)
     if isinstance(density, Pattern):
         options.setdefault("move", "uniform")
@@ -81,9 +81,8 @@ def prune(
             "nudge_share changes weights, and prune returns only masks: use sa-jax run, or leave it at 0"
         )
     names, network = mlp.network_of(params)
-    samples = [array if isinstance(array, jax.Array) else np.asarray(array) for array in (x, y)]
-    check_samples(network, *samples)
-    arrays = network, *map(jnp.asarray, samples)
+    x, y = check_samples(network, x, y)
+    arrays = network, jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.int32)
     if isinstance(density, Pattern):
         _check_pattern(density, chosen, network)
         result = _prune_pattern(rng_key, *arrays, density, num_steps, chosen)
@@ -118,7 +117,9 @@ def _prune_pattern(rng_key, network, x, y, pattern, num_steps, options):
     scores = {
         "magnitude": lambda: [jnp.abs(kernel) for kernel in network.kernels],
         "saliency": lambda: masks.unflatten(mlp.saliency(network, x, options.activation), network.shapes),
-        "random": lambda: masks.unflatten(jax.random.uniform(score_key, (network.total,)), network.shapes),
+        "random": lambda: masks.unflatten(
+            jax.random.uniform(score_key, (network.total,), jnp.float32), network.shapes
+        ),
     }
     blocks = patterns.network_best(pattern, scores[options.start]())
     mask = patterns.network_mask(pattern, blocks, network.shapes)

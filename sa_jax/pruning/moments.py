@@ -1,5 +1,7 @@
 """Collects the second moments of linear layers' inputs, batch by batch; the inputs themselves are not kept."""
 
+import inspect
+import math
 from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -7,7 +9,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from sa_jax.annealing.inputs import described
+from sa_jax.networks.arrays import as_arrays, native
 from sa_jax.types import InputError, PyTree
+
+# Arguments of `nn.Module.apply` that are not passed to the module's method.
+APPLY_KEYWORDS = ("rngs", "mutable", "capture_intermediates")
 
 
 class Moments(NamedTuple):
@@ -29,7 +36,8 @@ class Moments(NamedTuple):
 
 def no_inputs(inputs: int) -> Moments:
     """Returns the moments of no input vectors at all, for a layer with this number of inputs."""
-    return Moments(jnp.zeros((inputs, inputs)), jnp.zeros(inputs), jnp.zeros(()))
+    gram, mean, count = (jnp.zeros(shape, jnp.float32) for shape in ((inputs, inputs), (inputs,), ()))
+    return Moments(gram, mean, count)
 
 
 def with_inputs(
@@ -48,16 +56,17 @@ def with_inputs(
     >>> moments.gram.tolist(), moments.mean.tolist()
     ([[5.0, 3.0], [3.0, 2.0]], [2.0, 1.0])
     """
-    x = x.reshape(-1, x.shape[-1]).astype(jnp.float32)
-    weight = jnp.ones(len(x)) if weight is None else jnp.asarray(weight, jnp.float32).reshape(-1)
+    x = jnp.asarray(native(x), jnp.float32).reshape(-1, x.shape[-1])
+    weight = jnp.ones(len(x), jnp.float32) if weight is None else jnp.asarray(native(weight)).reshape(-1)
+    weight = weight.astype(jnp.float32)
     count = moments.count + weight.sum()
     before, new = moments.count / jnp.maximum(count, 1e-12), 1 / jnp.maximum(count, 1e-12)
-    gram = before * moments.gram + new * jnp.dot(x.T * weight, x, precision="highest")
+    gram = before * moments.gram + new * jnp.dot(x.T * weight[None], x, precision="highest")
     change = moments.change
     if dense is not None:
-        moved = x - dense.reshape(x.shape).astype(jnp.float32)
+        moved = x - jnp.asarray(native(dense), jnp.float32).reshape(x.shape)
         change = 0.0 if change is None else before * change
-        change += new * jnp.dot(x.T * weight, moved, precision="highest")
+        change += new * jnp.dot(x.T * weight[None], moved, precision="highest")
     return Moments(gram, before * moments.mean + new * (weight @ x), count, change)
 
 
@@ -71,7 +80,10 @@ def dense_correction(moments: Moments, weight: jax.Array) -> jax.Array | None:
     Returns:
       float32 `[outputs, inputs]`, for `prune_linear` and `refit`; None where `Moments.change` is None.
     """
-    return None if moments.change is None else weight @ moments.change.T
+    if moments.change is None:
+        return None
+    weight, change = (jnp.asarray(native(part), jnp.float32) for part in (weight, moments.change))
+    return weight @ change.T
 
 
 def collect_recorded(
@@ -102,7 +114,8 @@ def collect_recorded(
       The moments by layer, in the order in which the layers were first recorded.
 
     Raises:
-      InputError: no batch, or no layer recorded.
+      InputError: no batch, no layer recorded, a `forward` that is not a function, or params or batches that hold
+        something else than arrays.
 
     >>> def forward(params, x, record):
     ...     record("first", x)
@@ -114,6 +127,9 @@ def collect_recorded(
     >>> {name: (moment.gram.shape, int(moment.count)) for name, moment in moments.items()}
     {'first': ((8, 8), 64), 'second': ((16, 16), 64)}
     """
+    if not callable(forward):
+        raise InputError(f"forward must be a function of (params, record, ...), not {described(forward)}")
+    params, dense = as_arrays("params", params), as_arrays("dense", dense)
     places: dict[str, int] = {}
 
     @jax.jit
@@ -122,6 +138,13 @@ def collect_recorded(
             recorded: dict[str, list[tuple[jax.Array, Any]]] = {}
 
             def record(layer: str, x: jax.Array, weight: Any = None) -> None:
+                if jnp.ndim(x) == 0:
+                    raise InputError(f"layer {layer!r}: the recorded inputs must be [..., inputs], not one number")
+                if weight is not None and jnp.size(weight) != math.prod(jnp.shape(x)[:-1]):
+                    shapes = list(jnp.shape(x)[:-1]), list(jnp.shape(weight))
+                    raise InputError(
+                        f"layer {layer!r}: the weight of its inputs must be {shapes[0]}, not {shapes[1]}"
+                    )
                 if layers is None or layer in layers:
                     recorded.setdefault(layer, []).append((x, weight))
 
@@ -130,6 +153,8 @@ def collect_recorded(
 
         recorded = recorded_by(params)
         recorded_dense = None if dense is None else recorded_by(dense)
+        if recorded_dense is not None and _counts(recorded_dense) != _counts(recorded):
+            raise InputError("forward must record the same layers for the dense params as for params")
         distinct: dict[tuple[int, ...], Moments] = {}
         for layer, calls in recorded.items():
             same = tuple(id(x) for x, _ in calls)
@@ -143,7 +168,9 @@ def collect_recorded(
 
     moments: list[Moments] | None = None
     for batch in batches:
-        new = of_batch(params, dense, batch)
+        if not isinstance(batch, Mapping):
+            raise InputError(f"each batch must map names to arrays, such as {{'x': x}}, not {described(batch)}")
+        new = of_batch(params, dense, as_arrays("batch", batch))
         moments = new if moments is None else _both(moments, new)
     if moments is None:
         raise InputError("at least one batch is needed")
@@ -152,8 +179,16 @@ def collect_recorded(
     return {layer: moments[place] for layer, place in places.items()}
 
 
+def _counts(recorded: Mapping[str, list]) -> dict[str, int]:
+    return {layer: len(calls) for layer, calls in recorded.items()}
+
+
 def collect_moments(
-    module: nn.Module, variables: PyTree, batches: Iterable[Any], method: Callable | str | None = None
+    module: nn.Module,
+    variables: PyTree,
+    batches: Iterable[Any],
+    method: Callable | str | None = None,
+    **keywords: Any,
 ) -> dict[str, Moments]:
     """Collects the moments of the inputs of all linear layers of a Flax Linen model, as `collect_recorded` does.
 
@@ -164,13 +199,14 @@ def collect_moments(
       batches: arguments of each call of the model: a tuple of arrays, or one array. Batches of equal shapes
         compile once.
       method: method of the module to call; None for `__call__`.
+      **keywords: keyword arguments of each call, such as `train=False`, or of `module.apply`, such as `rngs`.
 
     Returns:
       The moments by the layer's path, such as 'encoder/Dense_0', in the order in which the layers are first
       called.
 
     Raises:
-      InputError: no batch, or no linear layer.
+      InputError: no batch, no linear layer, or arguments that the model does not take.
 
     >>> from sa_jax.networks.mlp import MLP
     >>> x = jax.random.normal(jax.random.key(0), (64, 8))
@@ -179,6 +215,11 @@ def collect_moments(
     >>> {name: moment.gram.shape for name, moment in moments.items()}
     {'Dense_0': (8, 8), 'Dense_1': (16, 16)}
     """
+    if not isinstance(module, nn.Module):
+        raise InputError(
+            f"module must be a Flax Linen module, not {described(module)}; collect_recorded takes any model"
+        )
+    variables = as_arrays("variables", variables)
 
     def forward(variables: PyTree, record: Callable[..., None], arguments: tuple) -> None:
         def intercept(call, args, kwargs, context):
@@ -190,10 +231,33 @@ def collect_moments(
             return call(*args, **kwargs)
 
         with nn.intercept_methods(intercept):
-            module.apply(variables, *arguments, method=method)
+            module.apply(variables, *arguments, method=method, **keywords)
 
-    calls = ({"arguments": batch if isinstance(batch, tuple) else (batch,)} for batch in batches)
-    return collect_recorded(forward, variables, calls)
+    def calls():
+        for batch in batches:
+            arguments = batch if isinstance(batch, tuple) else (batch,)
+            _check_call(module, method, arguments, keywords)
+            yield {"arguments": arguments}
+
+    return collect_recorded(forward, variables, calls())
+
+
+def _check_call(module: nn.Module, method: Any, arguments: tuple, keywords: Mapping[str, Any]) -> None:
+    for one in arguments:
+        if isinstance(one, bool | str):
+            raise InputError(f"a batch must hold arrays, not {one!r}: give it by keyword, such as train=False")
+    name = "__call__" if method is None else method
+    called = getattr(module, name, None) if isinstance(name, str) else name
+    if not callable(called):
+        raise InputError(f"{type(module).__name__} has no method {name!r}")
+    mine = {name: value for name, value in keywords.items() if name not in APPLY_KEYWORDS}
+    try:
+        inspect.signature(called).bind(*([] if inspect.ismethod(called) else [module]), *arguments, **mine)
+    except TypeError as error:
+        raise InputError(
+            f"{type(module).__name__} cannot be called with such a batch: {error}; options such as train=False "
+            "are given by keyword"
+        ) from None
 
 
 @jax.jit

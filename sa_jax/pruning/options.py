@@ -1,7 +1,9 @@
 """How to anneal a network: the options of `prune` and of a run."""
 
+import difflib
+import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from sa_jax import checks
@@ -61,6 +63,24 @@ def samples_for(num_kept: int, move: str) -> int:
     (20349, 5087)
     """
     return round(SAMPLES_PER_ROOT[move] * math.sqrt(num_kept))
+
+
+def refuse_unknown(options: Iterable[str], known: Sequence[str], function: Callable) -> None:
+    """Refuses options that a function does not know, and names the option or argument that may be meant.
+
+    Args:
+      options: names of the options that were given.
+      known: names of the options that the function knows.
+      function: the function.
+
+    Raises:
+      InputError: an option is unknown.
+    """
+    for option in sorted(set(options) - set(known)):
+        arguments = [name for name in inspect.signature(function).parameters if name != "options"]
+        close = difflib.get_close_matches(option, [*known, *arguments], 1)
+        hint = f"did you mean {close[0]}?" if close else f"options: {', '.join(known)}"
+        raise InputError(f"unknown option {option!r}; {hint}")
 
 
 def check_options(options: Options, named: Callable[[str], str] = str) -> Options:

@@ -54,6 +54,9 @@ def render_layers(rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]
         )
         for row in rows
     )
+    left = [f"{row['layer']} ({row['not_refitted']} outputs)" for row in rows if row.get("not_refitted")]
+    if left:
+        about += f" Not refitted, because their inputs are 0 or too few: {', '.join(left)}."
     table = page.numbers_html("Each layer", ("layer", "shape", "kept", *columns, "s"), lines)
     table += page.csv_link("layers.csv", page.table_csv(rows, FIELDS))
     chart = f'<div class="columns">{_chart(rows, columns)}</div>'

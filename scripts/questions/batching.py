@@ -19,7 +19,7 @@ CHAINS = 16
 CHAIN_STEPS = 500
 LOW_TEMPERATURE = 1e-6
 # Networks, and the samples that each is given.
-TOGETHER = (
+PROPOSAL_CASES = (
     ((64, 32, 16, 10), 300),
     (proposals.NETWORKS[0], SAMPLES),
     (proposals.NETWORKS[1], SAMPLES),
@@ -33,13 +33,13 @@ def measure() -> dict[str, Any]:
     """
     use_one_core()
     chain_batch = measure_chains()
-    parallel_proposals = [measure_proposals(sizes, number) for sizes, number in TOGETHER]
+    parallel_proposals = [measure_proposals(sizes, number) for sizes, number in PROPOSAL_CASES]
     print(json.dumps([chain_batch, parallel_proposals], indent=1))
     return {
         "network": proposals.NETWORKS[0],
         "chains": CHAINS,
         "chain_batch": chain_batch,
-        "together": parallel_proposals,
+        "parallel_proposals": parallel_proposals,
     }
 
 
@@ -112,6 +112,6 @@ def table(result: dict[str, Any]) -> str:
         f"| {'-'.join(map(str, row['network']))} | {row['samples']:,} | {row['accepted']:.1%} | "
         + " | ".join(f"{taken:.1f}" for taken in row["microseconds"].values())
         + " |"
-        for row in result["together"]
+        for row in result["parallel_proposals"]
     ]
     return text + "\n".join(rows)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from .saved import RESULTS, ROOT
 
-PAGES = (ROOT / "README.md", RESULTS / "README.md")
+PAGES = (ROOT / "README.md", RESULTS / "README.md", ROOT / "sa_jax" / "docs" / "chains.md")
 
 
 def with_blocks(blocks: Mapping[str, str]) -> dict[Path, str]:

@@ -17,14 +17,16 @@ def use_one_core() -> None:
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 
 
-def take_turns(calls: dict[Any, Callable[[], Any]]) -> dict[Any, list[float]]:
-    """Seconds of each call, round by round, after one that compiles."""
+def take_turns(
+    calls: dict[Any, Callable[[], Any]], clock: Callable[[], float] = time.perf_counter
+) -> dict[Any, list[float]]:
+    """Seconds of each call by this clock, round by round, after one that compiles."""
     seconds: dict[Any, list[float]] = {name: [] for name in calls}
     for call in calls.values():
         jax.block_until_ready(call())
     for _ in range(ROUNDS):
         for name, call in calls.items():
-            start = time.perf_counter()
+            start = clock()
             jax.block_until_ready(call())
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(clock() - start)
     return seconds

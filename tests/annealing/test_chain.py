@@ -17,6 +17,8 @@ from sa_jax.moves.uniform import uniform_swap
 from sa_jax.networks import masks, mlp
 from sa_jax.networks.energies import cross_entropy
 from sa_jax.testing import boltzmann, check_detailed_balance, visits
+from tests.conftest import refusal
+from tests.settings import strict, x64
 
 WELLS = jnp.array([0.3, 0.0, 0.9, 0.5, 1.4, 0.2])
 
@@ -134,6 +136,55 @@ def test_chunks_change_no_bit(rng_key):
     assert chunk._cache_size() == 1
 
 
+@pytest.mark.parametrize("first_step", [50, 1, -100, 100.0, None, jnp.int32(150)])
+def test_a_first_step_within_a_block_is_refused(rng_key, first_step):
+    message = (
+        "first_step must be a multiple of 100, not" if first_step in (50, 1, 150) else "whole number from 0 to"
+    )
+    for num_steps in (100, 30):
+        with refusal(message):
+            module.run(rng_key, ring, module.init(ring, 4), 1.0, first_step, num_steps)
+
+
+def test_a_run_takes_the_arguments_of_anneal(rng_key):
+    state = module.run(rng_key, ring, module.init(ring, 4), 0.5, np.int64(0), 250)[0]
+    assert state.num_accepted == anneal(rng_key, ring, 4, 0.5, 250).num_accepted
+    for options, message in (
+        ({"num_steps": -1}, "num_steps must be a whole number from 0"),
+        ({"trace_every": 1.5}, "trace_every must be a whole number of at least 0"),
+        ({"parallel_proposals": 0}, "parallel_proposals must be a whole number of at least 1"),
+        ({"schedule": "cold"}, "schedule must be a number or a callable"),
+    ):
+        with refusal(message):
+            module.run(**{"num_steps": 10, "schedule": 1.0, **options}, rng_key=rng_key, landscape=ring,
+                       state=module.init(ring, 4), first_step=0)  # fmt: skip
+
+
+@pytest.mark.parametrize("parallel_proposals", [1, 4])
+@pytest.mark.parametrize("bad", [math.nan, -1.0, -math.inf])
+def test_temperatures_that_are_nan_or_negative_are_counted_and_greedy(rng_key, bad, parallel_proposals):
+    def temperature_until_60(value):
+        def schedule(step):
+            return jnp.where(step < 60, 1.0, value)
+
+        return schedule
+
+    def walk(value):
+        return anneal(
+            rng_key, ring, 4, temperature_until_60(value), 250, (), 1, parallel_proposals=parallel_proposals
+        )
+
+    found, greedy = walk(bad), walk(0.0)
+    assert found.num_not_finite == 190 and greedy.num_not_finite == 0
+    np.testing.assert_array_equal(found.trace.energy, greedy.trace.energy)
+
+
+def test_a_step_is_counted_once(rng_key):
+    """Its energy change is NaN, and so is its temperature."""
+    landscape = from_energy(lambda x: jnp.where(x == 4, 0.0, jnp.nan), ring_move)
+    assert anneal(rng_key, landscape, 4, lambda step: jnp.nan * step, 100).num_not_finite == 100
+
+
 @pytest.mark.slow
 def test_a_shorter_run_is_a_prefix(rng_key):
     long = anneal(rng_key, ring, 4, 0.5, 250, trace_every=1).trace
@@ -230,6 +281,77 @@ def test_strict_promotion_of_dtypes(rng_key):
     assert result.num_accepted.dtype == jnp.int32
 
 
+def quadratic(x, target):
+    return ((x - target) ** 2).sum()
+
+
+def normal_move(rng_key, x):
+    return x + jax.random.normal(rng_key, x.shape, x.dtype)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+@pytest.mark.parametrize("parallel_proposals", [1, 3])
+def test_float64_chains_promote_nothing(rng_key, dtype, parallel_proposals):
+    landscape = from_energy(quadratic, normal_move)
+    with x64(), strict():
+        target = jnp.array([1.0, 2.0], dtype)
+        result = anneal(
+            rng_key, landscape, jnp.zeros(2, dtype), geometric_schedule(1.0, 0.001, 1_000), 1_000, (target,), 10,
+            parallel_proposals,
+        )  # fmt: skip
+        assert result.best.dtype == result.best_energy.dtype == result.trace.energy.dtype == dtype
+        assert result.best_energy == ((result.best - target) ** 2).sum() and result.best_energy < 0.1
+        assert result.num_accepted.dtype == result.trace.step.dtype == result.num_not_finite.dtype == jnp.int32
+
+
+@pytest.mark.slow
+def test_the_precision_of_arrays_changes_no_random_number(rng_key):
+    def move(key, x):
+        return (
+            x + jnp.where(jax.random.bits(key, dtype=jnp.uint8) > 127, jnp.int32(1), jnp.int32(-1))
+        ) % jnp.int32(6)
+
+    landscape = from_energy(lambda x: WELLS[x], move)
+    expected = anneal(rng_key, landscape, jnp.int32(4), 0.5, 250, trace_every=50)
+    with x64(), strict():
+        found = anneal(rng_key, landscape, jnp.int32(4), 0.5, 250, trace_every=50)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_no_key_is_used_twice(rng_key):
+    landscape = from_energy(quadratic, normal_move)
+
+    def chunks(key):
+        state = module.init(landscape, jnp.zeros(2), (jnp.ones(2),))
+        for first_step in (0, 100):
+            state, _ = module.run(key, landscape, state, 1.0, first_step, 150, (jnp.ones(2),))
+        return state.num_accepted
+
+    def together(key):
+        return jax.vmap(lambda key: anneal(key, landscape, jnp.zeros(2), 1.0, 150, (jnp.ones(2),)))(
+            jax.random.split(key, 3)
+        )
+
+    def ahead(key):
+        return anneal(key, landscape, jnp.zeros(2), 1.0, 150, (jnp.ones(2),), parallel_proposals=3)
+
+    for walk in (chunks, together, ahead):
+        expected = walk(jax.random.key(3))
+        with jax.debug_key_reuse(True):
+            jax.tree.map(np.testing.assert_array_equal, walk(jax.random.key(3)), expected)
+            jax.jit(walk)(jax.random.key(3))
+
+
+@pytest.mark.parametrize("num_steps", [0, 30])
+def test_a_short_chain_runs_without_jit(rng_key, num_steps):
+    expected = anneal(rng_key, ring, 4, 1.0, num_steps, trace_every=10)
+    with jax.disable_jit():
+        jax.tree.map(
+            np.testing.assert_array_equal, anneal(rng_key, ring, 4, 1.0, num_steps, trace_every=10), expected
+        )
+
+
 def test_optax_schedules_fit(rng_key):
     import optax
 
@@ -255,13 +377,17 @@ def test_calls_compile_once_for_new_keys_positions_and_data(rng_key):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda key: anneal(key, ring, 0, 1.0, -1), "num_steps must be a whole number of at least 0, not -1"),
+        (
+            lambda key: anneal(key, ring, 0, 1.0, -1),
+            "num_steps must be a whole number from 0 to 2147483647, not -1",
+        ),
+        (lambda key: anneal(key, ring, 0, 1.0, 2**31), "num_steps must be a whole number from 0 to 2147483647"),
         (lambda key: anneal(key, ring, 0, 1.0, 10.0), "num_steps must be a whole number"),
         (lambda key: anneal(key, ring, 0, 1.0, 10, trace_every=-2), "trace_every must be a whole number"),
         (lambda key: anneal(key, ring, 0, jnp.ones(3), 10), "schedule must be a number or a callable"),
         (lambda key: anneal(key, ring, 0, "cold", 10), "schedule must be a number or a callable"),
         (lambda key: anneal(key, ring, 0, 1.0, 10, data=WELLS), "data must be a tuple"),
-        (lambda key: anneal(key, ring, 0, -1.0, 10), "temperature must be finite and at least 0, not -1.0"),
+        (lambda key: anneal(key, ring, 0, -1.0, 10), "temperature must be a finite number of at least 0, not -1"),
         (lambda key: anneal(key, ring, 0, 1.0, 10, parallel_proposals=0), "parallel_proposals must be a whole"),
     ],
 )

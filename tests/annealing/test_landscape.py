@@ -84,7 +84,16 @@ def test_positions_are_not_weakly_typed():
 @pytest.mark.parametrize(
     ("energy_fn", "move_fn", "position", "message"),
     [
-        (lambda x: x, up, jnp.ones(2), r"energy_fn must return a scalar, not an array of shape \(2,\)"),
+        (lambda x: x, up, jnp.ones(2), r"the value of energy_fn must be a real scalar, not float32\[2\]"),
+        (lambda x: None, up, 0, "the value of energy_fn must be a real scalar, not None"),
+        (lambda x: (WELLS[x], x), up, 0, "the value of energy_fn must be a real scalar, not tuple"),
+        (lambda x: 1j * WELLS[x], up, 0, r"the value of energy_fn must be a real scalar, not complex64\[\]"),
+        (
+            lambda x: WELLS[x],
+            lambda key, x: (x, jnp.zeros(1)),
+            0,
+            r"the log_q_ratio of move_fn must be a real scalar, not float32\[1\]",
+        ),
         (lambda x: WELLS[x], lambda key, x: [x], 0, r"move_fn must return a position, PyTreeDef\(\*\), or"),
         (
             lambda x: WELLS[x],
@@ -110,6 +119,13 @@ def test_bad_functions_are_named(rng_key, energy_fn, move_fn, position, message)
     with pytest.raises(InputError, match=message) as error:
         anneal(rng_key, from_energy(energy_fn, move_fn), position, 1.0, 10)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bool_, jnp.int32, jnp.bfloat16, jnp.float32])
+def test_energies_of_all_dtypes_pass_where_nothing_is_promoted(dtype, rng_key):
+    landscape = from_energy(lambda x: x.astype(dtype), lambda key, x: -x)
+    with jax.numpy_dtype_promotion("strict"):
+        assert anneal(rng_key, landscape, jnp.int32(1), 1.0, 10).best_energy.dtype == jnp.float32
 
 
 def test_a_loop_bound_is_the_largest_of_the_batch():

@@ -17,6 +17,7 @@ from sa_jax import InputError, anneal, from_energy, geometric_schedule, linear_s
 from sa_jax.annealing.schedules import constant_schedule
 from sa_jax.annealing.tempering import EXCHANGE_SHARE, population_anneal, temper
 from sa_jax.testing import boltzmann, check_boltzmann
+from tests.settings import strict, x64
 
 WELLS = jnp.array([0.3, 0.0, 0.9, 0.5, 1.4, 0.2])
 LADDER = jnp.array([0.25, 0.5, 1.5, 4.0])
@@ -232,6 +233,87 @@ def test_many_chains_fit_inside_shard_map():
     assert sharded(jax.random.split(jax.random.key(0))).tolist() == [[0.0, 0.0], [0.0, 0.0]]
 
 
+def test_proposals_that_cannot_be_judged_are_counted():
+    landscape = from_energy(lambda x: jnp.where(x == 3, jnp.nan, WELLS[x]), ring_move)
+    tempered = temper(jax.random.key(0), landscape, jnp.int32(0), LADDER, 200)
+    assert (tempered.num_not_finite > 0).all() and tempered.num_not_finite.shape == (4,)
+    assert temper(jax.random.key(0), ring, jnp.int32(0), LADDER, 200).num_not_finite.tolist() == [0] * 4
+
+    def schedule(step):
+        return jnp.where(step < 100, 1.0, jnp.nan)
+
+    population = population_anneal(jax.random.key(0), ring, jnp.arange(6), schedule, 200)
+    assert population.num_not_finite.tolist() == [100] * 6
+
+
+def test_a_population_takes_a_number_as_its_temperature():
+    members = jnp.arange(12) % 6
+    by_number = population_anneal(jax.random.key(0), ring, members, 0.5, 200)
+    by_schedule = population_anneal(jax.random.key(0), ring, members, constant_schedule(0.5), 200)
+    jax.tree.map(np.testing.assert_array_equal, by_number, by_schedule)
+    np.testing.assert_array_equal(by_number.family, jnp.arange(12))
+
+
+def quadratic(x, target):
+    return ((x - target) ** 2).sum()
+
+
+def normal_move(rng_key, x):
+    return x + jax.random.normal(rng_key, x.shape, x.dtype)
+
+
+def both(rng_key, dtype=jnp.float32, num_steps=1_000):
+    """The results of replica exchange and population annealing on a quadratic in two dimensions."""
+    keys = jax.random.split(rng_key)
+    landscape, data = from_energy(quadratic, normal_move), (jnp.array([1.0, 2.0], dtype),)
+    start, ladder = jnp.zeros(2, dtype), np.geomspace(0.01, 1.0, 4)
+    return (
+        temper(keys[0], landscape, start, ladder, num_steps, data, adapt_steps=num_steps // 2),
+        population_anneal(
+            keys[1],
+            landscape,
+            jnp.broadcast_to(start, (6, 2)),
+            geometric_schedule(1.0, 0.01, 1_000),
+            num_steps,
+            data,
+        ),
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_float64_positions_promote_nothing(dtype):
+    with x64(), strict():
+        for result in both(jax.random.key(0), dtype):
+            assert result.best.dtype == result.best_energy.dtype == result.final_energy.dtype == dtype
+            assert result.best_energy == ((result.best - jnp.array([1.0, 2.0], dtype)) ** 2).sum() < 0.1
+            for leaf in jax.tree.leaves(result._replace(best=0, best_energy=0, final=0, final_energy=0))[4:]:
+                assert leaf.dtype in (jnp.float32, jnp.int32)
+
+
+@pytest.mark.slow
+def test_no_key_is_used_twice():
+    expected = both(jax.random.key(0))
+    with jax.debug_key_reuse(True):
+        jax.tree.map(np.testing.assert_array_equal, both(jax.random.key(0)), expected)
+        jax.jit(both)(jax.random.key(0))
+
+
+def test_no_steps_are_made_without_jit():
+    with jax.disable_jit():
+        for result in both(jax.random.key(0), num_steps=0):
+            assert result.best_energy == 5 and not result.num_accepted.any()
+
+
+@pytest.mark.slow
+def test_no_nan_is_computed_on_the_way():
+    """A schedule that ends at 0 divides by 0, and the shares of an adapted ladder divide by counts."""
+    with jax.debug_nans(True):
+        assert both(jax.random.key(0))[0].best_energy < 0.1
+        end = population_anneal(jax.random.key(0), ring, jnp.arange(6), linear_schedule(1.0, 0.0, 200), 300)
+        assert end.best_energy == 0
+
+
 def test_bad_input_is_refused():
     for ladder in (0.1, jnp.array([0.1]), jnp.ones((2, 2))):
         with pytest.raises(InputError, match=r"temperatures must have the shape \[rungs\], with at least 2"):
@@ -239,6 +321,23 @@ def test_bad_input_is_refused():
     for ladder in (jnp.array([1.0, 0.1]), jnp.array([0.0, 1.0]), jnp.array([0.1, jnp.inf])):
         with pytest.raises(InputError, match="temperatures must be above 0, finite and rising, not"):
             temper(jax.random.key(0), ring, 0, ladder, 100)
+    for ladder in (["a", "b"], [[1.0, 2.0], [3.0]]):
+        with pytest.raises(InputError, match="temperatures must be an array of numbers, not list"):
+            temper(jax.random.key(0), ring, 0, ladder, 100)
+    for ladder in ([1.0, 1.0 + 1e-12], [1e-60, 1.0], [1.0, 1e60], [0.1, np.nan]):  # in float32
+        with pytest.raises(InputError, match="temperatures must be above 0, finite and rising, not"):
+            temper(jax.random.key(0), ring, 0, ladder, 100)
+    for chain_batch in (0, -1, 1.5, "all"):
+        message = "chain_batch must be a whole number of at least 1, or None for all, not"
+        with pytest.raises(InputError, match=message):
+            temper(jax.random.key(0), ring, 0, LADDER, 100, chain_batch=chain_batch)
+        with pytest.raises(InputError, match=message):
+            population_anneal(jax.random.key(0), ring, jnp.arange(6), 1.0, 100, chain_batch=chain_batch)
+    with pytest.raises(InputError, match="num_steps must be a whole number from 0 to 2147483647, not -5"):
+        population_anneal(jax.random.key(0), ring, jnp.arange(6), 1.0, -5)
+    for positions in ((jnp.arange(4), jnp.arange(5)), (jnp.arange(4), 0), jnp.int32(0)):
+        with pytest.raises(InputError, match=r"leading axis \[members\] of at least 2, the same in each array"):
+            population_anneal(jax.random.key(0), ring, positions, 1.0, 100)
     for adapt_steps in (101, -1, 50.0):
         with pytest.raises(
             InputError, match=r"adapt_steps must be a whole number from 0 to 100 \(num_steps\), not"

@@ -88,3 +88,43 @@ def test_refuses_what_they_cannot_prune_to():
             prune("2:4")
     with refusal("gram must be [32, 32]"):
         wanda(weight, moments.gram[:3, :3], 0.5)
+    with refusal("damping must be a finite number of at least 0, not -0.1"):
+        sparsegpt(weight, moments.gram, 0.5, -0.1)
+    with refusal("mean must be [32] for this weight, not [3]"):
+        dsnot(weight, moments.gram, moments.mean[:3], Unit(0.5))
+    with refusal("mean has entries that are not finite"):
+        dsnot(weight, moments.gram, moments.mean * np.nan, Unit(0.5))
+    for wrong, part in ((weight.tolist() + [[1.0]], "different lengths"), ("text", "weight must be numbers")):
+        with refusal(part):
+            magnitude(wrong, 0.5)
+
+
+@pytest.mark.parametrize("pattern", [0.5, NM(2, 4)], ids=str)
+def test_sparsegpt_never_gives_weights_that_are_not_finite(pattern):
+    weight = np.random.default_rng(0).normal(size=(4, 8)).astype(np.float32)
+    x = np.random.default_rng(1).normal(size=(3, 8)).astype(np.float32)
+    x[:, 2] = 0
+    for gram, damping in ((np.zeros((8, 8)), 0.01), (x.T @ x, 0.01), (np.diag([1.0] * 7 + [0.0]), 0.0)):
+        mask, moved = sparsegpt(weight, gram, pattern, damping)
+        assert (
+            int(mask.sum()) == 16 and np.isfinite(moved).all() and not np.asarray(moved)[~np.asarray(mask)].any()
+        )
+    singular = np.ones((8, 8), np.float32)
+    with refusal("gram cannot be inverted with a damping of 0: raise it, or use more samples"):
+        sparsegpt(weight, singular, pattern, 0.0)
+    mask, moved = jax.jit(lambda weight, gram: sparsegpt(weight, gram, pattern, 0.0))(weight, singular)
+    np.testing.assert_array_equal(mask, wanda(weight, singular, pattern))
+    np.testing.assert_allclose(moved, np.where(mask, weight, 0), rtol=1e-6)
+
+
+def test_methods_read_layers_that_no_input_reached_and_arrays_of_any_kind():
+    weight, moments = layer(4, 8)
+    weight, (gram, mean, *_) = np.asarray(weight), moments
+    for given in (gram, np.zeros_like(gram)):
+        found = {}
+        for kind in (np.asarray, lambda a: np.asarray(a).astype(">f4"), lambda a: np.asarray(a).tolist()):
+            w, g, m = map(kind, (weight, given, mean))
+            masks = magnitude(w, 0.5), wanda(w, g, 0.5), dsnot(w, g, m, Unit(0.5)), *sparsegpt(w, g, 0.5)
+            for place, array in enumerate(masks):
+                np.testing.assert_array_equal(array, found.setdefault(place, array))
+        assert all(int(found[place].sum()) == 16 for place in range(4))

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from sa_jax.baselines import METHODS, prune
+from sa_jax.baselines import METHODS, Budget, Found, prune, scores
 from sa_jax.networks import mlp
 from sa_jax.networks.patterns import Unit
 from tests.baselines.conftest import BUDGET, task_of
@@ -71,3 +71,45 @@ def test_whole_numbers_are_taken_as_floats(digits):
             for x in (pixels, pixels.astype(np.float32))
         ]
         assert all(map(np.array_equal, *map(jax.tree.leaves, both)))
+
+
+@pytest.mark.parametrize("name", ["random", "wanda_global", "snip", "woodfisher", "greedy_swaps", "edge_popup"])
+def test_arrays_of_any_kind_give_the_same(name, small):
+    network, x, y = small
+    params = mlp.with_weights({}, ["Dense_0", "Dense_1", "Dense_2"], jax.tree.map(np.asarray, network))
+    x, y = np.asarray(x), np.asarray(y)
+    budget = Budget(12, 64, 12, 1)
+    expected = prune(jax.random.key(0), name, params, x, y, 0.3, budget=budget)
+    swapped = jax.tree.map(lambda array: array.astype(array.dtype.newbyteorder(">")), (params, x, y))
+    for given in (swapped, (params, x.tolist(), y.astype(">u8"))):
+        found = prune(jax.random.key(0), name, *given, 0.3, budget=budget)
+        for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_array_equal(one, other)
+    # The functions themselves too, after they were compiled for the same shapes.
+    if name in ("wanda_global", "snip"):
+        functions = {"wanda_global": lambda x, y: scores.wanda_global(network, x, 9)}
+        functions["snip"] = lambda x, y: scores.snip(network, x, y, 9)
+        np.testing.assert_array_equal(*(functions[name](*pair) for pair in ((x, y), swapped[1:])))
+
+
+def test_weights_that_training_moves_beyond_all_bounds_are_refused(small, monkeypatch):
+    network, x, y = small
+    params = mlp.with_weights({}, ["Dense_0", "Dense_1", "Dense_2"], network)
+    diverged = Found(np.ones(network.total, bool), network._replace(biases=(network.biases[0] * np.nan,) * 3))
+    monkeypatch.setitem(
+        METHODS, "magnitude_finetuned", METHODS["magnitude_finetuned"]._replace(find=lambda _: diverged)
+    )
+    with refusal("magnitude_finetuned moved weights until they were not finite: lower budget.learning_rate"):
+        prune(jax.random.key(0), "magnitude_finetuned", params, x, y)
+
+
+def test_what_is_not_a_key_or_not_samples_is_refused(small):
+    network, x, y = small
+    params = mlp.with_weights({}, ["Dense_0", "Dense_1", "Dense_2"], network)
+    for key in (0, None, params):
+        with refusal("rng_key must be one key, such as jax.random.key(0), not"):
+            prune(key, "snip", params, x, y)
+    with refusal("labels must be whole numbers, not float32"):
+        prune(jax.random.key(0), "snip", params, y, x)
+    with refusal("inputs must be one array, but its rows have different lengths"):
+        prune(jax.random.key(0), "snip", params, [[1.0], [2.0, 3.0]], y)

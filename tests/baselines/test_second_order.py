@@ -9,6 +9,7 @@ import pytest
 from sa_jax.baselines import scores, second_order
 from sa_jax.networks import masks
 from tests.baselines.conftest import sample_gradients
+from tests.conftest import refusal
 
 
 @pytest.mark.slow
@@ -60,3 +61,9 @@ def test_swap_search_ends_where_no_single_swap_lowers_the_quadratic_model(small)
         other = mask.copy()
         other[leave], other[enter] = False, True
         assert quadratic(gradients, weights, other, fisher.damping) >= found * (1 - 1e-4)
+
+
+def test_a_damping_that_is_not_above_0_is_refused(small):
+    for damping in (0.0, -1e-5, np.nan):
+        with refusal("damping must be a finite number above 0, not"):
+            second_order.empirical_fisher(*small, damping=damping)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from sa_jax import export
+from sa_jax.networks.mlp import Network
 from tests.conftest import refusal
 from tests.export.networks import close, masked_logits, network_of
 
@@ -32,3 +33,17 @@ def test_masks_and_weights_that_do_not_fit_are_refused():
         export.clean(network, np.ones(12, bool))
     with refusal("activation must be one of relu, tanh, gelu, not 'sine'"):
         export.clean(network_of((4, 3)), np.ones(12, bool), "sine")
+    network = network_of((2, 1, 1))
+    for kernel, bias in zip(network.kernels, network.biases, strict=True):
+        kernel[:], bias[:] = 3e38, 3e38
+    with refusal("the network's weights hold NaN or infinite values"):  # once a dead unit is folded into a bias
+        export.clean(network, np.array([False, False, True]))
+
+
+def test_arrays_in_the_other_byte_order_give_the_same():
+    network = network_of((6, 5, 3))
+    mask, x = np.arange(network.total) % 2 == 0, np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)
+    swapped = Network(*(tuple(array.astype(">f4") for array in arrays) for arrays in network))
+    found = [export.clean(one, mask) for one in (network, swapped)]
+    np.testing.assert_array_equal(*(array for one in found for array in one.kernels[:1]))
+    np.testing.assert_array_equal(export.predict(found[1], x.astype(">f4")), export.predict(found[0], x))

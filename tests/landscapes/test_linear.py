@@ -137,3 +137,14 @@ def test_chains_that_keep_nothing_stay_so_beside_chains_that_keep_some():
     for landscape in (heat_bath_rows(weight, gram), linear_rows(weight, gram, uniform_swap())):
         run = jax.vmap(lambda key, start, landscape=landscape: anneal(key, landscape, start, 10.0, 50).final)
         assert run(jax.random.split(jax.random.key(0), 3), starts).sum((1, 2)).tolist() == [0, 1, 12]
+
+
+@pytest.mark.parametrize("make", [heat_bath_rows, lambda w, h: linear_rows(w, h, uniform_swap())])
+def test_arrays_of_numpy_in_any_byte_order_give_the_same(make):
+    weight, gram = (np.asarray(array) for array in layer(2, 8))
+    start = jnp.arange(16).reshape(2, 8) % 2 == 0
+    expected = anneal(jax.random.key(0), make(jnp.asarray(weight), jnp.asarray(gram)), start, 0.5, 100)
+    for kind in ("<f4", ">f4", "<f8", ">f8"):
+        found = anneal(jax.random.key(0), make(weight.astype(kind), gram.astype(kind)), start, 0.5, 100)
+        for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-6)

@@ -99,3 +99,27 @@ def test_overlap_of_random_masks_is_what_chance_gives():
     assert found.hamming_min < found.hamming_mean < found.hamming_max
     same = masks.overlap(np.stack([drawn[0]] * 3))
     assert (same.jaccard_min, same.hamming_max) == (1, 0)
+
+
+def test_scores_in_the_other_byte_order_give_the_same_mask():
+    scores = np.array([1.0, 300.0, 2.0, 5.0], np.float32)
+    for given in (scores, scores.astype(">f4"), scores.astype(">f8"), scores.astype(">i4")):
+        assert masks.by_score(given, 2).tolist() == [False, True, False, True]
+
+
+def test_masks_are_applied_to_arrays_in_the_other_byte_order_and_beside_leaves_of_any_kind():
+    params = {"fc": {"kernel": np.array([[1.0, 300.0]], ">f4"), "bias": np.ones(2, ">f4"), "activation": "relu"}}
+    found = masks.apply_masks(params, {"fc": {"kernel": np.array([[False, True]])}})
+    assert found["fc"]["kernel"].tolist() == [[0.0, 300.0]] and found["fc"]["kernel"].dtype == jnp.float32
+    assert found["fc"]["bias"] is params["fc"]["bias"] and found["fc"]["activation"] == "relu"
+
+
+def test_masks_and_params_in_the_wrong_order_are_named():
+    params = {"fc": {"kernel": jnp.ones((1, 2)), "bias": jnp.ones(2)}}
+    found = {"fc": {"kernel": jnp.array([[False, True]])}}
+    with refusal("params holds masks, and masks does not: call apply_masks(params, masks)"):
+        masks.apply_masks(found, params)
+    with refusal("the mask of 'fc/kernel' must be boolean, not float32"):
+        masks.apply_masks(params, {"fc": {"kernel": jnp.ones((1, 2))}})
+    with refusal("'name' in params must be an array of numbers, not str"):
+        masks.apply_masks({"name": "fc"}, {"name": np.bool_(True)})

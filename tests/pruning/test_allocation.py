@@ -54,6 +54,8 @@ def test_densities_keep_the_budget_and_stay_within_the_span():
         ({"density": 1.5}, ["density must be a finite number above 0 and at most 1, not 1.5"]),
         ({"span": -0.1}, ["span must be a finite number of at least 0, not -0.1"]),
         ({"grams": {}}, ["no Gram matrix for fc"]),
+        ({"weights": {}}, ["weights is empty: it must have the weight of at least one layer"]),
+        ({"weights": {"fc": np.full((2, 4), np.nan)}}, ["weight has entries that are not finite"]),
         ({"grams": {"fc": jnp.eye(3)}}, ["gram must be [4, 4] for this weight, not [3, 3]"]),
     ],
 )
@@ -61,3 +63,13 @@ def test_refuses(changes, parts):
     arguments = {"weights": {"fc": jnp.ones((2, 4))}, "grams": {"fc": jnp.eye(4)}, "density": 0.5} | changes
     with refusal(*parts):
         allocation.allocate(**arguments)
+
+
+def test_layers_that_no_input_reached_lose_least():
+    weights = {name: np.random.default_rng(0).normal(size=(4, 20)).astype(np.float32) for name in ("dead", "seen")}
+    grams = {"dead": np.zeros((20, 20)), "seen": np.eye(20)}
+    for kind in ("<f4", ">f4"):
+        given = ({name: array.astype(kind) for name, array in arrays.items()} for arrays in (weights, grams))
+        found = allocation.allocate(*given, 0.5)
+        assert found["dead"] < 0.45 and found["dead"] + found["seen"] == 1.0
+    assert sum(allocation.allocate(weights, dict.fromkeys(grams, grams["dead"]), 0.5).values()) == 1.0

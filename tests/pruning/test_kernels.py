@@ -168,21 +168,87 @@ def test_masks_are_nested_like_params_of_any_kind(digits):
         ({"density": NM(2, 4)}, "density must be a finite number above 0 and at most 1, not NM(kept=2, group=4)"),
         ({"start": "saliency"}, "start must be one of magnitude, random, not 'saliency'"),
         ({"move": "informed"}, "unknown option 'move'; options: energy, start"),
+        ({"num_step": 10}, "unknown option 'num_step'; did you mean num_steps?"),
+        ({"rng_key": 1}, "rng_key must be one key, such as jax.random.key(0), not int"),
         ({"num_steps": 0}, "num_steps must be a whole number of at least 1, not 0"),
         ({"chosen": "head/kernel"}, "chosen must be a list of paths, such as ['head/kernel']"),
         ({"y": jnp.full(50, 10)}, "labels run from 10 to 10, but the network has 10 classes"),
         ({"x": jnp.full((50, 64), jnp.nan)}, "inputs hold NaN or infinite values"),
+        ({"y": jnp.zeros(50)}, "labels must be whole numbers, not float32: convert them, with y.astype(int)"),
+        ({"y": np.full(50, 2**32 + 1)}, "labels run from 4294967297"),  # 1 in int32
+        ({"x": np.full((50, 64), "a")}, "inputs must be numbers, not <U1"),
         ({"y": jnp.zeros(3, int)}, "apply_fn must give logits [samples, classes], and labels be whole numbers"),
     ],
 )
 def test_bad_input_is_named(digits, changes, problem):
     x, y = digits
     params = Convolution().init(jax.random.key(0), x)["params"]
-    arguments = {"x": x, "y": y, "num_steps": 10} | changes
+    arguments = {"rng_key": jax.random.key(0), "x": x, "y": y, "num_steps": 10} | changes
     with refusal(problem):
         prune_kernels(
-            jax.random.key(0), lambda params, x: Convolution().apply({"params": params}, x), params, **arguments
+            apply_fn=lambda params, x: Convolution().apply({"params": params}, x), params=params, **arguments
         )
+
+
+def gated(params, x):
+    return (x * params["gate"]) @ params["fc"]["kernel"]
+
+
+def small(kind="<f4"):
+    random = np.random.default_rng(0)
+    params = {"gate": np.ones(8, kind), "fc": {"kernel": random.normal(size=(8, 4)).astype(kind)}}
+    x = random.normal(size=(20, 8)).astype(kind)
+    return params, x, (np.arange(20) % 4).astype("i4" if kind == "<f4" else ">u8")
+
+
+def test_arrays_in_the_other_byte_order_give_the_same():
+    found = [
+        prune_kernels(jax.random.key(0), gated, *small(kind), density=0.5, num_steps=100)
+        for kind in ("<f4", ">f4", ">f4")
+    ]
+    for other in found[1:]:
+        chex.assert_trees_all_equal(other, found[0])
+
+
+def test_arguments_of_another_kind_are_named():
+    params, x, y = small()
+    with refusal("apply_fn must be a function of (params, x), not dict"):
+        prune_kernels(jax.random.key(0), params, gated, x, y)
+    with refusal("apply_fn", "(params, x)", "(params)"):
+        prune_kernels(jax.random.key(0), lambda params: params, params, x, y)
+    with refusal("rng_key must be one key, such as jax.random.key(0), not function"):
+        prune_kernels(gated, jax.random.key(0), params, x, y)
+    with refusal("labels must be whole numbers, not float32"):
+        prune_kernels(jax.random.key(0), gated, params, y, x)
+    for made, what in (
+        (lambda params, x: (gated(params, x), {}), "tuple"),
+        (lambda params, x: {"logits": gated(params, x)}, "dict"),
+        (lambda params, x: None, "None"),
+    ):
+        with refusal(f"apply_fn must give logits alone, not {what}: pick them", "apply_fn(params, x)[0]"):
+            prune_kernels(jax.random.key(0), made, params, x, y)
+    for leaf, what in (("relu", "str"), (jax.nn.relu, "custom_jvp")):
+        with refusal(f"'act' in params must be an array of numbers, not {what}: leave it out"):
+            prune_kernels(jax.random.key(0), gated, params | {"act": leaf}, x, y)
+
+
+def test_a_module_of_equinox_is_split_first_because_it_holds_its_activation():
+    eqx = pytest.importorskip("equinox")
+    _, x, y = small()
+    model = eqx.nn.MLP(8, 4, 6, 1, key=jax.random.key(0))
+    with refusal("'activation' in params must be an array of numbers"):
+        prune_kernels(jax.random.key(0), lambda model, x: jax.vmap(model)(x), model, x, y, ["layers/0/weight"])
+    arrays, rest = eqx.partition(model, eqx.is_array)
+
+    def apply_fn(arrays, x):
+        return jax.vmap(eqx.combine(arrays, rest))(x)
+
+    found, _ = prune_kernels(
+        jax.random.key(0), apply_fn, arrays, x, y, ["layers/0/weight"], density=0.5, num_steps=20
+    )
+    pruned = apply_masks(model, found)
+    assert pruned.activation is model.activation and int((pruned.layers[0].weight != 0).sum()) == 24
+    assert pruned(x[0]).shape == (4,)
 
 
 def test_masks_of_no_kernel_or_another_shape_are_refused():

@@ -11,10 +11,10 @@ from sa_jax.networks import mlp
 from sa_jax.networks.masks import apply_masks
 from sa_jax.networks.patterns import NM, Columns, Layer, Rows, Unit
 from sa_jax.networks.trees import leaves_by_name
-from sa_jax.pruning import collect_moments, collect_recorded
+from sa_jax.pruning import Moments, collect_moments, collect_recorded
 from sa_jax.pruning.layers import layer_key, prune_layers
 from sa_jax.pruning.linear import damped, layer_error, prune_linear
-from sa_jax.pruning.moments import dense_correction
+from sa_jax.pruning.moments import dense_correction, no_inputs
 from tests.conftest import refusal
 
 
@@ -189,6 +189,10 @@ def test_works_inside_jit(task):
         ({"density": 1.5}, ["density must be", "1.5"]),
         ({"sweeps": 0}, ["sweeps must be a finite number above 0, not 0"]),
         ({"damping": -1}, ["damping must be a finite number of at least 0, not -1"]),
+        ({"rng_key": 0}, ["rng_key must be one key, such as jax.random.key(0), not int"]),
+        ({"moments": {"odd": np.eye(12)}}, ["moments of 'odd' must be Moments, as collect_moments returns them"]),
+        ({"moments": [np.eye(12)]}, ["moments must map names of layers to their moments, not list"]),
+        ({"moments": {"params": {"odd": np.eye(12)}}}, ["moments of 'params' must be Moments", "not dict"]),
     ],
 )
 def test_bad_input_is_named(task, changes, parts):
@@ -197,6 +201,30 @@ def test_bad_input_is_named(task, changes, parts):
     if "rename" in changes:
         old, new = changes.pop("rename")
         moments = {new if name == old else name: layer for name, layer in moments.items() if name != new}
-    arguments = {"params": variables, "moments": moments, "sweeps": 0.5} | changes
+    arguments = {"rng_key": jax.random.key(0), "params": variables, "moments": moments, "sweeps": 0.5} | changes
     with refusal(*parts):
-        prune_layers(jax.random.key(0), **arguments)
+        prune_layers(**arguments)
+
+
+def test_layers_that_no_input_reached_are_pruned_to_the_same_count():
+    """An expert that was never called, beside one that was."""
+    params = {name: {"kernel": jax.random.normal(jax.random.key(2), (8, 4))} for name in ("seen", "dead")}
+    moments = {"seen": Moments(jnp.eye(8), jnp.zeros(8), jnp.float32(9)), "dead": no_inputs(8)}
+    for density, counts in ((0.25, [8, 8]), (NM(1, 4), [8, 8]), (Columns(0.5), [16, 16])):
+        masks = prune_layers(jax.random.key(0), params, moments, density, 0.5)
+        assert [int(masks[name]["kernel"].sum()) for name in params] == counts
+
+
+def test_params_and_moments_in_the_other_byte_order_give_the_same():
+    params = {"fc": {"kernel": np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)}, "name": "expert"}
+    gram = np.cov(np.random.default_rng(1).normal(size=(8, 30))).astype(np.float32)
+    moments = {"fc": Moments(gram, gram[0], np.float32(30), 0.1 * gram)}
+    swapped = jax.tree.map(lambda array: array.astype(array.dtype.newbyteorder(">")), moments)
+    found = [
+        prune_layers(jax.random.key(0), tree, given, Unit(0.5), 0.5)["fc"]["kernel"]
+        for tree, given in (
+            (params, moments),
+            ({"fc": {"kernel": params["fc"]["kernel"].astype(">f4")}}, swapped),
+        )
+    ]
+    np.testing.assert_array_equal(*found)

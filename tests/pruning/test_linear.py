@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 
 from sa_jax.networks.patterns import NM, Block, Columns, Layer, Rows, Unit, best, block_sums, expand, rule_of
-from sa_jax.pruning.linear import compact, prune_linear, prune_linear_sharded, refit, relative_error
+from sa_jax.pruning.linear import (
+    compact,
+    damped,
+    layer_error,
+    prune_linear,
+    prune_linear_sharded,
+    refit,
+    refit_layer,
+    relative_error,
+)
 from sa_jax.pruning.moments import dense_correction, no_inputs, with_inputs
 from tests.conftest import refusal
 from tests.landscapes.layers import all_masks, energy_of, layer
@@ -150,15 +159,40 @@ def test_refit_is_the_best_there_is_without_damping_and_stays_in_the_mask():
         ({"sweeps": 0}, ["sweeps must be a finite number above 0, not 0"]),
         ({"dense_correction": np.ones((8, 4))}, ["dense_correction must be [4, 8] like the weight, not [8, 4]"]),
         ({"dense_correction": np.full((4, 8), np.inf)}, ["dense_correction has entries that are not finite"]),
+        ({"weight": np.full((4, 8), 1e39)}, ["weight has entries that are not finite"]),  # in float32
+        ({"weight": np.ones((4, 8)) + 1j}, ["weight must be real numbers, not complex128"]),
+        ({"weight": [[1.0], [2.0, 3.0]]}, ["weight must be one array, but its rows have different lengths"]),
+        ({"weight": {"kernel": np.ones((4, 8))}}, ["weight must be numbers, not object"]),
+        ({"weight": np.eye(8), "gram": np.ones((4, 8))}, ["gram must be [8, 8] for this weight, not [4, 8]"]),
+        *(
+            ({"rng_key": key}, ["rng_key must be one key, such as jax.random.key(0)"])
+            for key in (0, None, np.eye(8))
+        ),
     ],
 )
 def test_refuses(changes, parts):
-    arguments = {"weight": np.ones((4, 8)), "gram": np.eye(8), "density": 0.5} | changes
+    arguments = {
+        "rng_key": jax.random.key(0),
+        "weight": np.ones((4, 8)),
+        "gram": np.eye(8),
+        "density": 0.5,
+    } | changes
     with refusal(*parts):
-        prune_linear(jax.random.key(0), **arguments)
-    if "density" in changes:
+        prune_linear(**arguments)
+    if "density" in changes or "rng_key" in changes:
         with refusal(*parts):
-            prune_linear_sharded(jax.random.key(0), **arguments)
+            prune_linear_sharded(**arguments)
+
+
+@pytest.mark.parametrize("density", [0.5, Unit(0.5), Columns(0.5)], ids=str)
+def test_numbers_of_rows_are_whole(density):
+    arguments = jax.random.key(0), np.ones((4, 8)), np.eye(8), density
+    for wrong in (0, -1, 1.5, None, "2", True):
+        with refusal("row_batch must be a whole number of at least 1, not"):
+            prune_linear(*arguments, row_batch=wrong)
+    for wrong in (-1, 1.5, None, 2**31):
+        with refusal("first_row must be a whole number from 0 to 2147483647, not"):
+            prune_linear(*arguments, first_row=wrong)
 
 
 @pytest.mark.slow
@@ -181,3 +215,127 @@ def test_what_is_left_of_columns_and_rows_computes_the_same():
         whole = jnp.where(mask, weight, 0) @ x
         np.testing.assert_allclose(whole[outputs], small @ x[inputs], rtol=1e-5, atol=1e-5)
         assert not np.delete(np.asarray(whole), np.asarray(outputs)).any()
+
+
+def dependent(inputs=16, dead=(3,), samples=5, seed=0):
+    """A Gram matrix of few samples, with inputs that are always 0."""
+    x = np.random.default_rng(seed).normal(size=(samples, inputs)).astype(np.float32)
+    x[:, dead] = 0
+    return x.T @ x
+
+
+DEAD = {"never called": np.zeros((16, 16), np.float32), "few samples": dependent(), "one input": np.eye(16) * 0.0}
+DEAD["one input"][2, 2] = 1.0
+
+
+@pytest.mark.parametrize("gram", DEAD.values(), ids=DEAD)
+@pytest.mark.parametrize(
+    "pattern", [Layer(0.5), Unit(0.5), NM(2, 4), Block((2, 2), 0.5), Columns(0.5), Rows(0.5)], ids=str
+)
+def test_layers_with_dead_inputs_keep_exactly_as_many(pattern, gram):
+    weight, _ = layer(4, 16)
+    mask = prune_linear(jax.random.key(0), weight, gram, pattern, 0.5)
+    assert int(mask.sum()) == 32
+    rule, blocks = rule_of(pattern), np.asarray(block_sums(pattern, mask.astype(jnp.float32)))
+    num_kept = (blocks > 0).reshape(-1, rule.set_size(blocks.shape)).sum(1)
+    assert set(num_kept) == {rule.num_kept_of(rule.set_size(blocks.shape))}
+    pruned = jnp.where(mask, weight, 0.0)
+    assert (
+        np.isfinite(layer_error(weight, gram, pruned)) and np.isfinite(relative_error(weight, gram, pruned)).all()
+    )
+
+
+def test_a_layer_that_no_input_reached_keeps_its_weights_and_a_warning_says_so():
+    weight, _ = layer(4, 16)
+    mask = np.arange(64).reshape(4, 16) % 2 == 0
+    mask[3] = False  # nothing to refit
+    for damping in (0.01, 0.0, 1e30):
+        found = refit_layer(weight, np.zeros((16, 16)), mask, damping)
+        np.testing.assert_array_equal(found.weight, np.where(mask, weight, 0))
+        assert found.solved.tolist() == [False, False, False, True]
+    with pytest.warns(UserWarning, match="3 of 4 rows keep their weights.*rows 0, 1, 2; use more samples") as told:
+        moved = refit(weight, np.zeros((16, 16)), mask)
+    np.testing.assert_array_equal(moved, np.where(mask, weight, 0))
+    assert told[0].filename == __file__ and "\n" not in str(told[0].message)
+    inside = jax.jit(refit)(weight, jnp.zeros((16, 16)), mask)  # traced, so without a warning
+    np.testing.assert_array_equal(inside, np.where(mask, weight, 0))
+
+
+@pytest.mark.parametrize("damping", [0.01, 0.0])
+def test_a_dead_input_does_not_keep_the_others_from_being_refitted(damping):
+    weight, gram = layer(4, 16, seed=3)
+    gram = np.asarray(gram).copy()
+    gram[5], gram[:, 5] = 0, 0
+    mask = np.arange(64).reshape(4, 16) % 2 == 1
+    found = refit_layer(weight, gram, mask, damping)
+    assert found.solved.all()
+    np.testing.assert_array_equal(found.weight[:, 5], weight[:, 5])
+    alive = np.arange(16) != 5
+    without = refit(weight[:, alive], gram[alive][:, alive], mask[:, alive], damping * 15 / 16)
+    np.testing.assert_allclose(found.weight[:, alive], without, rtol=1e-3, atol=1e-4)
+
+
+def test_no_row_is_refitted_to_a_larger_error_or_to_what_is_not_finite():
+    """On singular matrices of many kinds: float64 tells what float32 has made of them."""
+    for seed in range(12):
+        random = np.random.default_rng(seed)
+        x = random.normal(size=(random.integers(0, 16), 16)) * 10 ** random.uniform(-3, 3, 16)
+        x[:, random.random(16) < 0.2] = 0
+        gram, weight = x.T @ x, random.normal(size=(6, 16))
+        mask = random.random((6, 16)) < 0.6
+        left = np.where(mask, weight, 0)
+        for damping in (0.0, 1e-9, 1e-6, 0.01):
+            found = refit_layer(weight, gram, mask, damping)
+            moved = np.asarray(found.weight, np.float64)
+            assert np.isfinite(moved).all() and not moved[~mask].any()
+            errors = [np.einsum("oi,ij,oj->o", new - weight, gram, new - weight) for new in (moved, left)]
+            assert (errors[0] <= errors[1] + 1e-6 * np.einsum("oi,ij,oj->o", weight, gram, weight)).all()
+            unsolved = ~np.asarray(found.solved)
+            np.testing.assert_array_equal(moved[unsolved], left.astype(np.float32)[unsolved])
+
+
+def test_refit_refuses_what_does_not_fit():
+    weight, gram = layer(4, 8)
+    mask = np.arange(32).reshape(4, 8) % 2 == 0
+    for damping in (-1e-9, -0.1, np.nan, np.inf, None, "0.1"):
+        for refused in (lambda d: refit(weight, gram, mask, d), lambda d: damped(gram, d)):
+            with refusal("damping must be a finite number of at least 0, not"):
+                refused(damping)
+    for wrong in (mask[:2], mask.T, mask.astype(int), np.asarray(weight)):
+        for function in (lambda mask: refit(weight, gram, mask), lambda mask: compact(weight, mask)):
+            with refusal("mask must be bool[4, 8] like the weight, not"):
+                function(wrong)
+    with refusal("gram must be [8, 8] for this weight, not [4, 8]"):
+        refit(weight, mask, gram)
+    with refusal("dense_correction must be [4, 8] like the weight, not [8, 8]"):
+        refit(weight, gram, mask, dense_correction=gram)
+    with refusal("dense_correction has entries that are not finite"):
+        refit(weight, gram, mask, dense_correction=np.full((4, 8), np.nan))
+
+
+def test_arrays_of_any_kind_give_the_same():
+    weight, gram = (np.asarray(array) for array in layer(4, 8))
+    mask = np.arange(32).reshape(4, 8) % 2 == 0
+    key = jax.random.key(0)
+    expected = None
+    for kind in (
+        np.asarray,
+        lambda a: a.astype(">f4"),
+        lambda a: a.astype(">f8"),
+        np.asfortranarray,
+        np.ndarray.tolist,
+    ):
+        w, g = kind(weight), kind(gram)
+        pruned = jnp.where(mask, weight, 0.0)
+        found = [
+            prune_linear(key, w, g, Unit(0.5), 0.5, dense_correction=w),
+            prune_linear_sharded(key, w, g, Unit(0.5), 0.5),
+            refit(w, g, mask, dense_correction=w),
+            damped(g, 0.1),
+            *compact(w, mask),
+        ]
+        if not isinstance(w, list):
+            found += [layer_error(w, g, pruned, w, g), relative_error(w, g, pruned)]
+        expected = expected or found
+        for one, other in zip(found, expected, strict=False):
+            np.testing.assert_array_equal(one, other)

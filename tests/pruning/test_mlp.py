@@ -179,7 +179,15 @@ def test_random_masks_are_uniform():
         ({"density": 1e-6}, "density 1e-06 keeps 0 of 272 branches"),
         ({"num_steps": 0}, "num_steps must be a whole number of at least 1, not 0"),
         ({"num_steps": 1e3}, "num_steps must be a whole number"),
-        ({"movement": "uniform"}, "unknown option 'movement'; options: activation, energy"),
+        ({"movement": "uniform"}, "unknown option 'movement'; did you mean move?"),
+        ({"num_step": 100}, "unknown option 'num_step'; did you mean num_steps?"),
+        ({"colour": "red"}, "unknown option 'colour'; options: activation, energy"),
+        ({"rng_key": 0}, r"rng_key must be one key, such as jax.random.key\(0\), not int"),
+        ({"rng_key": {"Dense_0": 1}}, "rng_key must be one key, .* not dict"),
+        (
+            {"x": np.zeros(300, int), "y": np.zeros((300, 8))},
+            "labels must be whole numbers, not float64",
+        ),  # swapped
         ({"move": "unifrom"}, "move must be one of saliency, informed, uniform, not 'unifrom'"),
         ({"temperature_end": -1.0}, "temperature_end must be a finite number above 0"),
         ({"x": np.zeros((300, 7))}, r"inputs must have the shape \[samples, 8\], not \[300, 7\]"),
@@ -206,9 +214,9 @@ def test_random_masks_are_uniform():
 )
 def test_bad_input_is_named(task, change, message):
     params, x, y = task
-    arguments = {"params": params, "x": x, "y": y, "density": 0.3, "num_steps": 100} | change
+    arguments = {"rng_key": jax.random.key(0), "params": params, "x": x, "y": y, "density": 0.3, "num_steps": 100}
     with pytest.raises(InputError, match=message) as error:
-        prune(jax.random.key(0), **arguments)
+        prune(**arguments | change)
     assert "\n" not in str(error.value)
 
 
@@ -299,3 +307,22 @@ def test_patterns_that_do_not_fit_are_refused(task, pattern, options, parts):
     params, x, y = task
     with refusal(*parts):
         prune(jax.random.key(0), params, x, y, pattern, **options)
+
+
+@pytest.mark.parametrize("density", [0.3, Unit(0.5)], ids=str)
+def test_samples_and_params_of_any_kind_give_the_same(task, density):
+    params, x, y = (jax.tree.map(np.asarray, part) for part in task)
+
+    def found(params, x, y):
+        return prune(jax.random.key(0), params, x, y, density, 100)[1]
+
+    expected = found(params, x, y)
+    swapped = jax.tree.map(lambda array: array.astype(array.dtype.newbyteorder(">")), (params, x, y))
+    for given in (
+        swapped,
+        (params, x.astype(">f8"), y.astype("u8")),
+        (params, np.asfortranarray(x), y.astype(">u8")),
+        (params, x.tolist(), y.tolist()),
+    ):
+        for one, other in zip(jax.tree.leaves(found(*given)), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_array_equal(one, other)

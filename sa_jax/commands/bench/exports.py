@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sa_jax import files
+from sa_jax.commands import interrupts
 from sa_jax.commands.hardware import machine
 from sa_jax.commands.run import runner
 from sa_jax.commands.run.settings import RunConfig
@@ -115,7 +116,8 @@ def run_all(folder: Path, quick: bool, tell: Callable[[str], None]) -> list[Path
         workdir = folder / f"density_{density:g}"
         if not (workdir / "result.json").is_file():
             tell(f"annealing at density {density:g}")
-            runner.run(dataclasses.replace(config, density=density), workdir)
+            runner.run(dataclasses.replace(config, density=density), workdir, stop=interrupts.requested)
+            interrupts.defer(None)
         found.append(workdir)
     return found
 
@@ -508,6 +510,7 @@ def _draw_front(axes: Any, rows: Sequence[Mapping[str, Any]], field: str, label:
 
 def write(result: Mapping[str, Any], folder: Path) -> None:
     """Writes results.json, results.md and report.html."""
+    workdirs.check_finite("results.json", result)
     workdirs.write_file(folder / "results.json", json.dumps(result, indent=1) + "\n")
     workdirs.write_file(folder / "results.md", table(result) + "\n\n" + honest_line(result) + "\n")
     workdirs.write_file(folder / "report.html", render(result))

@@ -619,6 +619,7 @@ def check_out(path: Path) -> None:
 
 def write(result: dict[str, Any], path: Path) -> None:
     """Writes a result to FILE.json."""
+    workdirs.check_finite(path.name, result)
     workdirs.write_file(path, json.dumps(result, indent=1) + "\n")
 
 

@@ -5,10 +5,12 @@ import functools
 import hashlib
 import itertools
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -26,6 +28,7 @@ from sa_jax.baselines import Budget, Found, Task
 from sa_jax.commands.compare import significance
 from sa_jax.commands.compare.settings import DENSE, SEARCHES, Cell, CompareConfig, cell_run, digest
 from sa_jax.commands.hardware import processor, versions
+from sa_jax.commands.messages import first_line
 from sa_jax.commands.run import evaluation, runner
 from sa_jax.commands.run.settings import RunConfig
 from sa_jax.files import datasets, workdirs
@@ -116,15 +119,15 @@ def compare(
     Raises:
       InputError: bad data, weights or settings, or a workdir that cannot be used.
     """
-    for name in ("cells", "networks"):
-        workdirs.make(workdir / name)
-    with workdirs.only_one(workdir):
-        table = _measure_all(config, workdir, jobs, on_progress, on_message)
+    with workdirs.writing(workdir, on_message) as at_end:
+        for name in ("cells", "networks"):
+            at_end.callback(workdirs.unmake, workdirs.make(workdir / name))
+        table = _measure_all(config, workdir, jobs, on_progress, on_message, at_end)
         finish(config, workdir, table, command, operative_config)
     return table
 
 
-def _measure_all(config, workdir, jobs, on_progress, on_message) -> list[dict[str, Any]]:
+def _measure_all(config, workdir, jobs, on_progress, on_message, at_end) -> list[dict[str, Any]]:
     cells = list(config.cells())
     rows = {cell: row for cell in cells if (row := saved_row(config, workdir, cell)) is not None}
     # Where a dense network has to be made again, the cells that pruned it have to be measured again too.
@@ -137,6 +140,7 @@ def _measure_all(config, workdir, jobs, on_progress, on_message) -> list[dict[st
     started = [Worker() for _ in range(min(jobs, len(waiting)))]
     for worker in started:
         workers.put(worker)
+        at_end.callback(worker.stop)  # also if this process is ended by force
 
     def measure(cell: Cell) -> dict[str, Any]:
         worker = workers.get()
@@ -192,6 +196,7 @@ def finish(
     seeds = ", ".join(map(str, config.seeds))
     text = comparison.markdown_tables(list(rows), paired) + "\n" + "\n\n".join(worth)
     text += f"\n\nSeeds {seeds}; one core of {machine}; {on}.\n"
+    workdirs.check_finite("paired.csv", paired)
     workdirs.write_file(workdir / "results.csv", table_csv(rows, FIELDS))
     workdirs.write_file(workdir / "paired.csv", table_csv(paired, PAIRED_FIELDS))
     workdirs.write_file(workdir / "results.md", text)
@@ -205,6 +210,7 @@ class Worker:
     def __init__(self):
         self.process: subprocess.Popen | None = None
         self.stopped = False
+        self._starting = threading.Lock()
 
     def measure(self, config: CompareConfig, workdir: Path, cell: Cell) -> dict[str, Any]:
         """Measures one cell, writes its files to the workdir, and returns its row.
@@ -212,18 +218,11 @@ class Worker:
         Raises:
           InputError: the worker refused its input, or the worker or the comparison has ended.
         """
-        if self.stopped:
-            raise InputError("the comparison was stopped")
-        if self.process is None:
-            threads = dict.fromkeys(("NPROC", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", "from sa_jax.commands.compare.host import work; work()"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-                env=os.environ | threads,
-                start_new_session=True,  # an interrupt reaches only this process, which then stops its workers
-            )
+        with self._starting:  # `stop` may come meanwhile, and must find the process
+            if self.stopped:
+                raise InputError("the comparison was stopped")
+            if self.process is None:
+                self.process = self._start()
         assert self.process.stdin and self.process.stdout
         request = {"config": asdict(config), "workdir": str(workdir.absolute()), "cell": cell}
         try:
@@ -241,9 +240,21 @@ class Worker:
             raise InputError(message["error"])
         return message["row"]
 
+    def _start(self) -> subprocess.Popen:
+        threads = dict.fromkeys(("NPROC", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+        return subprocess.Popen(
+            [sys.executable, "-c", "from sa_jax.commands.compare.host import work; work()"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | threads,
+            start_new_session=True,  # an interrupt reaches only this process, which then stops its workers
+        )
+
     def stop(self) -> None:
         """Ends the process, even while it is measuring a cell."""
-        self.stopped = True
+        with self._starting:
+            self.stopped = True
         if self.process is not None:
             self.process.kill()
             self.process.wait()
@@ -267,7 +278,7 @@ def work() -> None:
             answer = {"row": measure(config, Path(message["workdir"]), cell)}
         except Exception as error:  # every error reaches the user in one line
             kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
-            answer = {"error": f"{cell.name}: {kind}{str(error).partition(chr(10))[0]}"}
+            answer = {"error": f"{cell.name}: {kind}{first_line(error)}"}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 
@@ -335,6 +346,7 @@ def measure(config: CompareConfig, workdir: Path, cell: Cell) -> dict[str, Any]:
         figures, arrays_found = _figures(run, dataset, found)
         row |= figures | {"effective_compression": round(total / max(figures["effective_kept"], 1), 3)}
         arrays = arrays | arrays_found
+    workdirs.check_finite(cell.name, arrays | row)
     # Removed first, so that a row never lies beside the arrays of another measurement.
     (workdir / "cells" / f"{cell.name}.json").unlink(missing_ok=True)
     workdirs.write_file(workdir / "cells" / f"{cell.name}.npz", npz_bytes(arrays))
@@ -383,11 +395,12 @@ def _figures(
         for of_split, split in zip(logits, (dataset.validation, dataset.test), strict=True)
     )
     mask = np.asarray(found.mask)
+    loss = float(cross_entropy()(logits[1], jnp.asarray(dataset.test.labels)))
     figures = {
         "kept": int(mask.sum()),
         "test_accuracy": float(test.mean()),
         "validation_accuracy": float(validation.mean()),
-        "test_loss": float(cross_entropy()(logits[1], jnp.asarray(dataset.test.labels))),
+        "test_loss": loss if math.isfinite(loss) else None,
         "effective_kept": int(masks.effective(found.mask, network.shapes).sum()),
         "kept_per_layer": [int(part.sum()) for part in masks.unflatten(found.mask, network.shapes)],
     }
@@ -401,6 +414,7 @@ def saved_row(config: CompareConfig, workdir: Path, cell: Cell) -> dict[str, Any
     try:
         saved = json.loads(path.read_text())
         read_npz(path.with_suffix(".npz"))
+        workdirs.check_finite(cell.name, saved["row"])
         pruned = _network_hash(workdir, cell)
         same = saved["network"] == (None if cell.method == DENSE else pruned)
         return saved["row"] if same and saved["digest"] == digest(config, cell) else None

@@ -14,6 +14,7 @@ from sa_jax import baselines, checks
 from sa_jax.baselines import Budget
 from sa_jax.commands.run.settings import MAX_SEED, RunConfig
 from sa_jax.files import datasets
+from sa_jax.files.array_files import SUFFIXES
 from sa_jax.types import InputError
 
 DENSE = "dense"
@@ -83,6 +84,10 @@ class CompareConfig:
             value = getattr(self, name)
             if not isinstance(value, dict) or not value:
                 raise InputError(f"compare.{name} must be a non-empty dictionary, not {value!r}")
+        for name, values in (("weights", self.weights), ("datasets", self.datasets)):
+            for value in values:
+                if not isinstance(value, str) or not value:
+                    raise InputError(f"each name in compare.{name} must be text in quotes, not {value!r}")
         for name, moments in self.datasets.items():
             if not isinstance(moments, list | tuple) or len(moments) != 2:
                 raise InputError(f"compare.datasets[{name!r}] must be [mean, std], not {moments!r}")
@@ -94,6 +99,8 @@ class CompareConfig:
                 raise InputError(
                     f"compare.hidden must be a list of lists such as [[300, 100]], not {self.hidden!r}"
                 )
+        of_hidden = "each width in compare.hidden"
+        self._store("hidden", [[checks.whole(of_hidden, width, 1) for width in one] for one in self.hidden])
         of_densities, of_seeds = "each density in compare.densities", "each seed in compare.seeds"
         self._store("densities", [checks.number(of_densities, one, above=0, most=1) for one in self.densities])
         self._store("seeds", [checks.whole(of_seeds, seed, 0, MAX_SEED) for seed in self.seeds])
@@ -233,7 +240,7 @@ def _annealing(run: RunConfig) -> dict[str, Any]:
 def _content(source: str) -> str | None:
     """Returns the hash of a user's file; None for a name that the package knows."""
     try:
-        path = datasets.data_file(source) if source.endswith((".npz", ".safetensors")) else None
+        path = datasets.data_file(source) if source.endswith(SUFFIXES) else None
         return path and hashlib.sha256(path.read_bytes()).hexdigest()
     except (InputError, OSError):  # reported when the file is read
         return None

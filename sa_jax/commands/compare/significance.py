@@ -55,6 +55,8 @@ def paired_test(first: np.ndarray, second: np.ndarray) -> PairedTest:
         variance = max(by_seed + by_sample - by_each, by_seed, by_sample)
         freedom = min(seeds, samples) - 1.0
     error = float(np.sqrt(variance))
+    if freedom < 1:
+        return PairedTest(float(difference), error, 1.0)  # nothing follows from a single sample
     if error == 0:
         return PairedTest(float(difference), 0.0, 1.0 if difference == 0 else 0.0)
     p_value = 2 * scipy.stats.t.sf(abs(difference) / error, freedom)

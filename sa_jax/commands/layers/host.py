@@ -14,19 +14,19 @@ from typing import Any, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors.numpy
 import scipy.linalg
 
 from sa_jax.baselines import linear
 from sa_jax.commands.layers.settings import LayersConfig, parse
+from sa_jax.commands.messages import first_line
 from sa_jax.files import datasets, workdirs
+from sa_jax.files.array_files import SUFFIXES, array_bytes, read_arrays, read_metadata, refuse_gguf
 from sa_jax.files.npz import npz_bytes, read_npz
-from sa_jax.files.weights import read_arrays
 from sa_jax.networks import patterns
 from sa_jax.networks.patterns import Pattern, Unit
 from sa_jax.pruning.allocation import allocate
 from sa_jax.pruning.layers import layer_key
-from sa_jax.pruning.linear import check_layer, damped, layer_error, prune_linear_sharded, refit
+from sa_jax.pruning.linear import check_layer, damped, layer_error, prune_linear_sharded, refit_layer
 from sa_jax.pruning.moments import Moments, collect_recorded, dense_correction
 from sa_jax.reports import page
 from sa_jax.reports.layers import FIELDS, render_layers
@@ -67,8 +67,7 @@ def prune_model_files(
     Raises:
       InputError: bad files or settings, or a workdir that cannot be used.
     """
-    weights_path = datasets.data_file(config.weights)
-    arrays = read_arrays(weights_path)
+    weights_path, arrays = _arrays("weights", config.weights)
     keys = _weight_keys(arrays, weights_path)
     moments_of = _moments_of(config)
     dense = moments = moments_of(arrays, None)
@@ -76,8 +75,8 @@ def prune_model_files(
     weights = {name: _outputs_first(keys[name], arrays[keys[name]]) for name in names}
     wanted = _patterns(config, weights, moments)
     on_message(_forecast(config, weights))
-    workdirs.make(workdir / "layers")
-    with workdirs.only_one(workdir):
+    with workdirs.writing(workdir, on_message) as at_end:
+        at_end.callback(workdirs.unmake, workdirs.make(workdir / "layers"))
         pruned, masks, rows = dict(arrays), {}, []
         settings = _digest(config)
         for stage in _stages(names, moments) if config.sequential else [names]:
@@ -89,15 +88,19 @@ def prune_model_files(
                 result = saved[name]
                 if result is None:
                     result = _prune(config, name, weights[name], moments[name], dense[name].gram, wanted[name])
-                    workdirs.write_file(_path(workdir, name), npz_bytes(result | {"digest": _text(digests[name])}))
-                    _tell_of_dependent_inputs(json.loads(bytes(result["row"])), on_message)
+                    path = _path(workdir, name)
+                    workdirs.check_finite(path.name, result | json.loads(bytes(result["row"])))
+                    workdirs.write_file(path, npz_bytes(result | {"digest": _text(digests[name])}))
+                    _tell_of_inputs(json.loads(bytes(result["row"])), on_message)
                 key, shape = keys[name], weights[name].shape
                 mask = np.unpackbits(result["mask"], count=weights[name].size).astype(bool).reshape(shape)
                 pruned[key], masks[key] = _pruned(key, arrays[key], mask, result.get("weight"))
+                workdirs.check_finite("pruned.safetensors", {key: pruned[key]})
                 rows.append(json.loads(bytes(result["row"])))
                 on_progress(Progress(len(rows), len(names), rows[-1]))
-        workdirs.write_file(workdir / "pruned.safetensors", safetensors.numpy.save(_contiguous(pruned)))
-        workdirs.write_file(workdir / "masks.safetensors", safetensors.numpy.save(_contiguous(masks)))
+        metadata = read_metadata(weights_path)
+        for path, content in ((workdir / "pruned.safetensors", pruned), (workdir / "masks.safetensors", masks)):
+            workdirs.write_file(path, array_bytes(path, content, metadata if content is pruned else None))
         workdirs.write_file(workdir / "layers.csv", page.table_csv(rows, FIELDS))
         workdirs.write_file(workdir / "operative.gin", operative_config)
         workdirs.write_file(workdir / "report.html", render_layers(rows, asdict(config)))
@@ -118,7 +121,8 @@ def _prune(
     correction = dense_correction(moments, weight)
     key = layer_key(jax.random.key(config.seed), name)
     mask = prune_linear_sharded(key, weight, damped(gram, config.damping), pattern, config.sweeps, correction)
-    refitted = refit(weight, gram, mask, max(config.damping, 1e-6), correction) if config.refit else None
+    found = refit_layer(weight, gram, mask, max(config.damping, 1e-6), correction) if config.refit else None
+    refitted = None if found is None else found.weight
 
     def error_of(pruned):
         return float(layer_error(weight, gram, pruned, correction, dense_gram))
@@ -142,24 +146,41 @@ def _prune(
         "refit_error": None if refitted is None else error_of(refitted),
         "seconds": round(seconds, 3),
         "deficient": dependent,
+        "not_refitted": 0 if found is None else int((~found.solved).sum()),
     }
     result = {"mask": np.packbits(np.asarray(mask)), "row": _text(json.dumps(row))}
     return result if refitted is None else result | {"weight": np.asarray(refitted)}
 
 
-def _tell_of_dependent_inputs(row: Mapping[str, Any], on_message: Callable[[str], None]) -> None:
+def _tell_of_inputs(row: Mapping[str, Any], on_message: Callable[[str], None]) -> None:
+    """Tells the user what the inputs of a layer were too few for."""
     if row["deficient"]:
         on_message(
             f"{row['layer']}: in these samples {row['deficient']} of {row['inputs']} inputs are linear "
             "combinations of others; use more samples"
         )
+    if row["not_refitted"]:
+        on_message(
+            f"{row['layer']}: {row['not_refitted']} of {row['outputs']} outputs were not refitted, because their "
+            "inputs are 0 or too few; use more samples or a higher layers.damping"
+        )
+
+
+def _arrays(setting: str, name: str) -> tuple[Path, dict[str, np.ndarray]]:
+    """The file that a setting names, and its arrays."""
+    path = datasets.data_file(name)
+    refuse_gguf(path)
+    if path.suffix not in SUFFIXES:
+        raise InputError(
+            f"layers.{setting} must be a file {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}, not {path}"
+        )
+    return path, read_arrays(path)
 
 
 def _moments_of(config: LayersConfig) -> Callable[..., dict[str, Moments]]:
     """A function `(arrays, layers or None for all, dense arrays or None)` that collects the layers' moments."""
     if config.grams is not None:
-        path = datasets.data_file(config.grams)
-        grams = read_arrays(path)
+        _, grams = _arrays("grams", config.grams)
         known = {
             name.removesuffix(".weight"): Moments(cast(jax.Array, gram), jnp.zeros(len(gram)), jnp.float32("nan"))
             for name, gram in grams.items()
@@ -167,8 +188,7 @@ def _moments_of(config: LayersConfig) -> Callable[..., dict[str, Moments]]:
         return lambda arrays, layers, dense=None: known
     assert config.forward is not None and config.inputs is not None
     forward = _function(config.forward)
-    path = datasets.data_file(config.inputs)
-    arguments = read_arrays(path)
+    path, arguments = _arrays("inputs", config.inputs)
     lengths = {len(array) if array.ndim else 0 for array in arguments.values()}
     if len(lengths) != 1 or 0 in lengths:
         raise InputError(f"{path}: its arrays must all have the same number of samples, [samples, ...]")
@@ -187,8 +207,8 @@ def _moments_of(config: LayersConfig) -> Callable[..., dict[str, Moments]]:
         except (KeyError, TypeError, ValueError) as error:
             if isinstance(error, InputError):
                 raise
-            first_line = str(error).partition("\n")[0]
-            raise InputError(f"{config.forward} failed on {path}: {type(error).__name__}: {first_line}") from error
+            what = f"{type(error).__name__}: {first_line(error)}"
+            raise InputError(f"{config.forward} failed on {path}: {what}") from error
 
     return collect
 
@@ -199,10 +219,11 @@ def _function(place: str) -> Callable[..., Any]:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise InputError(
-            f"forward = {place!r}: {error}; it must be 'module:function', of a module that Python can import"
+            f"layers.forward = {place!r}: {first_line(error)}; it must be 'module:function', of a module "
+            "that Python can import"
         ) from None
     if not callable(found):
-        raise InputError(f"forward = {place!r} is not a function")
+        raise InputError(f"layers.forward = {place!r} is not a function")
     return found
 
 
@@ -233,7 +254,7 @@ def _chosen(config: LayersConfig, keys: Mapping[str, str], moments: Mapping[str,
             if name not in known:
                 close = difflib.get_close_matches(str(name), known, 1)
                 hint = f"did you mean {close[0]}?" if close else f"known: {_some(known)}"
-                raise InputError(f"layers: the {what} of {name!r} cannot be found; {hint}")
+                raise InputError(f"layers.layers: the {what} of {name!r} cannot be found; {hint}")
     return [name for name in moments if name in config.layers]
 
 
@@ -312,12 +333,9 @@ def _pruned(
     """A layer's array with zeros, in its own type and layout, and its mask in that layout."""
     if key.endswith("kernel"):
         mask, refitted = mask.T, None if refitted is None else refitted.T
-    values = array if refitted is None else refitted.astype(array.dtype)
+    with np.errstate(over="ignore"):  # what the type cannot hold is refused before it is written
+        values = array if refitted is None else refitted.astype(array.dtype)
     return np.where(mask, values, np.zeros((), array.dtype)), mask
-
-
-def _contiguous(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
 
 
 def _path(workdir: Path, layer: str) -> Path:
@@ -346,6 +364,7 @@ def _saved(path: Path, digest: str) -> dict[str, np.ndarray] | None:
         return None
     try:
         saved = read_npz(path)
+        workdirs.check_finite(path.name, saved)
     except InputError:
         return None
     return saved if bytes(saved.get("digest", _text(""))) == digest.encode() else None

@@ -54,15 +54,24 @@ class LayersConfig:
     seed: int = 0
 
     def __post_init__(self):
-        if not isinstance(self.weights, str) or not self.weights:
-            raise InputError(f"weights must name a file, not {self.weights!r}")
+        for name in ("weights", "grams", "forward", "inputs"):
+            value = getattr(self, name)
+            if (value is not None or name == "weights") and (not isinstance(value, str) or not value):
+                raise InputError(f"layers.{name} must be text in quotes, not {value!r}")
+        if self.layers is not None:
+            given = self.layers if isinstance(self.layers, list | tuple) else [self.layers]
+            if given is not self.layers or not all(isinstance(name, str) for name in given):
+                raise InputError(f"layers.layers must be a list of names, or None, not {self.layers!r}")
         if self.forward is None and self.inputs is None:
             if self.grams is None:
                 raise InputError(
                     "no layer inputs given: set layers.grams, or both layers.forward and layers.inputs"
                 )
             if self.sequential:
-                raise InputError("sequential needs forward and inputs: grams are those of the dense network")
+                raise InputError(
+                    "layers.sequential needs layers.forward and layers.inputs: "
+                    "layers.grams are those of the dense network"
+                )
         elif self.grams is not None or self.forward is None or self.inputs is None:
             raise InputError("set either layers.grams, or both layers.forward and layers.inputs")
         # What a check returns is stored: a plain number, which JSON can hold.
@@ -75,10 +84,12 @@ class LayersConfig:
             object.__setattr__(self, name, value)
         for name in ("sequential", "refit"):
             if not isinstance(getattr(self, name), bool):
-                raise InputError(f"{name} must be True or False, not {getattr(self, name)!r}")
-        choice("allocation", self.allocation, ALLOCATIONS)
+                raise InputError(f"layers.{name} must be True or False, not {getattr(self, name)!r}")
+        choice("layers.allocation", self.allocation, ALLOCATIONS)
         if not isinstance(parse(self.pattern), Unit) and self.allocation == "by_error":
-            raise InputError(f"allocation 'by_error' needs a pattern such as 'unit:0.5', not {self.pattern!r}")
+            raise InputError(
+                f"layers.allocation = 'by_error' needs a pattern such as 'unit:0.5', not {self.pattern!r}"
+            )
 
 
 def parse(text: float | str) -> Pattern:
@@ -98,7 +109,7 @@ def parse(text: float | str) -> Pattern:
     '8x2:0.25'
     """
     if isinstance(text, bool) or not isinstance(text, str | int | float):
-        raise InputError(f"pattern must be a number or a text such as {EXAMPLES}, not {text!r}")
+        raise InputError(f"layers.pattern must be a number or a text such as {EXAMPLES}, not {text!r}")
     head, _, tail = str(text).rpartition(":")
     try:
         if head.isdecimal() and tail.isdecimal():
@@ -110,8 +121,8 @@ def parse(text: float | str) -> Pattern:
         if density is not None and (block := re.fullmatch("([0-9]+)x([0-9]+)", head)):
             return Block((int(block[1]), int(block[2])), density)
     except InputError as error:
-        raise InputError(f"pattern {text!r}: {error}") from None
-    raise InputError(f"pattern must be a number or a text such as {EXAMPLES}, not {text!r}")
+        raise InputError(f"layers.pattern = {text!r}: {error}") from None
+    raise InputError(f"layers.pattern must be a number or a text such as {EXAMPLES}, not {text!r}")
 
 
 def _float(text: str) -> float | None:

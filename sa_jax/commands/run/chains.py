@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from sa_jax import pruning
+from sa_jax import checks, pruning
 from sa_jax.annealing.chain import BLOCK_STEPS, init
 from sa_jax.annealing.chain import run as run_steps
+from sa_jax.commands import interrupts
 from sa_jax.commands.hardware import free_memory, program_bytes
 from sa_jax.commands.run import checkpoint
 from sa_jax.commands.run.checkpoint import Checkpoints, Saved
@@ -230,7 +231,7 @@ def compile_run(
     states = start(problem)
     start_energy = float(_on_host(states.best_energy)[0])
     if not np.isfinite(start_energy):
-        raise InputError("the energy of the initial mask is not finite: are the weights far too large?")
+        raise InputError("the initial mask has no finite energy: are the weights or inputs far too large?")
     sizes = num_samples, num_steps, batch_size, start_energy, memory
     return CompiledRun(problem, states, keys, over_chains, compiled, chunk, refresh_steps, *sizes)
 
@@ -295,10 +296,13 @@ def anneal_chains(
       Stopped: `saving.stop` asked for it; the chains are saved.
     """
     cpu_start, wall_start = time.process_time(), time.perf_counter()
+    interrupts.defer(None)
     compiled_run = compile_run(config, network, x, y, num_kept, on_message, mask)
     problem, states, num_steps = compiled_run.problem, compiled_run.states, compiled_run.num_steps
     schedule = jax.jit(lambda p, step: pruning.make_schedule(p, config.options, num_steps)(step))
-    schedule(problem, 0)
+    for done in range(compiled_run.chunk, num_steps + compiled_run.chunk, compiled_run.chunk):
+        step = min(done, num_steps) - 1
+        checks.number(f"run.schedule at step {step:,}", float(schedule(problem, step)), least=0)
     full_energies = jax.jit(partial(_full_energies, config.options))
     compile_seconds = time.perf_counter() - wall_start
 
@@ -339,6 +343,8 @@ def anneal_chains(
     with contextlib.ExitStack() as stack:
         history, previous = History([], [], [], {"anneal": 0.0, "cpu": 0.0}), np.zeros(config.num_chains, np.int64)
         checkpoints, first, last_saved = None, 0, time.monotonic()
+        if saving is not None and saving.every:
+            interrupts.defer("stopping after the current chunk")
         if saving is not None:
             checkpoints = stack.enter_context(Checkpoints(saving.folder / str(num_kept), on_message))
             if saved := checkpoints.newest():
@@ -400,7 +406,7 @@ def _resumed(compiled_run: CompiledRun, saved: Saved) -> tuple[AnnealState, Hist
 
 def _checked_drift(step: int, energies: np.ndarray, whole: np.ndarray) -> float:
     drift = float(np.abs(whole - energies).max())
-    if drift > MAX_DRIFT * max(1.0, float(np.abs(whole).max())):
+    if not drift <= MAX_DRIFT * max(1.0, float(np.abs(whole).max())):  # NaN too
         raise InputError(
             f"after {step:,} steps the energy differs by {drift:.2g} from its full evaluation, which is too much: "
             "lower run.logit_scale or scale the weights down, and please report this network"

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sa_jax.commands.messages import first_line
 from sa_jax.files.workdirs import write_file
 from sa_jax.moves.base import KeptList
 from sa_jax.types import AnnealState, InputError
@@ -117,6 +118,17 @@ def check_settings(folder: Path, settings: Mapping[str, Any], overwrite: bool) -
         write_file(path, json.dumps(now, indent=1))
 
 
+def any_in(folder: Path) -> bool:
+    """Returns whether a run's folder of checkpoints holds one from which it can resume."""
+    return any(step.name.isdecimal() for step in folder.glob("*/*"))
+
+
+def remove_unused(folder: Path) -> None:
+    """Removes a run's folder of checkpoints if it holds none."""
+    if not any_in(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 class Checkpoints:
     """The checkpoints of one run's chains, in a folder of their own; a context manager.
 
@@ -148,7 +160,7 @@ class Checkpoints:
         try:
             self._manager.close()
         except Exception as error:  # such as a full disk; earlier checkpoints stay
-            self._tell(f"the last checkpoint could not be written: {_first_line(error)}")
+            self._tell(f"the last checkpoint could not be written: {first_line(error)}")
 
     def newest(self) -> Saved | None:
         """Returns the newest valid checkpoint, or None; damaged ones are reported and moved aside."""
@@ -164,7 +176,7 @@ class Checkpoints:
                 if about["digest"] != _digest(saved):
                     raise ValueError("its content has changed")
             except Exception as error:
-                self._tell(f"the checkpoint at step {step:,} is damaged ({_first_line(error)}) and is skipped")
+                self._tell(f"the checkpoint at step {step:,} is damaged ({first_line(error)}) and is skipped")
                 if jax.process_index() == 0:
                     aside = self._folder.parent / f"damaged-{self._folder.name}-{step}"
                     shutil.rmtree(aside, ignore_errors=True)
@@ -187,7 +199,7 @@ class Checkpoints:
         try:
             self._manager.save(saved.step, args=parts)
         except Exception as error:  # such as a full disk, also from the previous checkpoint
-            self._tell(f"no checkpoint at step {saved.step:,}: {_first_line(error)}; the run continues")
+            self._tell(f"no checkpoint at step {saved.step:,}: {first_line(error)}; the run continues")
             return False
         return True
 
@@ -196,7 +208,7 @@ class Checkpoints:
         try:
             self._manager.wait_until_finished()
         except Exception as error:
-            self._tell(f"the last checkpoint could not be written: {_first_line(error)}")
+            self._tell(f"the last checkpoint could not be written: {first_line(error)}")
             return False
         return True
 
@@ -212,7 +224,3 @@ def _digest(saved: Saved) -> str:
 
 def _names(path) -> list[str]:
     return [str(getattr(key, "name", getattr(key, "idx", key))) for key in path]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

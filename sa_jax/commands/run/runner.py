@@ -1,5 +1,6 @@
 """Runs `sa-jax run`: loads data and weights, anneals at one density or at several, writes the results."""
 
+import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -7,7 +8,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import numpy as np
 
 from sa_jax import files, pruning
 from sa_jax.baselines import DEFAULT_BUDGET, Budget, Task
+from sa_jax.commands import interrupts
 from sa_jax.commands.run import checkpoint
 from sa_jax.commands.run.chains import Progress, Saving, Stopped, anneal_chains
 from sa_jax.commands.run.evaluation import SECONDS, Annealed, Probe, Search, accuracy, evaluate, network_with
@@ -71,20 +73,24 @@ def run(
       The content of `result.json`. With several processes, all but the first return an empty dictionary.
 
     Raises:
-      InputError: bad data, weights or settings, or a workdir that cannot be used; nothing is written.
+      InputError: bad data, weights or settings, or a workdir that cannot be used, or to which another command
+        writes; nothing is written.
       Stopped: `stop` asked for it; the run is saved, with partial_report.html and partial_masks.npz.
     """
-    workdirs.check(workdir, overwrite)
-    dataset = datasets.load_dataset(config.dataset, config.input_mean, config.input_std)
-    names, network = load_network(config, dataset, on_message)
-    for split in (dataset.train, dataset.validation, dataset.test):
-        check_samples(network, split.inputs, split.labels)
-    made = workdirs.make(workdir)
-    folder = workdir / CHECKPOINTS
-    try:
-        earlier = folder.is_dir() and not overwrite and jax.process_index() == 0
-        if earlier and not any(folder.glob("*/[0-9]*")):
+    interrupts.defer(None)
+    first = jax.process_index() == 0
+    with _writing(workdir, on_message) as at_end:
+        workdirs.check(workdir, overwrite)
+        dataset = datasets.load_dataset(config.dataset, config.input_mean, config.input_std)
+        names, network = load_network(config, dataset, on_message)
+        for split in (dataset.train, dataset.validation, dataset.test):
+            check_samples(network, split.inputs, split.labels)
+        folder = workdir / CHECKPOINTS
+        earlier = folder.is_dir() and not overwrite and first
+        if earlier and not checkpoint.any_in(folder):
             on_message("this run was ended before its first checkpoint: it starts again")
+        if first:
+            at_end.callback(checkpoint.remove_unused, folder)
         settings = _settings(config, dataset, network)
         if config.checkpoint_seconds or folder.is_dir():
             checkpoint.check_settings(folder, settings, overwrite)
@@ -93,11 +99,12 @@ def run(
         try:
             annealed, search = anneal(config, dataset, network, on_progress, on_message, saving=saving)
         except Stopped as stopped:
-            if jax.process_index() == 0:
+            if first:
                 _write_partial(config, dataset, network, names, stopped.annealed, workdir)
             raise
-        if jax.process_index() > 0:
+        if not first:
             return {}
+        interrupts.defer("annealing has ended and the results are being written")
         found = network_with(network, annealed.weights)
         result = evaluate(config, dataset, network, found, annealed, search)
 
@@ -108,21 +115,38 @@ def run(
         }
         if config.num_chains > 1:
             arrays["survival.npz"] = by_kernel(annealed.masks.mean(0, dtype=np.float32))
+        for name, values in {**arrays, "trace.csv": annealed.trace, "result.json": result}.items():
+            workdirs.check_finite(name, values)
         page = _report(result, annealed, arrays["masks.npz"], found, dataset, arrays.get("survival.npz"))
         files = {name: npz_bytes(by_name) for name, by_name in arrays.items()} | {
             "operative.gin": operative_config.encode(),
             "trace.csv": trace_csv(annealed.trace).encode(),
             "report.html": page.encode(),
-            "result.json": (json.dumps(result, indent=2) + "\n").encode(),
+            "result.json": (json.dumps(result, indent=2, allow_nan=False) + "\n").encode(),
         }
         workdirs.write(workdir, files)
-    except BaseException:
-        if not any(folder.glob("*/[0-9]*")):  # no checkpoint was made
-            shutil.rmtree(folder, ignore_errors=True)
-        workdirs.unmake(made)
-        raise
-    shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
     return result
+
+
+@contextlib.contextmanager
+def _writing(workdir: Path, on_message: Callable[[str], None]) -> Iterator[contextlib.ExitStack]:
+    """As `workdirs.writing`. Of several processes the first locks the folder, and all end if one cannot write."""
+    with contextlib.ExitStack() as stack:
+        at_end, refusal = stack, None
+        try:
+            at_end = stack.enter_context(workdirs.writing(workdir, on_message, alone=jax.process_index() == 0))
+        except InputError as error:
+            refusal = error
+        if jax.process_count() > 1:
+            from jax.experimental import multihost_utils
+
+            refused = multihost_utils.process_allgather(np.array(refusal is not None))
+            if refusal is None and refused.any():
+                refusal = InputError(f"another process of this run cannot write to {workdir}")
+        if refusal is not None:
+            raise refusal
+        yield at_end
 
 
 def _by_kernel(names: Sequence[str], network: Network, flat: Any) -> dict[str, np.ndarray]:
@@ -345,7 +369,7 @@ def load_network(
         )
         return mlp.network_of(params)
     path = datasets.data_file(config.weights)
-    names, network = mlp.network_of(files.load(path))
+    names, network = mlp.network_of(files.load(path, activation=config.activation))
     if network.sizes[0] != features or network.sizes[-1] != dataset.num_classes:
         raise InputError(
             f"{path}: a network {'-'.join(map(str, network.sizes))} does not fit {dataset.name}, "

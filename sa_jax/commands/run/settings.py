@@ -6,26 +6,12 @@ from typing import Any
 
 from sa_jax import baselines, checks, pruning
 from sa_jax.annealing.chain import BLOCK_STEPS
+from sa_jax.commands.run.macros import MACROS
 from sa_jax.networks import mlp
 from sa_jax.pruning.options import SCHEDULES as SCHEDULES  # for messages of the command line
 from sa_jax.pruning.options import STARTS, Options
 from sa_jax.types import InputError
 
-# The settings that open every config of `sa-jax run`, each under the name of its macro.
-MACROS = (
-    "DATASET",
-    "INPUT_MEAN",
-    "INPUT_STD",
-    "WEIGHTS",
-    "HIDDEN",
-    "ACTIVATION",
-    "DENSITY",
-    "SEED",
-    "NUM_STEPS",
-    "NUM_CHAINS",
-    "NUM_SAMPLES",
-    "CHECKPOINT_SECONDS",
-)
 # Steps are counted in int32.
 MAX_STEPS = 2**31 - 1
 MAX_SEED = 2**32 - 1
@@ -39,7 +25,7 @@ class RunConfig:
       dataset: 'digits', 'mnist', 'fashion_mnist' or the path of an .npz.
       input_mean: number subtracted from the inputs, after pixels are scaled to 0..1.
       input_std: number that then divides the inputs.
-      weights: 'random', 'pretrain', or a file, one of `weights.SUFFIXES`, whose shapes then fix the layers.
+      weights: 'random', 'pretrain', or a file, one of `array_files.SUFFIXES`, whose shapes then fix the layers.
       hidden: widths of the hidden layers; unused with a weights file.
       activation: 'relu', 'tanh' or 'gelu'.
       density: kept / total, in (0, 1]; None searches the lowest density that reaches the target accuracy.

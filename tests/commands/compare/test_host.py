@@ -3,14 +3,18 @@
 import csv
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sa_jax.baselines import Found
 from sa_jax.commands.compare import host as compare
 from sa_jax.commands.compare import settings
 from sa_jax.commands.compare.settings import Cell
 from sa_jax.commands.run.settings import RunConfig
+from sa_jax.files import datasets, workdirs
 from sa_jax.files.npz import npz_bytes
+from sa_jax.networks.mlp import Network
 from tests.commands.compare.configs import config_of
 from tests.conftest import refusal
 
@@ -98,9 +102,43 @@ def test_a_damaged_cell_counts_as_not_there(tmp_path):
     assert compare.saved_row(config_of(), tmp_path, cell) is None  # without its arrays
     path.with_suffix(".npz").write_bytes(npz_bytes({"correct": np.zeros(1, np.uint8)}))
     assert compare.saved_row(config_of(), tmp_path, cell) == {"kept": 1}
+    path.write_text(path.read_text().replace('"kept": 1', '"kept": NaN'))
+    assert compare.saved_row(config_of(), tmp_path, cell) is None
+    path.write_text(path.read_text().replace('"kept": NaN', '"kept": 1'))
     assert compare.saved_row(config_of(run=RunConfig(num_steps=300)), tmp_path, cell) is None
     network.write_bytes(npz_bytes({"Dense_0/kernel": np.zeros((64, 10), np.float32)}))
     assert compare.saved_row(config_of(), tmp_path, cell) is None  # it pruned another network
+
+
+def test_weights_of_every_kind_of_file_are_part_of_a_cell(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for suffix in (".npz", ".safetensors", ".pt", ".keras", ".weights.h5"):
+        config = config_of(weights=[f"~/model{suffix}"])
+        cell = Cell("digits", f"~/model{suffix}", (8,), "anneal", 0.1, 0)
+        digests = []
+        for content in (b"one", b"other"):
+            (tmp_path / f"model{suffix}").write_bytes(content)
+            digests.append(settings.digest(config, cell))
+        assert len(set(digests)) == 2, suffix
+
+
+def test_a_loss_that_is_not_finite_is_left_out():
+    """As of a method that trains, and diverges."""
+    dataset = datasets.load_dataset("digits")
+    network = Network((jnp.full((64, 10), jnp.nan),), (None,))
+    figures, _ = compare._figures(RunConfig(), dataset, Found(jnp.ones(640, bool), network))
+    assert figures["test_loss"] is None and 0 <= figures["test_accuracy"] <= 1
+    workdirs.check_finite("cell", figures)
+
+
+def test_its_folder_has_one_writer_and_is_removed_if_nothing_was_measured(tmp_path):
+    config = config_of(datasets={"nothing": [0, 1]})
+    with refusal("unknown dataset"):
+        compare.compare(config, tmp_path / "new", 1)
+    assert not list(tmp_path.iterdir())
+    with workdirs.only_one(tmp_path), refusal("another command is writing to"):
+        compare.compare(config, tmp_path, 1)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

@@ -37,6 +37,13 @@ from tests.conftest import refusal
         ({"run": RunConfig(seed=5)}, ["run.seed has no effect in a comparison: set compare.seeds instead"]),
         ({"run": 3}, ["compare.run must be @run()"]),
         ({"hidden": [32, 16]}, ["compare.hidden must be a list of lists"]),
+        ({"hidden": [[8], [0]]}, ["each width in compare.hidden must be a whole number of at least 1, not 0"]),
+        ({"weights": ["random", 3]}, ["each name in compare.weights must be text in quotes, not 3"]),
+        ({"datasets": {5: [0, 1]}}, ["each name in compare.datasets must be text in quotes, not 5"]),
+        (
+            {"annealers": {"anneal": {"temperature_end": float("nan")}}},
+            ["method anneal at density 0.1: run.temperature_end must be a finite number", "not nan"],
+        ),
         ({"densities": [0.1, None]}, ["each density in compare.densities must be a finite number", "not None"]),
         ({"densities": [1, 1.0]}, ["compare.densities contains duplicates"]),
         (

@@ -24,6 +24,11 @@ def test_paired_test_finds_a_difference():
     assert test.difference == pytest.approx(0.09, abs=0.02) and test.p_value < 1e-3
 
 
+def test_paired_test_of_a_single_sample_finds_nothing():
+    test = significance.paired_test(np.array([[True], [True], [False]]), np.array([[False], [True], [False]]))
+    assert test.difference == pytest.approx(1 / 3) and test.p_value == 1
+
+
 def test_paired_test_of_one_method_with_itself():
     right = np.array([[True, False, True]])
     assert significance.paired_test(right, right) == (0.0, 0.0, 1.0)

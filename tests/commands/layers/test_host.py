@@ -3,13 +3,18 @@
 import urllib.parse
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from sa_jax import cli
+from sa_jax.commands.layers import host
 from sa_jax.commands.layers.host import prune_model_files
 from sa_jax.commands.layers.settings import LayersConfig, parse
+from sa_jax.files import workdirs
+from sa_jax.files.npz import npz_bytes, read_npz
+from sa_jax.pruning.linear import Refitted
 from tests.conftest import refusal
 
 SIZES = (16, 12, 8)
@@ -218,17 +223,90 @@ def test_tells_of_inputs_that_are_linear_combinations_of_others(model):
     )
 
 
-def test_the_command_prunes_and_says_what_it_did(model, capsys):
+@pytest.mark.parametrize("damping", [0.0, 0.01])
+def test_a_layer_without_inputs_keeps_its_weights_and_is_named(model, damping):
+    """An expert that is never called, and inputs most of which are 0: nothing that is written is not finite."""
+    folder, arrays = model
+    grams = load_file(folder / "grams.safetensors")
+    few = inputs_of() * (np.arange(SIZES[0]) < 3)
+    dead = {"first": few.T @ few, "second": np.zeros_like(grams["second"])}
+    save_file(
+        {name: gram.astype(np.float32) for name, gram in (grams | dead).items()}, folder / "grams.safetensors"
+    )
+    messages, said = [], "second: 8 of 8 outputs were not refitted, because their inputs are 0 or too few"
+    config = config_of(folder, refit=True, damping=damping)
+    rows = prune_model_files(config, folder / "out", on_message=messages.append)
+    assert any(message.startswith(said) for message in messages)
+    pruned, masks = (load_file(folder / "out" / f"{name}.safetensors") for name in ("pruned", "masks"))
+    assert all(np.isfinite(array).all() for array in pruned.values())
+    np.testing.assert_array_equal(
+        pruned["second/kernel"], np.where(masks["second/kernel"], arrays["second/kernel"], 0).astype(np.float32)
+    )
+    assert (pruned["twin.weight"] != np.where(masks["twin.weight"], arrays["twin.weight"], 0)).any()
+    assert rows[1]["refit_error"] == rows[1]["annealed_error"] == 0 and rows[0]["refit_error"] < 1e-3
+    assert "nan" not in (folder / "out/layers.csv").read_text()
+    page = (folder / "out/report.html").read_text()
+    assert "Not refitted, because their inputs are 0 or too few: " in page and "second (8 outputs)" in page
+
+
+def test_weights_that_the_type_of_the_file_cannot_hold_are_not_written(model, monkeypatch):
     folder, _ = model
-    bindings = [f"layers.{name}='{folder / name}.safetensors'" for name in ("grams",)]
-    bindings += [f"layers.weights='{folder / 'model.safetensors'}'", "layers.pattern='2:4'"]
-    arguments = ["layers", "--gin_file=configs/layers.gin", *(f"--gin_bindings={b}" for b in bindings)]
-    assert cli.main([*arguments, f"--workdir={folder / 'out'}"]) == 0
-    printed = capsys.readouterr()
-    assert "192 of 384 weights kept (50.0%) in 3 layers" in printed.out
-    assert "3/3  twin, output lost: magnitude" in printed.err and "3 layers, 384 weights" in printed.err
-    assert "layers.pattern = '2:4'" in (folder / "out/operative.gin").read_text()
-    assert cli.main([*arguments, "--gin_bindings=layers.patern=0.5", f"--workdir={folder / 'out'}"]) == 2
-    assert "layers has no setting 'patern'; did you mean pattern?" in capsys.readouterr().err
-    assert cli.main(arguments) == 2
-    assert "--workdir=DIR is missing" in capsys.readouterr().err
+    monkeypatch.setattr(
+        host, "refit_layer", lambda weight, *ignored: Refitted(weight * 1e6, jnp.ones(len(weight), bool))
+    )
+    with refusal("pruned.safetensors, first.weight would hold NaN or infinite values: it was not written"):
+        prune_model_files(config_of(folder, refit=True, layers=["first"]), folder / "out")
+    assert not (folder / "out/pruned.safetensors").exists()
+
+
+def test_results_of_an_earlier_version_that_are_not_finite_are_made_again(model):
+    folder, _ = model
+    config = config_of(folder, refit=True, layers=["first"])
+    prune_model_files(config, folder / "out")
+    before = load_file(folder / "out/pruned.safetensors")["first.weight"]
+    path = folder / "out/layers/first.npz"
+    saved = read_npz(path)
+    saved["weight"][0, 0] = np.nan
+    path.write_bytes(npz_bytes(saved))
+    prune_model_files(config, folder / "out")
+    np.testing.assert_array_equal(load_file(folder / "out/pruned.safetensors")["first.weight"], before)
+
+
+def test_big_endian_arrays_and_metadata_are_kept(tmp_path):
+    rng = np.random.default_rng(0)
+    weight, x = rng.normal(size=(4, 6)).astype(">f4"), rng.normal(size=(50, 6))
+    np.savez(tmp_path / "model.npz", **{"fc.weight": weight, "other": np.arange(3, dtype=">i8")})
+    save_file({"fc.weight": weight.astype("<f4")}, tmp_path / "model.safetensors", {"format": "pt"})
+    np.savez(tmp_path / "grams.npz", fc=(x.T @ x).astype(">f8"))
+    for kind, metadata in (("npz", None), ("safetensors", {"format": "pt"})):
+        config = LayersConfig(str(tmp_path / f"model.{kind}"), str(tmp_path / "grams.npz"))
+        prune_model_files(config, tmp_path / kind)
+        with safe_open(tmp_path / kind / "pruned.safetensors", "numpy") as pruned:
+            found = pruned.get_tensor("fc.weight")
+            assert pruned.metadata() == metadata
+        np.testing.assert_array_equal(found, np.where(found, weight, 0))
+        assert (found != 0).sum() == 12
+    np.testing.assert_array_equal(load_file(tmp_path / "npz/pruned.safetensors")["other"], np.arange(3))
+
+
+def test_files_of_another_kind_are_named_by_their_setting(model):
+    folder, _ = model
+    (folder / "model.txt").write_text("")
+    for name, changes in (
+        ("weights", {}),
+        ("grams", {}),
+        ("inputs", {"forward": f"{__name__}:forward"}),
+    ):
+        with refusal(f"layers.{name} must be a file .npz, .safetensors, ", f"not {folder}/model.txt"):
+            config = config_of(folder, **changes | {name: str(folder / "model.txt")})
+            prune_model_files(config, folder / "out")
+
+
+def test_its_folder_has_one_writer_and_its_paths_may_begin_with_a_tilde(model, monkeypatch):
+    folder, _ = model
+    monkeypatch.setenv("HOME", str(folder))
+    config = LayersConfig("~/model.safetensors", "~/grams.safetensors", layers=["twin"])
+    with workdirs.only_one(folder), refusal("another command is writing to"):
+        prune_model_files(config, folder)
+    assert len(prune_model_files(config, folder / "out")) == 1
+    assert not (folder / "out/.lock").exists()

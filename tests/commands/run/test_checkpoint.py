@@ -194,7 +194,7 @@ def command(workdir, *bindings):
     words = ["run", "--gin_file=configs/digits.gin", f"--workdir={workdir}", "--gin_bindings=WEIGHTS='random'"]
     words += ["--gin_bindings=NUM_STEPS=120_000", "--gin_bindings=NUM_SAMPLES=200"]
     words += ["--gin_bindings=CHECKPOINT_SECONDS=0.2", "--gin_bindings=NUM_CHAINS=3", *bindings]
-    program = "import sys; from sa_jax.cli import main; sys.exit(main())"
+    program = "from sa_jax.cli import entry_point; entry_point()"
     # Fully optimized, see conftest. The cache is theirs alone: a process that is killed may leave half a program,
     # of which a reader warns and which it compiles again.
     environment = {name: os.environ[name] for name in os.environ if name != "JAX_DISABLE_MOST_OPTIMIZATIONS"}
@@ -244,6 +244,32 @@ def test_runs_of_one_or_two_processes_resume_when_killed_or_stopped(tmp_path):
     assert [process.returncode for process in started] == [0, 0], said
     assert all("resuming from step" in one for one in said)
     assert_same(tmp_path / "undisturbed", workdir, but=["devices", "memory_bytes"])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_the_folder_of_a_living_run_is_refused(tmp_path):
+    """To a second run, to all its processes, and not after the first was killed."""
+    workdir, endless = tmp_path / "run", "--gin_bindings=NUM_STEPS=20_000_000"
+    taken = "another command is writing to"
+    with command(workdir, endless) as process:
+        wait_for_checkpoint(process, workdir)
+        others = [*commands(workdir, 2, endless), command(workdir, endless)]
+        said = [other.communicate()[1] for other in others]
+        assert [other.returncode for other in others] == [2, 2, 2], said
+        for one, words in zip(said, (taken, "another process of this run cannot write to", taken), strict=True):
+            assert f"sa-jax: {words} {workdir}\n" in one and "Traceback" not in one
+        assert process.poll() is None
+        process.kill()
+    with command(workdir, endless) as process:
+        assert any("resuming from step" in line for line in iter(process.stderr.readline, ""))
+        process.terminate()
+        assert process.wait() == 75, process.stderr.read()
+    assert sorted(path.name for path in workdir.iterdir()) == [
+        "checkpoints",
+        "partial_masks.npz",
+        "partial_report.html",
+    ]
 
 
 @pytest.mark.slow

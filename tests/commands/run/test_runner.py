@@ -184,6 +184,52 @@ def test_annealing_beats_magnitude_and_random(tmp_path):
     assert not result["warnings"]
 
 
+@pytest.mark.parametrize(
+    ("name", "place", "changed"),
+    [
+        ("evaluate", "result.json, best_energy", lambda result: result | {"best_energy": np.nan}),
+        ("_by_kernel", "masks.npz, fc", lambda arrays: {"fc": np.array([np.inf])}),
+        ("anneal_density", "trace.csv, energy", lambda found: (with_nan(found[0]), None)),
+    ],
+)
+def test_results_that_are_not_finite_are_not_written(name, place, changed, tmp_path, monkeypatch):
+    function = getattr(runner, name)
+    monkeypatch.setattr(runner, name, lambda *args, **named: changed(function(*args, **named)))
+    with refusal(f"{place} would hold NaN or infinite values: it was not written"):
+        runner.run(SMALL, tmp_path / "run")
+    assert not list(tmp_path.iterdir())
+
+
+def with_nan(annealed):
+    return annealed._replace(trace=annealed.trace | {"energy": annealed.trace["energy"] * np.nan})
+
+
+@pytest.mark.parametrize(("value", "shown"), [(np.nan, "nan"), (-0.5, "-0.5"), (np.inf, "inf")])
+def test_a_schedule_that_gives_no_temperature_is_refused_before_the_first_step(value, shown, tmp_path):
+    schedule = lambda step: jnp.where(step < 1_500, 0.1, value)  # noqa: E731
+    with refusal(f"run.schedule at step 1,999 must be a finite number of at least 0, not {shown}"):
+        runner.run(dataclasses.replace(SMALL, schedule=schedule), tmp_path / "run")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_has_one_writer(tmp_path):
+    with workdirs.only_one(tmp_path), refusal("another command is writing to"):
+        runner.run(SMALL, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["<u8", ">u8", ">i2", ">f4"])
+def test_data_of_every_number_type_give_the_same_run(kind, tmp_path):
+    digits = datasets.load_dataset("digits").train
+    results = []
+    for labels, inputs in (("i4", "f4"), (kind, ">f4")):
+        np.savez(tmp_path / "own.npz", x=digits.inputs.astype(inputs), y=digits.labels.astype(labels))
+        config = dataclasses.replace(SMALL, dataset=str(tmp_path / "own.npz"), num_steps=300)
+        results.append(runner.run(config, tmp_path / f"run_{inputs[0]}"))
+    assert results[0]["best_energy"] == results[1]["best_energy"]
+
+
 def test_interruption_leaves_nothing(tmp_path):
     def stop(progress):
         raise KeyboardInterrupt
@@ -213,7 +259,7 @@ def test_a_write_that_fails_leaves_the_old_files_whole(tmp_path):
 def test_workdir_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     for workdir in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(InputError, match=r"workdir .* cannot be made: .*file is a file"):
+        with pytest.raises(InputError, match=r"folder .* cannot be made: .*file is a file"):
             runner.run(SMALL, workdir)
     assert (tmp_path / "file").read_text() == ""
     with pytest.raises(InputError, match="cannot be written: File name too long"):
@@ -226,7 +272,7 @@ def test_workdir_that_cannot_be_made(tmp_path):
 
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs Linux's /proc, which no one may write to")
 def test_workdir_that_cannot_be_written():
-    with pytest.raises(InputError, match="workdir /proc/sa_jax cannot be written"):
+    with pytest.raises(InputError, match="folder /proc/sa_jax cannot be written"):
         runner.run(SMALL, Path("/proc/sa_jax"))
 
 

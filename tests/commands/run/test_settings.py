@@ -58,6 +58,16 @@ from tests.conftest import refusal
         ({"schedule": "exponential"}, "run.schedule must be one of"),
         ({"logit_scale": 0}, "run.logit_scale must be a finite number above 0"),
         ({"temperature_start": float("nan")}, "run.temperature_start must be a finite number"),
+        ({"temperature_end": -1e-9}, "run.temperature_end must be a finite number above 0.*, not -1e-09"),
+        (
+            {"schedule": "linear", "temperature_end": -1e-9},
+            "run.temperature_end .* number of at least 0",
+        ),
+        ({"schedule": "constant", "temperature_start": float("inf")}, "run.temperature_start must be .* not inf"),
+        (
+            {"checkpoint_seconds": float("nan")},
+            "CHECKPOINT_SECONDS must be .* of at least 0, not nan",
+        ),
     ],
 )
 def test_bad_settings_are_named(settings, message):

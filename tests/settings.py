@@ -1,0 +1,40 @@
+"""The settings of JAX under which everything has to work, as contexts."""
+
+import importlib
+from contextlib import ExitStack, contextmanager, nullcontext
+
+import jax
+
+
+@contextmanager
+def strict():
+    """The settings that only refuse; none of them may change a bit."""
+    with ExitStack() as stack:
+        for setting in (
+            jax.numpy_dtype_promotion("strict"),
+            jax.numpy_rank_promotion("raise"),
+            jax.debug_key_reuse(True),
+        ):
+            stack.enter_context(setting)
+        yield
+
+
+def x64():
+    """`enable_x64` lies in `jax.experimental` in old versions of JAX alone."""
+    where = jax if hasattr(jax, "enable_x64") else importlib.import_module("jax.experimental")
+    return where.enable_x64(True)
+
+
+SETTINGS = {
+    "default": nullcontext,
+    "strict": strict,
+    "x64": x64,
+    "legacy keys": nullcontext,
+    "rbg keys": lambda: jax.default_prng_impl("rbg"),
+    "no jit": jax.disable_jit,
+}
+
+
+def new_key(setting):
+    """The maker of keys, `jax.random.key` but for one setting."""
+    return jax.random.PRNGKey if setting == "legacy keys" else jax.random.key

@@ -124,11 +124,6 @@ def population(key):
     "check_boltzmann",
 )))  # fmt: skip
 def detailed_balance(key):
-    if jax.config.jax_disable_jit:  # visits are counted after blocks of 100 steps
-        proposals = testing.count_proposals(key(0), ising(), GRID, SCALE, num_draws=400)
-        return testing.energies_of(ising(), GRID, SCALE), testing.check_energy_changes(
-            proposals, testing.energies_of(ising(), GRID, SCALE)
-        )
     return testing.check_detailed_balance(key(0), ising(), GRID, SCALE, temperature=2.0, num_draws=1_000)
 
 
@@ -139,6 +134,8 @@ def pruned(key, **options):
 
 for move in pruning.options.MOVES:
     case(f"prune:{move}", "prune")(lambda key, move=move: pruned(key, density=0.25, move=move))
+# With temperatures given, none are calibrated on a thousand swaps: minutes without jit.
+case("prune:cold")(lambda key: pruned(key, density=0.25, temperature_start=0.1))
 for energy in pruning.options.ENERGIES:
     case(f"prune:{energy}")(lambda key, energy=energy: pruned(key, density=0.25, energy=energy))
 for name in pruning.options.SCHEDULES:
@@ -151,7 +148,9 @@ for pattern in PATTERNS[:-1]:
 def kernels(key):
     model = Model()
     params = model.init(key(1), jnp.asarray(X, jnp.float32))
-    found, result = sa_jax.prune_kernels(key(0), model.apply, params, X, Y, density=0.5, num_steps=NUM_STEPS)
+    found, result = sa_jax.prune_kernels(
+        key(0), model.apply, params, X, Y, density=0.5, num_steps=NUM_STEPS, temperature_start=0.1
+    )
     return found, result, sa_jax.apply_masks(params, found)
 
 
@@ -160,7 +159,7 @@ def layers(key):
     model = Model()
     params = model.init(key(1), jnp.asarray(X, jnp.float32))
     moments = sa_jax.collect_moments(model, params, [X[:10], X[10:]])
-    found = sa_jax.prune_layers(key(0), params, moments, density=0.5, sweeps=1)
+    found = sa_jax.prune_layers(key(0), params, moments, density=Unit(0.5), sweeps=1)
     weights = {name: params["params"][name]["kernel"].T for name in moments}
     kept = {name: found["params"][name]["kernel"].T for name in moments}
     refitted = [sa_jax.refit(weights[name], moment.gram, kept[name]) for name, moment in moments.items()]
@@ -323,8 +322,8 @@ case("files.load_dataset")(lambda key: files.load_dataset("digits").train)
 FUNCTIONS = {function: name for name, function in reversed(CASES.items())}
 
 
-# `prune` tries a thousand swaps to calibrate its temperatures; once is enough.
-MINUTES_WITHOUT_JIT = {name for name in CASES if name.startswith("prune:")} - {"prune:saliency"}
+MINUTES_WITHOUT_JIT = {name for name in CASES if name.startswith(("prune:", "prune_linear:", "testing."))}
+MINUTES_WITHOUT_JIT = MINUTES_WITHOUT_JIT - {"prune:cold", f"prune_linear:{PATTERNS[0]}"} | {"prune", "calibrate"}
 
 
 def called(function, setting, folder):

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from sa_jax.annealing import schedules
-from sa_jax.annealing.chain import anneal
+from sa_jax.annealing.chain import anneal, scan_carry
 from sa_jax.landscapes.mlp import masked_mlp
 from sa_jax.moves.uniform import uniform_swap
 from sa_jax.networks import masks, mlp
@@ -135,7 +135,7 @@ def genetic_algorithm(
     )
     parents = mutants.at[0].set(start)
     carry = parents, jax.lax.map(evaluate, parents)
-    parents, energies = jax.lax.scan(generation, carry, jax.random.split(keys_key, generations - 1))[0]
+    parents, energies = scan_carry(generation, carry, jax.random.split(keys_key, generations - 1))
     return parents[energies.argmin()]
 
 

@@ -141,7 +141,9 @@ def prune_linear_sharded(
     pattern = patterns.of_layer(density)
     rule = patterns.rule_of(pattern)
     height = rule.block[0]
-    if len(devices) == 1 or rule.whole_layer or not height:
+    # Without `jit`, each operation would be spread over the devices by itself, which takes minutes.
+    config: Any = jax.config
+    if len(devices) == 1 or rule.whole_layer or not height or config.jax_disable_jit:
         return prune_linear(rng_key, weight, gram, pattern, sweeps, dense_correction=dense_correction)
     weight, gram = check_layer(weight, gram)
     sweeps = number("sweeps", sweeps, above=0)

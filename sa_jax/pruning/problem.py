@@ -130,11 +130,12 @@ def calibrated_temperatures(
     rng_key: jax.Array, landscape: Landscape, position: PyTree, data: tuple, trained: jax.Array, options: Options
 ) -> tuple[jax.Array, jax.Array]:
     """Returns the start and end temperature, float32 `[]`, from the options or calibrated on sampled moves."""
-    start, end = schedules.calibrate(rng_key, landscape, position, data)
-    start = jnp.where(trained | (options.move == "informed"), COLD_START * start, start)
     if options.temperature_start is not None:
         start = jnp.float32(options.temperature_start)
         end = start * (schedules.END_SHARE / schedules.START_SHARE)
+    else:
+        start, end = schedules.calibrate(rng_key, landscape, position, data)
+        start = jnp.where(trained | (options.move == "informed"), COLD_START * start, start)
     if options.temperature_end is not None:
         end = jnp.float32(options.temperature_end)
         if options.temperature_start is None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from sa_jax.networks.patterns import NM, Block, Columns, Layer, Rows, Unit, best, block_sums, expand, rule_of
+from sa_jax.pruning import linear
 from sa_jax.pruning.linear import (
     compact,
     damped,
@@ -339,3 +340,10 @@ def test_arrays_of_any_kind_give_the_same():
         expected = expected or found
         for one, other in zip(found, expected, strict=False):
             np.testing.assert_array_equal(one, other)
+
+
+def test_without_jit_one_device_does_all_the_work(monkeypatch):
+    weight, gram = layer(2, 4)
+    monkeypatch.setattr(linear, "prune_linear", lambda *arguments, **more: "one device")
+    with jax.disable_jit():
+        assert prune_linear_sharded(jax.random.key(0), weight, gram, Unit(0.5)) == "one device"

@@ -315,8 +315,8 @@ def choose_bits(
     def move(rng_key, choice):
         # Changes one layer or two, so that bytes can go from one to the other.
         layer_key, width_key = jax.random.split(rng_key)
-        moved = jax.random.randint(layer_key, (2,), 0, len(layers))
-        others = jax.random.randint(width_key, (2,), 0, len(widths))
+        moved = jax.random.randint(layer_key, (2,), 0, len(layers), jnp.int32)
+        others = jax.random.randint(width_key, (2,), 0, len(widths), jnp.int32)
         return choice.at[moved].add(others) % len(widths)
 
     samples = slice(SEARCH_SAMPLES)

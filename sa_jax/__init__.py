@@ -1,27 +1,26 @@
 """Simulated annealing of network structure, in JAX.
 
-`import sa_jax` loads JAX and the annealing engine alone. All else is loaded on first use (PEP 562).
+`import sa_jax` loads nothing else, not even JAX. All names are loaded on first use (PEP 562). So the command line
+handles signals before JAX is loaded, which takes a second.
 """
 
 import importlib
 import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
-from sa_jax.annealing.chain import anneal
-from sa_jax.annealing.landscape import from_energy
-from sa_jax.annealing.schedules import (
-    calibrate,
-    constant_schedule,
-    cosine_schedule,
-    geometric_schedule,
-    linear_schedule,
-    logarithmic_schedule,
-)
-from sa_jax.types import AnnealResult, InputError, Landscape, Trace
-
 if TYPE_CHECKING:
     from sa_jax import baselines, export, files, testing
     from sa_jax.annealing import tempering
+    from sa_jax.annealing.chain import anneal
+    from sa_jax.annealing.landscape import from_energy
+    from sa_jax.annealing.schedules import (
+        calibrate,
+        constant_schedule,
+        cosine_schedule,
+        geometric_schedule,
+        linear_schedule,
+        logarithmic_schedule,
+    )
     from sa_jax.networks import patterns
     from sa_jax.networks.masks import apply_masks
     from sa_jax.pruning import (
@@ -32,11 +31,24 @@ if TYPE_CHECKING:
         prune_linear,
         refit,
     )
+    from sa_jax.types import AnnealResult, InputError, Landscape, Trace
 
 __version__ = importlib.metadata.version("sa_jax")
 
 # What is loaded on first use, and from where.
 _LATER = {
+    "AnnealResult": "sa_jax.types",
+    "InputError": "sa_jax.types",
+    "Landscape": "sa_jax.types",
+    "Trace": "sa_jax.types",
+    "anneal": "sa_jax.annealing.chain",
+    "calibrate": "sa_jax.annealing.schedules",
+    "constant_schedule": "sa_jax.annealing.schedules",
+    "cosine_schedule": "sa_jax.annealing.schedules",
+    "from_energy": "sa_jax.annealing.landscape",
+    "geometric_schedule": "sa_jax.annealing.schedules",
+    "linear_schedule": "sa_jax.annealing.schedules",
+    "logarithmic_schedule": "sa_jax.annealing.schedules",
     "apply_masks": "sa_jax.networks.masks",
     "collect_moments": "sa_jax.pruning",
     "prune": "sa_jax.pruning",

@@ -2,7 +2,7 @@
 
 import sys
 
-from sa_jax.cli import main
+from sa_jax.cli import entry_point
 
 if __name__ == "__main__":
-    sys.exit(main(["bench", *sys.argv[1:]]))
+    entry_point(["bench", *sys.argv[1:]])

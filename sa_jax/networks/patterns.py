@@ -204,8 +204,13 @@ class Rule(NamedTuple):
             raise InputError(
                 f"{self.num_kept}:{self.group} needs a multiple of {self.group} inputs, not {columns}"
             )
-        if not self.num_kept_of(self.set_size((rows, columns))):
-            raise InputError(f"density {self.density} keeps none of {self.set_size((rows, columns))}")
+        size = self.set_size((rows, columns))
+        if not self.num_kept_of(size):
+            what = "weights" if self.block == (1, 1) else "blocks"
+            raise InputError(
+                f"density {self.density} keeps none of the {size} {what} of a set; the least that keeps one is "
+                f"{1 / size:.2g}"
+            )
         return rows, columns
 
     def set_size(self, blocks: tuple[int, int]) -> int:

@@ -183,7 +183,7 @@ def test_works_inside_jit(task):
         ({"rename": ("odd", "oddd")}, ["no array 'oddd/kernel' in the params", "odd/kernel"]),
         ({"rename": ("odd", "head")}, ["layer 'head'", "gram must be [5, 5] for this weight, not [12, 12]"]),
         ({"density": NM(2, 5)}, ["layer 'encoder/wide'", "2:5 needs a multiple of 5 inputs, not 8"]),
-        ({"density": Rows(0.01)}, ["layer 'encoder/wide'", "density 0.01 keeps none of 12"]),
+        ({"density": Rows(0.01)}, ["layer 'encoder/wide'", "density 0.01 keeps none of the 12"]),
         ({"density": "2:4"}, ["density must be a number or a pattern, not the text '2:4'", "NM(2, 4)"]),
         ({"density": 0.001}, ["density 0.001 keeps 0 of 171 branches"]),
         ({"density": 1.5}, ["density must be", "1.5"]),

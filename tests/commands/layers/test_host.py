@@ -173,7 +173,7 @@ def test_a_number_is_the_share_of_the_layer(model):
     [
         ({"layers": ["frist"]}, ["'frist'", "did you mean first?"]),
         ({"pattern": "3:5"}, ["first", "3:5 needs a multiple of 5 inputs, not 16"]),
-        ({"pattern": "unit:0.01"}, ["first: density 0.01 keeps none of 16"]),
+        ({"pattern": "unit:0.01"}, ["first: density 0.01 keeps none of the 16"]),
         ({"layers": ["norm"]}, ["the weight of 'norm' cannot be found"]),
         ({"forward": "no_such_module:forward"}, ["no_such_module", "module:function"]),
         ({"forward": f"{__name__}:SIZES"}, ["is not a function"]),

@@ -13,13 +13,15 @@ def expanded(path: str | os.PathLike[str]) -> Path:
       path: a path; it need not exist.
 
     Raises:
-      InputError: there is no user of that name, or no home folder is known.
+      InputError: not a path, there is no user of that name, or no home folder is known.
 
     >>> expanded("~/weights.pt") == Path.home() / "weights.pt"
     True
     >>> expanded("runs/~old")
     PosixPath('runs/~old')
     """
+    if not isinstance(path, str | os.PathLike):
+        raise InputError(f"a path must be text or a Path, not {type(path).__name__}: are arguments swapped?")
     try:
         return Path(path).expanduser()
     except RuntimeError:

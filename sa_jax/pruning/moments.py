@@ -220,6 +220,8 @@ def collect_moments(
             f"module must be a Flax Linen module, not {described(module)}; collect_recorded takes any model"
         )
     variables = as_arrays("variables", variables)
+    if not isinstance(variables, Mapping) or "params" not in variables:
+        raise InputError("variables must be as module.init returns them: give {'params': params}")
 
     def forward(variables: PyTree, record: Callable[..., None], arguments: tuple) -> None:
         def intercept(call, args, kwargs, context):

@@ -31,3 +31,8 @@ def test_any_other_path_stays_as_it_is(home, path):
 def test_an_unknown_user_is_refused_in_a_line():
     with refusal("~nobody_of_this_name/x: the home folder that ~ stands for is not known"):
         expanded("~nobody_of_this_name/x")
+
+
+def test_what_is_not_a_path_is_refused_in_a_line():
+    with refusal("a path must be text or a Path, not dict"):
+        expanded({"fc1.weight": 0})

@@ -152,3 +152,9 @@ def test_no_inputs_at_all_leave_finite_moments():
         [{"x": np.ones((4, 3)), "weight": np.zeros(4, bool)}] * 2,
     )
     np.testing.assert_array_equal(recorded["expert"].gram, np.zeros((3, 3)))
+
+
+def test_params_without_their_outer_level_are_refused_in_a_line():
+    x, model = jnp.ones((4, 3)), nn.Dense(2)
+    with refusal("variables must be as module.init returns them: give {'params': params}"):
+        collect_moments(model, model.init(jax.random.key(0), x)["params"], [x])

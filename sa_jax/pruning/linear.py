@@ -119,7 +119,7 @@ def prune_linear_sharded(
     """Prunes one linear layer as `prune_linear` does, with its rows spread over devices that exchange nothing.
 
     The mask is the same but for rounding. Each device holds the Gram matrix and its share of the rows. One device
-    does all the work where the rows share one budget, and for whole columns or rows.
+    does all the work where the rows share one budget, for whole columns or rows, and with a key of the kind rbg.
 
     Args:
       rng_key: a key, `[]`.
@@ -143,7 +143,9 @@ def prune_linear_sharded(
     height = rule.block[0]
     # Without `jit`, each operation would be spread over the devices by itself, which takes minutes.
     config: Any = jax.config
-    if len(devices) == 1 or rule.whole_layer or not height or config.jax_disable_jit:
+    # The bits of rbg keys depend on how many rows are vmapped, and JAX 0.7 has none inside `shard_map`.
+    alone = config.jax_disable_jit or "rbg" in str(jax.random.key_impl(rng_key))
+    if len(devices) == 1 or rule.whole_layer or not height or alone:
         return prune_linear(rng_key, weight, gram, pattern, sweeps, dense_correction=dense_correction)
     weight, gram = check_layer(weight, gram)
     sweeps = number("sweeps", sweeps, above=0)

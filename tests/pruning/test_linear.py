@@ -347,3 +347,12 @@ def test_without_jit_one_device_does_all_the_work(monkeypatch):
     monkeypatch.setattr(linear, "prune_linear", lambda *arguments, **more: "one device")
     with jax.disable_jit():
         assert prune_linear_sharded(jax.random.key(0), weight, gram, Unit(0.5)) == "one device"
+
+
+def test_rbg_keys_give_the_same_mask_on_any_number_of_devices():
+    weight, gram = layer(8, 16)
+    rng_key = jax.random.key(0, impl="rbg")
+    alone, spread = (
+        prune_linear_sharded(rng_key, weight, gram, Unit(0.5), devices=jax.devices()[:number]) for number in (1, 2)
+    )
+    np.testing.assert_array_equal(alone, spread)

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 from sa_jax import cli
@@ -90,6 +91,8 @@ def test_blocks_run_from_top_to_bottom(page, tmp_path, monkeypatch):
 )
 def test_examples_run_under(page, setting, tmp_path, monkeypatch):
     """Readers have settings of their own. Without jit, the examples would take hours."""
+    if setting == "rbg keys" and jax.__version_info__[:2] == (0, 7) and "shard_map" in page.read_text():
+        pytest.skip("JAX 0.7 draws no rbg bits inside shard_map")
     monkeypatch.chdir(tmp_path)
     run_blocks(page, tmp_path, setting=setting)
 

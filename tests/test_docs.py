@@ -105,7 +105,7 @@ def run_blocks(page, folder, run_python=True, setting="default"):
             for line in commands(text):
                 run_command(line, folder)
         elif run_python:
-            if setting == "legacy keys":
+            if "legacy keys" in setting:
                 text = text.replace("random.key(", "random.PRNGKey(")
             with SETTINGS[setting]():
                 exec(compile(text, name_of(page), "exec"), {} if page in STAND_ALONE else names)

@@ -95,7 +95,7 @@ import jax.numpy as jnp
 
 from sa_jax import patterns, prune_linear, refit
 from sa_jax.baselines import linear
-from sa_jax.pruning.linear import damped, layer_error
+from sa_jax.pruning.gram import damped, layer_error
 
 PATTERN, SWEEPS = patterns.Unit(0.5), 0.01 if TINY else 0.5
 

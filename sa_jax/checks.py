@@ -4,6 +4,7 @@ import operator
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 from jax.core import Tracer
 
 from sa_jax.types import InputError
@@ -108,6 +109,18 @@ def choice(name: str, value: Any, allowed: Iterable[str]) -> str:
     if not isinstance(value, str) or value not in allowed:
         raise InputError(f"{name} must be one of {', '.join(allowed)}, not {_shown(value)}")
     return value
+
+
+def native(array: Any) -> Any:
+    """Returns a NumPy array in the byte order of this machine, and any other value as it is.
+
+    JAX refuses an array in the other byte order. Where it has seen one of the same shape before, it misreads it.
+
+    >>> native(np.array([1, 2], ">i4")).dtype.isnative
+    True
+    """
+    foreign = isinstance(array, np.ndarray) and not array.dtype.isnative
+    return array.astype(array.dtype.newbyteorder("=")) if foreign else array
 
 
 def _index(value: Any) -> int | None:

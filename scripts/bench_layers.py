@@ -26,7 +26,8 @@ import numpy as np
 
 from sa_jax.commands.bench import proposals
 from sa_jax.networks.patterns import Unit
-from sa_jax.pruning.linear import layer_error, prune_linear_sharded, whole_steps
+from sa_jax.pruning.gram import layer_error
+from sa_jax.pruning.linear import prune_linear_sharded, whole_steps
 
 RESULTS = Path(__file__).resolve().parent / "results"
 # Outputs and inputs of each layer; rows measured; sweeps.

@@ -40,8 +40,9 @@ from sa_jax.baselines import linear
 from sa_jax.commands.bench import proposals
 from sa_jax.commands.layers.settings import parse
 from sa_jax.networks.patterns import Pattern, Unit
+from sa_jax.pruning import prune_linear, refit
 from sa_jax.pruning.allocation import allocate
-from sa_jax.pruning.linear import damped, layer_error, prune_linear, refit
+from sa_jax.pruning.gram import damped, layer_error
 from sa_jax.pruning.moments import Moments, collect_recorded
 
 RESULTS = Path(__file__).resolve().parent / "results"

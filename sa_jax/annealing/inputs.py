@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sa_jax.checks import native
 from sa_jax.types import InputError, Landscape, PyTree
 
 # Steps are counted in int32.
@@ -155,9 +156,7 @@ def _is_real(dtype: Any) -> bool:
 
 def _as_jax(leaf: Any) -> jax.Array | None:
     """The leaf as an array; None where JAX has no such array."""
-    if isinstance(leaf, np.ndarray) and not leaf.dtype.isnative:
-        leaf = leaf.astype(leaf.dtype.newbyteorder("="))
     try:
-        return None if leaf is None or isinstance(leaf, str | bytes) else jnp.asarray(leaf)
+        return None if leaf is None or isinstance(leaf, str | bytes) else jnp.asarray(native(leaf))
     except (TypeError, ValueError, OverflowError):
         return None

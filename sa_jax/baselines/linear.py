@@ -11,7 +11,7 @@ from sa_jax.checks import number
 from sa_jax.networks import patterns
 from sa_jax.networks.arrays import as_numbers
 from sa_jax.networks.patterns import NM, Layer, Pattern, Unit
-from sa_jax.pruning.linear import check_layer
+from sa_jax.pruning.gram import check_layer
 from sa_jax.types import InputError
 
 # Number of columns whose mask SparseGPT chooses at once, as in the paper.

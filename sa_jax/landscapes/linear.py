@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from sa_jax.checks import native
 from sa_jax.moves import SwapProposal
 from sa_jax.moves.base import below, kept_list
-from sa_jax.networks.arrays import native
 from sa_jax.types import Landscape
 
 

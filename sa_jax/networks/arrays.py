@@ -8,22 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sa_jax.checks import native
 from sa_jax.networks.trees import leaf_name
 from sa_jax.types import InputError, PyTree
 
 Function = TypeVar("Function", bound=Callable)
-
-
-def native(array: Any) -> Any:
-    """Returns a NumPy array in the byte order of this machine, and any other value as it is.
-
-    JAX refuses an array in the other byte order. Where it has seen one of the same shape before, it misreads it.
-
-    >>> native(np.array([1, 2], ">i4")).dtype.isnative
-    True
-    """
-    foreign = isinstance(array, np.ndarray) and not array.dtype.isnative
-    return array.astype(array.dtype.newbyteorder("=")) if foreign else array
 
 
 def jit(**options: Any) -> Callable[[Function], Function]:

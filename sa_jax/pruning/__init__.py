@@ -3,7 +3,7 @@
 from sa_jax.pruning.allocation import allocate
 from sa_jax.pruning.kernels import prune_kernels
 from sa_jax.pruning.layers import prune_layers
-from sa_jax.pruning.linear import Refitted, compact, prune_linear, prune_linear_sharded, refit, refit_layer
+from sa_jax.pruning.linear import compact, prune_linear, prune_linear_sharded
 from sa_jax.pruning.mlp import prune
 from sa_jax.pruning.moments import Moments, collect_moments, collect_recorded, dense_correction
 from sa_jax.pruning.options import Options, check_options, samples_for, uses_gradients
@@ -16,6 +16,7 @@ from sa_jax.pruning.problem import (
     refresh_steps,
     start_position,
 )
+from sa_jax.pruning.refitting import Refitted, refit, refit_layer
 
 __all__ = [
     "Moments",

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sa_jax.checks import number
-from sa_jax.pruning.linear import check_layer
+from sa_jax.pruning.gram import check_layer
 from sa_jax.types import InputError
 
 # A layer's density differs from the common one by at most this much: the farther away, the less a layer's error

@@ -13,7 +13,8 @@ from sa_jax.networks.arrays import as_numbers
 from sa_jax.networks.patterns import Layer, Pattern
 from sa_jax.networks.trees import leaves_by_name, no_such_leaf
 from sa_jax.pruning.allocation import equal_counts
-from sa_jax.pruning.linear import check_layer, damped, prune_linear_sharded
+from sa_jax.pruning.gram import check_layer, damped
+from sa_jax.pruning.linear import prune_linear_sharded
 from sa_jax.pruning.moments import Moments, dense_correction
 from sa_jax.pruning.nesting import nest_masks
 from sa_jax.types import InputError, PyTree

@@ -1,14 +1,12 @@
-"""Prunes one linear layer by annealing its squared output error, and refits the kept weights."""
+"""Prunes one linear layer by annealing its squared output error."""
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.core import Tracer
 from jax.sharding import AxisType, PartitionSpec
 
@@ -18,9 +16,9 @@ from sa_jax.annealing.schedules import geometric_schedule
 from sa_jax.checks import number, whole
 from sa_jax.landscapes.linear import heat_bath_rows, pruning_errors
 from sa_jax.networks import patterns
-from sa_jax.networks.arrays import as_numbers, jit, native
+from sa_jax.networks.arrays import as_numbers
 from sa_jax.networks.patterns import Pattern
-from sa_jax.types import InputError
+from sa_jax.pruning.gram import check_layer, checked_correction, checked_mask
 
 # Temperatures in units of a row's median `w^2 H_jj`, the error that pruning one branch alone makes.
 TEMPERATURE_START, TEMPERATURE_END = 0.3, 0.001
@@ -90,7 +88,7 @@ def prune_linear(
         first_row = whole("first_row", first_row, 0, MAX_ROWS)
     shape = weight.shape[0], weight.shape[1]
     rows, columns = rule.blocks(shape)
-    dense_correction = _checked_correction(weight, dense_correction)
+    dense_correction = checked_correction(weight, dense_correction)
     size = rule.set_size((rows, columns))
     if columns == 1:  # whole rows
         energies = jnp.einsum("oi,oi->o", weight, weight @ gram.astype(jnp.float32) - 2 * dense_correction)
@@ -151,7 +149,7 @@ def prune_linear_sharded(
     sweeps = number("sweeps", sweeps, above=0)
     rule.blocks((weight.shape[0], weight.shape[1]))
     outputs = weight.shape[0]
-    dense_correction = _checked_correction(weight, dense_correction)
+    dense_correction = checked_correction(weight, dense_correction)
     # Rows of zeros give every device the same number of rows.
     filling = ((0, -outputs % (height * len(devices))), (0, 0))
     weight, dense_correction = (jnp.pad(values, filling) for values in (weight, dense_correction))
@@ -234,128 +232,6 @@ def _prune_layer(rng_key, weight, gram, dense_correction, num_kept, sweeps, row_
     return jax.lax.scan(one_round, patterns.highest(scores, scores.size, num_kept), jnp.arange(ROUNDS))[0]
 
 
-def damped(gram: jax.Array, damping: float) -> jax.Array:
-    """Adds a share of its mean to the diagonal of a Gram matrix, `[inputs, inputs]`, against over-fitting.
-
-    Args:
-      gram: float `[inputs, inputs]`.
-      damping: the share, at least 0.
-
-    Returns:
-      float32 `[inputs, inputs]`.
-
-    Raises:
-      InputError: a damping below 0.
-
-    >>> damped(jnp.eye(2), 0.5)
-    Array([[1.5, 0. ],
-           [0. , 1.5]], dtype=float32)
-    """
-    gram, damping = jnp.asarray(as_numbers("gram", gram)), _checked_damping(damping)
-    ridge = (damping * jnp.diag(gram).mean()).astype(jnp.float32)
-    return gram.astype(jnp.float32) + ridge * jnp.eye(gram.shape[0], dtype=jnp.float32)
-
-
-class Refitted(NamedTuple):
-    """A pruned layer with refitted weights.
-
-    Attributes:
-      weight: the new weight, 0 where the branch is pruned.
-      solved: False for each row that keeps its weights, because its equations do not have one solution: no input
-        ever reached its kept branches, or its kept inputs depend on each other and the damping is too small.
-    """
-
-    weight: jax.Array  # float32 [outputs, inputs]
-    solved: jax.Array  # bool [outputs]
-
-
-def refit(
-    weight: jax.Array,
-    gram: jax.Array,
-    mask: jax.Array,
-    damping: float = 0.01,
-    dense_correction: jax.Array | None = None,
-) -> jax.Array:
-    """Refits the kept weights of a pruned layer to the outputs of the dense layer, by ridge regression.
-
-    In closed form, without the derivative of any loss: of each row, `argmin (v - w)' H (v - w) + d |v - w|^2` over
-    all `v` that are 0 where the branch is pruned, with `d` a share of the mean of `H_jj` (Hoerl & Kennard 1970).
-    Faster where the mask is not traced: each row then solves only for as many weights as the fullest row keeps.
-
-    A row whose equations do not have one solution keeps its weights, and so does a weight whose input is always 0.
-    A warning counts such rows where they are not traced; `refit_layer` says which.
-
-    Args:
-      weight: float `[outputs, inputs]`, of the dense layer.
-      gram: float `[inputs, inputs]`.
-      mask: bool `[outputs, inputs]`.
-      damping: the share, at least 0. At 0 the kept inputs of a row must not depend on each other.
-      dense_correction: as in `prune_linear`.
-
-    Returns:
-      The new weight, float32 `[outputs, inputs]`, finite, and 0 where the branch is pruned.
-
-    Raises:
-      InputError: a Gram matrix that does not fit the weight, or is none, see `check_layer`; a mask or a dense
-        correction that does not fit; or a damping below 0.
-    """
-    found = refit_layer(weight, gram, mask, damping, dense_correction)
-    if not isinstance(found.solved, Tracer) and not found.solved.all():
-        left = np.flatnonzero(~np.asarray(found.solved))
-        some = ", ".join(map(str, left[:5])) + (", ..." if len(left) > 5 else "")
-        warnings.warn(
-            f"{len(left)} of {len(found.solved)} rows keep their weights, because their equations do not have one "
-            f"solution: rows {some}; use more samples or more damping",
-            stacklevel=2,
-        )
-    return found.weight
-
-
-def refit_layer(
-    weight: jax.Array,
-    gram: jax.Array,
-    mask: jax.Array,
-    damping: float = 0.01,
-    dense_correction: jax.Array | None = None,
-) -> Refitted:
-    """Refits the kept weights as `refit` does, and says which rows keep their weights.
-
-    Arguments as in `refit`, and the same errors.
-
-    >>> weight, mask = jnp.array([[3.0, 4.0]]), jnp.array([[True, False]])
-    >>> refit_layer(weight, jnp.zeros((2, 2)), mask)
-    Refitted(weight=Array([[3., 0.]], dtype=float32), solved=Array([False], dtype=bool))
-    """
-    weight, gram = check_layer(weight, gram)
-    mask, damping = _checked_mask(weight, mask), _checked_damping(damping)
-    max_kept_per_row = mask.shape[1] if isinstance(mask, Tracer) else max(int(mask.sum(1).max(initial=0)), 1)
-    dense_correction = _checked_correction(weight, dense_correction)
-    return Refitted(*_refit(weight, gram, dense_correction, mask, damping, max_kept_per_row))
-
-
-@partial(jax.jit, static_argnames="max_kept_per_row")
-def _refit(weight, gram, dense_correction, mask, damping, max_kept_per_row):
-    ridge, gram = damped(gram, damping), gram.astype(jnp.float32)
-    reached = jnp.diag(gram) > 0
-
-    def solve(args):
-        weight, dense_correction, mask = args
-        removed = gram @ jnp.where(mask, 0.0, weight) - dense_correction
-        columns = jnp.argsort(~mask, stable=True)[:max_kept_per_row]
-        kept = (mask & reached)[columns]
-        unit = jnp.eye(max_kept_per_row, dtype=jnp.float32)
-        among = jnp.where(kept[:, None] & kept[None], ridge[columns][:, columns], unit)
-        wanted = jnp.where(kept, removed[columns], 0.0)
-        step = jax.scipy.linalg.solve(among, wanted, assume_a="pos")
-        # The exact step lowers the damped error; that of a singular matrix is NaN, or so large that it may not.
-        lowers = step @ (among @ step - 2 * wanted) <= 0
-        solved = lowers & jnp.isfinite(step).all() & (kept.any() | ~mask.any())
-        step = jnp.where(kept & solved, step, 0.0)
-        return jnp.where(mask, weight, 0.0).at[columns].add(step), solved
-
-    return jax.lax.map(solve, (weight, dense_correction, mask))
-
-
 def compact(weight: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Removes the inputs and outputs of a layer that have no kept weight; the smaller layer is exactly equivalent.
 
@@ -378,131 +254,9 @@ def compact(weight: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array, j
     [[[2.0]], [0], [1]]
     """
     weight = jnp.asarray(as_numbers("weight", weight))
-    mask = _checked_mask(weight, mask)
+    mask = checked_mask(weight, mask)
     outputs, inputs = (jnp.flatnonzero(mask.any(axis)).astype(jnp.int32) for axis in (1, 0))
     return jnp.where(mask, weight, 0)[outputs][:, inputs], outputs, inputs
-
-
-@jit()
-def layer_error(
-    weight: jax.Array,
-    gram: jax.Array,
-    pruned: jax.Array,
-    dense_correction: jax.Array | None = None,
-    dense_gram: jax.Array | None = None,
-) -> jax.Array:
-    """Returns the squared error of a pruned layer's outputs, summed over all outputs and relative to their square.
-
-    With `dense_correction`, the outputs are compared with those that the dense network had, on inputs with the
-    Gram matrix `dense_gram`. For each output alone see `relative_error`.
-
-    Args:
-      weight: of the dense layer, float `[outputs, inputs]`.
-      gram: float `[inputs, inputs]`.
-      pruned: the pruned weight, float `[outputs, inputs]`, with zeros.
-      dense_correction: as in `prune_linear`.
-      dense_gram: float `[inputs, inputs]`, of the dense network's inputs.
-
-    Returns:
-      float32 `[]`.
-
-    >>> layer_error(jnp.array([[3.0, 4.0]]), jnp.eye(2), jnp.array([[0.0, 4.0]]))
-    Array(0.36, dtype=float32)
-    """
-    weight, gram, pruned = (jnp.asarray(values, jnp.float32) for values in (weight, gram, pruned))
-    change = pruned - weight
-    error, whole = (((values @ gram) * values).sum() for values in (change, weight))
-    if dense_correction is not None and dense_gram is not None:
-        dense_correction, dense_gram = (jnp.asarray(part, jnp.float32) for part in (dense_correction, dense_gram))
-        # The error of the unpruned weight alone is the square of `W (X - D)'`.
-        error += 2 * (dense_correction * (change + weight)).sum() - whole
-        whole = ((weight @ dense_gram) * weight).sum()
-        error = jnp.maximum(error + whole, 0.0)
-    return error / jnp.where(whole > 0, whole, 1.0)
-
-
-def relative_error(weight: jax.Array, gram: jax.Array, pruned: jax.Array) -> jax.Array:
-    """Returns each output's squared error, relative to the squared output, of a pruned layer: float `[outputs]`.
-
-    Args:
-      weight: of the dense layer, float `[outputs, inputs]`.
-      gram: float `[inputs, inputs]`.
-      pruned: the pruned weight, float `[outputs, inputs]`, with zeros.
-
-    >>> relative_error(jnp.array([[3.0, 4.0]]), jnp.eye(2), jnp.array([[0.0, 4.0]]))
-    Array([0.36], dtype=float32)
-    """
-    weight, gram, pruned = (jnp.asarray(native(values), jnp.float32) for values in (weight, gram, pruned))
-    change = pruned - weight
-    whole = ((weight @ gram) * weight).sum(1)
-    return ((change @ gram) * change).sum(1) / jnp.where(whole > 0, whole, 1.0)
-
-
-def check_layer(weight: Any, gram: Any) -> tuple[jax.Array, jax.Array]:
-    """Returns a weight and a Gram matrix as arrays, after checking that they fit each other.
-
-    Args:
-      weight: real numbers `[outputs, inputs]`.
-      gram: real numbers `[inputs, inputs]`.
-
-    Returns:
-      The weight, float32, and the Gram matrix; float16 and bfloat16 keep their type, all else becomes float32.
-
-    Raises:
-      InputError: not numbers, or wrong shapes; or, where it is not traced, not finite in float32, not symmetric,
-        or a negative diagonal.
-    """
-    weight, gram = as_numbers("weight", weight), as_numbers("gram", gram)
-    if weight.ndim != 2:
-        raise InputError(f"weight must be [outputs, inputs], not of shape {list(weight.shape)}")
-    inputs = weight.shape[1]
-    if gram.shape != (inputs, inputs):
-        raise InputError(f"gram must be [{inputs}, {inputs}] for this weight, not {list(gram.shape)}")
-    _check_finite("weight", weight)
-    _check_finite("gram", gram)
-    half = gram.dtype in (jnp.float16, jnp.bfloat16)
-    weight, gram = jnp.asarray(weight, jnp.float32), jnp.asarray(gram, gram.dtype if half else jnp.float32)
-    if not isinstance(gram, Tracer):
-        values = np.asarray(gram, np.float32)
-        if np.abs(values - values.T).max(initial=0) > 1e-4 * max(np.abs(values).max(initial=0), 1e-30):
-            raise InputError("gram must be symmetric: it is X' X of the layer's inputs X")
-        if (np.diag(values) < 0).any():
-            raise InputError("gram has negative entries on its diagonal: it is not X' X of any inputs X")
-    return weight, gram
-
-
-def _check_finite(name: str, values: Any) -> None:
-    if jnp.issubdtype(values.dtype, jnp.complexfloating):
-        raise InputError(f"{name} must be real numbers, not {values.dtype}")
-    if isinstance(values, Tracer):
-        return
-    with np.errstate(over="ignore"):  # values beyond float32 become infinite
-        if not np.isfinite(np.asarray(values, np.float32)).all():
-            raise InputError(f"{name} has entries that are not finite")
-
-
-def _checked_mask(weight: jax.Array, mask: Any) -> jax.Array:
-    mask = mask if isinstance(mask, jax.Array) else np.asarray(mask)
-    if mask.shape != weight.shape or mask.dtype != bool:
-        found = f"{mask.dtype}{list(mask.shape)}"
-        raise InputError(f"mask must be bool{list(weight.shape)} like the weight, not {found}")
-    return jnp.asarray(mask)
-
-
-def _checked_damping(damping: Any) -> Any:
-    return damping if isinstance(damping, Tracer) else number("damping", damping, least=0)
-
-
-def _checked_correction(weight: jax.Array, dense_correction: Any) -> jax.Array:
-    """The dense correction, zeros where there is none."""
-    if dense_correction is None:
-        return jnp.zeros_like(weight)
-    dense_correction = as_numbers("dense_correction", dense_correction)
-    if dense_correction.shape != weight.shape:
-        shapes = list(weight.shape), list(dense_correction.shape)
-        raise InputError(f"dense_correction must be {shapes[0]} like the weight, not {shapes[1]}")
-    _check_finite("dense_correction", dense_correction)
-    return jnp.asarray(dense_correction, jnp.float32)
 
 
 def whole_steps(draws: float) -> int:

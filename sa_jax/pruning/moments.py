@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from sa_jax.annealing.inputs import described
-from sa_jax.networks.arrays import as_arrays, native
+from sa_jax.checks import native
+from sa_jax.networks.arrays import as_arrays
 from sa_jax.types import InputError, PyTree
 
 # Arguments of `nn.Module.apply` that are not passed to the module's method.

@@ -319,6 +319,7 @@ def test_the_precision_of_arrays_changes_no_random_number(rng_key):
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
+@pytest.mark.slow
 def test_no_key_is_used_twice(rng_key):
     landscape = from_energy(quadratic, normal_move)
 
@@ -343,6 +344,7 @@ def test_no_key_is_used_twice(rng_key):
             jax.jit(walk)(jax.random.key(3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_steps", [0, 30])
 def test_a_short_chain_runs_without_jit(rng_key, num_steps):
     expected = anneal(rng_key, ring, 4, 1.0, num_steps, trace_every=10)

@@ -158,6 +158,7 @@ def test_what_is_not_one_key_is_refused_by_all(key):
             call()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", [KEY, jax.random.PRNGKey(0), np.array([0, 0], np.uint32)])
 def test_keys_of_both_kinds_are_the_same(key):
     assert anneal(key, wells, 0, 1.0, 150, (WELLS,)).num_accepted == (

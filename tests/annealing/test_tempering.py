@@ -233,6 +233,7 @@ def test_many_chains_fit_inside_shard_map():
     assert sharded(jax.random.split(jax.random.key(0))).tolist() == [[0.0, 0.0], [0.0, 0.0]]
 
 
+@pytest.mark.slow
 def test_proposals_that_cannot_be_judged_are_counted():
     landscape = from_energy(lambda x: jnp.where(x == 3, jnp.nan, WELLS[x]), ring_move)
     tempered = temper(jax.random.key(0), landscape, jnp.int32(0), LADDER, 200)
@@ -299,6 +300,7 @@ def test_no_key_is_used_twice():
         jax.jit(both)(jax.random.key(0))
 
 
+@pytest.mark.slow
 def test_no_steps_are_made_without_jit():
     with jax.disable_jit():
         for result in both(jax.random.key(0), num_steps=0):

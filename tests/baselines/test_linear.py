@@ -7,7 +7,7 @@ import pytest
 
 from sa_jax.baselines.linear import dsnot, magnitude, sparsegpt, wanda
 from sa_jax.networks.patterns import NM, Block, Layer, Unit
-from sa_jax.pruning.linear import relative_error
+from sa_jax.pruning.gram import relative_error
 from sa_jax.pruning.moments import no_inputs, with_inputs
 from tests.conftest import refusal
 

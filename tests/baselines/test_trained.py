@@ -30,6 +30,7 @@ def test_no_dense_network_so_small():
         trained.smaller_layouts((4, 8, 2), 5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["edge_popup", "l0_gates"])
 @pytest.mark.parametrize("weight", [0.0, 0.5])
 def test_weights_that_are_all_the_same_get_finite_scores(name, weight, small, monkeypatch):

@@ -54,6 +54,7 @@ def test_a_process_that_loads_libraries_ends_at_once(number):
     assert run(program, number) == (130, "ready\nsa-jax: interrupted; nothing was written\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_process_that_computes_is_ended(number):
     assert run("interrupts.begin()" + STUCK, number) == (130, "ready\nsa-jax: interrupted; nothing was written\n")
@@ -91,11 +92,13 @@ def test_an_interrupt_can_be_deferred(number):
     assert run(SAVING + "interrupts.finish(75)", number) == (75, DEFERRED)
 
 
+@pytest.mark.slow
 def test_the_second_interrupt_is_not_deferred():
     expected = DEFERRED + "ready\nsa-jax: interrupted; nothing was written\n"
     assert run(SAVING + STUCK, signal.SIGINT, None, signal.SIGTERM) == (130, expected)
 
 
+@pytest.mark.slow
 def test_no_traceback_where_a_callback_drops_the_interrupt():
     program = """
 class Dropping:

@@ -139,6 +139,7 @@ def test_chains_that_keep_nothing_stay_so_beside_chains_that_keep_some():
         assert run(jax.random.split(jax.random.key(0), 3), starts).sum((1, 2)).tolist() == [0, 1, 12]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [heat_bath_rows, lambda w, h: linear_rows(w, h, uniform_swap())])
 def test_arrays_of_numpy_in_any_byte_order_give_the_same(make):
     weight, gram = (np.asarray(array) for array in layer(2, 8))

@@ -201,6 +201,7 @@ def small(kind="<f4"):
     return params, x, (np.arange(20) % 4).astype("i4" if kind == "<f4" else ">u8")
 
 
+@pytest.mark.slow
 def test_arrays_in_the_other_byte_order_give_the_same():
     found = [
         prune_kernels(jax.random.key(0), gated, *small(kind), density=0.5, num_steps=100)

@@ -12,8 +12,9 @@ from sa_jax.networks.masks import apply_masks
 from sa_jax.networks.patterns import NM, Columns, Layer, Rows, Unit
 from sa_jax.networks.trees import leaves_by_name
 from sa_jax.pruning import Moments, collect_moments, collect_recorded
+from sa_jax.pruning.gram import damped, layer_error
 from sa_jax.pruning.layers import layer_key, prune_layers
-from sa_jax.pruning.linear import damped, layer_error, prune_linear
+from sa_jax.pruning.linear import prune_linear
 from sa_jax.pruning.moments import dense_correction, no_inputs
 from tests.conftest import refusal
 
@@ -82,6 +83,7 @@ def test_each_layer_is_pruned_as_alone(task):
     assert any((one != two).any() for one, two in zip(*map(jax.tree.leaves, (together, other)), strict=True))
 
 
+@pytest.mark.slow
 def test_the_outer_level_changes_nothing_but_the_nesting(task):
     _, variables, _, moments = task
     with_outer = prune_layers(jax.random.key(0), {**variables, "batch_stats": {}}, moments, 0.5, sweeps=0.5)
@@ -206,6 +208,7 @@ def test_bad_input_is_named(task, changes, parts):
         prune_layers(**arguments)
 
 
+@pytest.mark.slow
 def test_layers_that_no_input_reached_are_pruned_to_the_same_count():
     """An expert that was never called, beside one that was."""
     params = {name: {"kernel": jax.random.normal(jax.random.key(2), (8, 4))} for name in ("seen", "dead")}

@@ -309,6 +309,7 @@ def test_patterns_that_do_not_fit_are_refused(task, pattern, options, parts):
         prune(jax.random.key(0), params, x, y, pattern, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("density", [0.3, Unit(0.5)], ids=str)
 def test_samples_and_params_of_any_kind_give_the_same(task, density):
     params, x, y = (jax.tree.map(np.asarray, part) for part in task)

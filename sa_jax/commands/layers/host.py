@@ -25,9 +25,11 @@ from sa_jax.files.npz import npz_bytes, read_npz
 from sa_jax.networks import patterns
 from sa_jax.networks.patterns import Pattern, Unit
 from sa_jax.pruning.allocation import allocate
+from sa_jax.pruning.gram import check_layer, damped, layer_error
 from sa_jax.pruning.layers import layer_key
-from sa_jax.pruning.linear import check_layer, damped, layer_error, prune_linear_sharded, refit_layer
+from sa_jax.pruning.linear import prune_linear_sharded
 from sa_jax.pruning.moments import Moments, collect_recorded, dense_correction
+from sa_jax.pruning.refitting import refit_layer
 from sa_jax.reports import page
 from sa_jax.reports.layers import FIELDS, render_layers
 from sa_jax.types import InputError

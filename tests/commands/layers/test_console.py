@@ -1,10 +1,12 @@
 """`sa-jax layers` on a terminal: what it prints."""
 
 import numpy as np
+import pytest
 
 from sa_jax import cli
 
 
+@pytest.mark.slow
 def test_the_command_prunes_and_says_what_it_did(tmp_path, capsys):
     rng = np.random.default_rng(0)
     sizes = {"first": (12, 16), "second": (8, 12), "third": (8, 12)}

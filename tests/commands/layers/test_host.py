@@ -14,7 +14,7 @@ from sa_jax.commands.layers.host import prune_model_files
 from sa_jax.commands.layers.settings import LayersConfig, parse
 from sa_jax.files import workdirs
 from sa_jax.files.npz import npz_bytes, read_npz
-from sa_jax.pruning.linear import Refitted
+from sa_jax.pruning.refitting import Refitted
 from tests.conftest import refusal
 
 SIZES = (16, 12, 8)
@@ -82,6 +82,7 @@ def test_prunes_every_layer_in_its_own_layout_and_type(model):
     assert urllib.parse.quote((folder / "out/layers.csv").read_text(), safe=",-.") in page
 
 
+@pytest.mark.slow
 def test_errors_are_those_of_the_layers_outputs(model):
     folder, arrays = model
     rows = prune_model_files(config_of(folder, refit=True), folder / "out")
@@ -272,6 +273,7 @@ def test_results_of_an_earlier_version_that_are_not_finite_are_made_again(model)
     np.testing.assert_array_equal(load_file(folder / "out/pruned.safetensors")["first.weight"], before)
 
 
+@pytest.mark.slow
 def test_big_endian_arrays_and_metadata_are_kept(tmp_path):
     rng = np.random.default_rng(0)
     weight, x = rng.normal(size=(4, 6)).astype(">f4"), rng.normal(size=(50, 6))

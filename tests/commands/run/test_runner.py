@@ -204,6 +204,7 @@ def with_nan(annealed):
     return annealed._replace(trace=annealed.trace | {"energy": annealed.trace["energy"] * np.nan})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("value", "shown"), [(np.nan, "nan"), (-0.5, "-0.5"), (np.inf, "inf")])
 def test_a_schedule_that_gives_no_temperature_is_refused_before_the_first_step(value, shown, tmp_path):
     schedule = lambda step: jnp.where(step < 1_500, 0.1, value)  # noqa: E731

@@ -64,28 +64,33 @@ plt.show()
 # - The largest weights, Wanda and SNIP give each branch one score, without regard to the other branches.
 # - Edge-popup trains a score for each branch by back-propagation, here on the same energy as annealing. It is the
 #   strongest other method that does not change the weights. It makes three passes over the 50,000 training images.
-# - Annealing is measured twice: with swaps that need no derivatives, and with informed swaps, which use the derivative
-#   of the energy with respect to the mask.
+# - Score search moves scores without back-propagation: it moves the output of one unit at a time and observes the loss.
+# - Annealing is measured twice: after score search, as in every run by default, and alone, from the largest weights.
+#   Neither takes a derivative.
 #
 # All methods prune the same trained network to the same number of branches. All are measured on the same 10,000 test
-# images, which no method uses. Both kinds of annealing make 50,000 proposals and evaluate each proposal on 4,000
-# images. We also tried 10,000 and 20,000 images, with fewer proposals in proportion. The mean validation accuracy at 10
-# and 1 % was best with 4,000 images.
+# images, which no method uses.
 
 # %%
 from sa_jax.commands.compare.settings import CompareConfig
 from sa_jax.commands.run.settings import RunConfig
 
 config = CompareConfig(
-    methods=["magnitude_global", "wanda_global", "snip", "edge_popup_scaled", "anneal", "anneal_informed"],
+    methods=[
+        "magnitude_global",
+        "wanda_global",
+        "snip",
+        "edge_popup_momentum",
+        "score_search",
+        "anneal",
+        "anneal_alone",
+    ],
     densities=[0.1, 0.03, 0.01],
     seeds=[0],
     datasets={NAME: [MEAN, STD]},
     hidden=[[300, 100]],
-    annealers={"anneal": {}, "anneal_informed": {"move": "informed"}},
-    run=RunConfig(
-        num_chains=1, num_samples=4_000, num_steps=50_000, pretrain_epochs=5, pretrain_learning_rate=1e-3
-    ),
+    annealers={"anneal": {}, "anneal_alone": {"start": "magnitude"}},
+    run=RunConfig(num_chains=1, budget=200_000_000, pretrain_epochs=5, pretrain_learning_rate=1e-3),
     epochs=3,
 )
 if TINY:
@@ -96,7 +101,7 @@ if TINY:
         methods=["magnitude_global", "anneal"],
         densities=[0.1],
         hidden=[[16]],
-        annealers={"anneal": {"num_samples": 100, "num_steps": 200}},
+        annealers={"anneal": {"num_samples": 100, "num_steps": 200, "score_steps": 100}},
         run=RunConfig(num_chains=1, pretrain_epochs=2),
     )
 
@@ -136,12 +141,12 @@ for row in rows:
 # %%
 from sa_jax.reports.comparison import display_name
 
-colors = {"anneal": BLUE, "anneal_informed": GREEN, "edge_popup_scaled": ORANGE}
+colors = {"anneal": BLUE, "anneal_alone": GREEN, "edge_popup_momentum": ORANGE}
 dense = next(row["test_accuracy"] for row in rows if row["method"] == "dense")
 figure, axes = plt.subplots(figsize=(8.5, 4), layout="constrained")
 axes.axhline(100 - 100 * dense, color=GREY, ls="--", lw=1)
 axes.text(100 * config.densities[-1], 100 - 100 * dense, "all branches", color=GREY, ha="right", va="bottom")
-for method, style in zip(config.methods, ("-", "--", ":", "-", "-", "-"), strict=False):
+for method, style in zip(config.methods, ("-", "--", ":", "-", "-.", "-", "-"), strict=False):
     wrong = [100 - 100 * row["test_accuracy"] for row in rows if row["method"] == method]
     color = colors.get(method, GREY)
     axes.plot(100 * np.array(config.densities), wrong, style, color=color, marker="o", label=display_name(method))

@@ -155,11 +155,13 @@ def _interrupted(arguments: argparse.Namespace) -> int:
     from sa_jax.files import workdirs
 
     workdirs.abandon()
-    saved = {"run": "checkpoints/*/*", "compare": "*/*.*", "layers": "layers/*.npz"}
+    in_run = "checkpoints/*/*", "checkpoints/score_search-*.npz"
+    saved = {"run": in_run, "compare": ("*/*.*",), "layers": ("layers/*.npz",)}
     if arguments.command in saved and arguments.workdir is not None:
         running = arguments.command == "run"
-        found = arguments.workdir.glob(saved[arguments.command])
-        if any(path.name.isdecimal() or not running for path in found):  # a checkpoint that is whole
+        found = (path for place in saved[arguments.command] for path in arguments.workdir.glob(place))
+        # Of a run, checkpoints that are whole.
+        if any(path.name.isdecimal() or path.suffix == ".npz" or not running for path in found):
             from_where = " from the last checkpoint" if running else ""
             tell(f"interrupted; repeat the command to resume{from_where}")
             return RESUMABLE

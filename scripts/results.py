@@ -1,11 +1,12 @@
 """Measures what README.md, results/README.md and chains.md state, saves it in results/, and writes their tables.
 
     python scripts/results.py accuracy   # MLPNet on MNIST: configs, 7 densities, 3 seeds, a process each; hours
-    python scripts/results.py accuracy --configs=mlpnet_mnist   # of these, the short runs; 20 minutes
+    python scripts/results.py accuracy --configs=mlpnet_mnist   # of these, the short runs; 25 minutes
     python scripts/results.py random     # never trained weights on MNIST, 4 densities, 3 seeds; over an hour
     python scripts/results.py speed      # incremental against full evaluation, side by side; 1 minute
     python scripts/results.py batching   # chains vmapped or not, proposals evaluated together; 3 minutes
     python scripts/results.py vmapping   # chains vmapped or one after the other, small and large; 10 minutes
+    python scripts/results.py estimates  # what estimates without derivatives cost; 5 minutes
     python scripts/results.py export     # exported networks: bytes, latency, accuracy; 25 minutes
     python scripts/results.py compare    # configs/compare_mlpnet.gin and compare_lenet300.gin, into runs/; hours
     python scripts/results.py readme     # tables and picture from the saved results; no measuring
@@ -31,6 +32,7 @@ from questions import (
     batching,
     compare,
     endure,
+    estimates,
     export,
     layers,
     networks,
@@ -43,11 +45,13 @@ from questions import (
     vmapping,
 )
 
+RUNS = {"accuracy": accuracy, "random": random_weights}
 MEASURES = {
     "speed": speed.measure,
     "batching": batching.measure,
     "vmapping": vmapping.measure,
     "export": export.measure,
+    "estimates": estimates.measure,
 }
 # By the name of the saved result and of the block in a page.
 TEXTS = {
@@ -62,9 +66,10 @@ TEXTS = {
     "bench": networks.table,
     "batching": batching.table,
     "vmapping": vmapping.table,
+    "estimates": estimates.table,
 }
 # Blocks that were saved as text, by `sa-jax compare` and scripts/prune_minilm.py.
-SAVED_TEXTS = ("minilm", "compare_lenet300_polish", "compare_lenet300")
+SAVED_TEXTS = ("minilm", "compare_lenet300")
 
 
 def rewritten_pages() -> dict[Path, str]:
@@ -94,9 +99,9 @@ def measure(what: str) -> None:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["accuracy", "random", *MEASURES, "compare", "readme"])
-    parser.add_argument("--configs", default=",".join(accuracy.CONFIGS), help="of `accuracy`")
-    parser.add_argument("--densities", default="", help="of `accuracy` and `random`, as the following")
+    parser.add_argument("what", choices=[*RUNS, *MEASURES, "compare", "readme"])
+    parser.add_argument("--configs", default="", help="of `accuracy` and `random`, as the following")
+    parser.add_argument("--densities", default="")
     parser.add_argument("--seeds", default=",".join(map(str, runs.SEEDS)))
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
     arguments = parser.parse_args()
@@ -106,13 +111,12 @@ def main() -> None:
     saved.RESULTS.mkdir(exist_ok=True)
     densities = [float(density) for density in arguments.densities.split(",")] if arguments.densities else None
     seeds = [int(seed) for seed in arguments.seeds.split(",")]
-    if arguments.what == "accuracy":
-        configs = arguments.configs.split(",")
-        if unknown := set(configs) - set(accuracy.CONFIGS):
-            parser.error(f"unknown config {min(unknown)}; configs: {', '.join(accuracy.CONFIGS)}")
-        accuracy.measure(configs, densities or accuracy.DENSITIES, seeds, arguments.jobs)
-    elif arguments.what == "random":
-        random_weights.measure(densities or random_weights.DENSITIES, seeds, arguments.jobs)
+    if arguments.what in RUNS:
+        question = RUNS[arguments.what]
+        configs = arguments.configs.split(",") if arguments.configs else question.CONFIGS
+        if unknown := set(configs) - set(question.CONFIGS):
+            parser.error(f"unknown config {min(unknown)}; configs: {', '.join(question.CONFIGS)}")
+        question.measure(configs, densities or question.DENSITIES, seeds, arguments.jobs)
     elif arguments.what == "compare":
         compare.measure(arguments.jobs)
     else:

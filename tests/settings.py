@@ -1,9 +1,10 @@
-"""The settings of JAX under which everything has to work, as contexts."""
+"""The settings of JAX under which everything has to work, and a ban on derivatives, as contexts."""
 
 import importlib
 from contextlib import ExitStack, contextmanager, nullcontext
 
 import jax
+import pytest
 
 
 @contextmanager
@@ -37,3 +38,16 @@ SETTINGS = {
 def new_key(setting):
     """The maker of keys, `jax.random.key` but for one setting."""
     return jax.random.PRNGKey if "legacy keys" in setting else jax.random.key
+
+
+@contextmanager
+def no_derivatives():
+    """Whatever is traced here takes no derivative, or fails."""
+
+    def refuse(*arguments, **options):
+        raise AssertionError("a derivative is taken")
+
+    with pytest.MonkeyPatch.context() as patched:
+        for name in ("grad", "value_and_grad", "vjp", "jvp", "linearize", "jacfwd", "jacrev", "hessian"):
+            patched.setattr(jax, name, refuse)
+        yield

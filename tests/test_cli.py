@@ -17,7 +17,7 @@ from sa_jax import cli
 from sa_jax.files import workdirs
 
 ROOT = Path(__file__).parents[1]
-OTHERS = {"compare_digits", "compare_lenet300", "compare_lenet300_polish", "compare_mlpnet"}
+OTHERS = {"compare_digits", "compare_lenet300", "compare_mlpnet"}
 OTHERS |= {"paper", "paper_schedules", "layers"}
 CONFIGS = [path for path in sorted(ROOT.glob("configs/*.gin")) if path.stem not in OTHERS]
 DIGITS = str(ROOT / "configs/digits.gin")
@@ -37,7 +37,8 @@ def test_run_with_overridden_macros(tmp_path, capsys):
     assert "44 of 888 branches kept" in output.out and str(tmp_path / "run" / "report.html") in output.out
     assert f"  {result['worth']}\n" in output.out
     # No progress display where there is no terminal.
-    assert output.err.startswith("sa-jax: needs ") and output.err.count("\n") == 1
+    search, memory = output.err.splitlines()
+    assert search == "sa-jax: score search: 400 steps" and memory.startswith("sa-jax: needs ")
 
     # The settings it leaves behind are the run.
     again = arguments(tmp_path / "again", gin_file=tmp_path / "run" / "operative.gin")
@@ -74,10 +75,11 @@ def test_all_configs_are_there():
         "lenet300_fashion",
         "lenet300_mnist",
         "mlpnet_mnist",
-        "mlpnet_mnist_derivative_free",
+        "mlpnet_mnist_alone",
         "mlpnet_mnist_long",
         "mlpnet_mnist_nudge",
         "random_weights_mnist",
+        "random_weights_mnist_long",
     ]
 
 
@@ -285,19 +287,29 @@ NOTHING = (130, "sa-jax: interrupted; nothing was written")
         "flax",  # while the libraries are loaded
         "sa_jax.commands.run.runner",
         "sa_jax.networks.pretrain:pretrain",
+        "sa_jax.commands.run.score_stage:search",
         "sa_jax.commands.run.chains:compile_run",
     ],
 )
 def test_a_run_can_be_interrupted_before_its_first_step(place, number, tmp_path):
-    training = "run.pretrain_epochs=1_000_000" if place.endswith("pretrain") else "WEIGHTS='random'"
-    assert interrupted(place, number, *arguments(tmp_path / "new" / "run", training)) == NOTHING
+    bindings = ["run.pretrain_epochs=1_000_000" if place.endswith("pretrain") else "WEIGHTS='random'"]
+    bindings += ["run.start='magnitude'"] if place.endswith("compile_run") else []
+    assert interrupted(place, number, *arguments(tmp_path / "new" / "run", *bindings)) == NOTHING
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_run_that_is_interrupted_after_its_score_search_resumes_there(tmp_path):
+    argv = arguments(tmp_path, "WEIGHTS='random'", "CHECKPOINT_SECONDS=60", "run.score_steps=150")
+    said = (75, "sa-jax: interrupted; repeat the command to resume from the last checkpoint")
+    assert interrupted("sa_jax.commands.run.chains:compile_run", signal.SIGTERM, *argv) == said
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]
 
 
 @pytest.mark.slow
 def test_an_interrupted_run_says_where_it_resumes(tmp_path):
     """Its folder holds a checkpoint; one that is only begun does not count."""
-    argv = arguments(tmp_path, "WEIGHTS='random'", "CHECKPOINT_SECONDS=60")
+    argv = arguments(tmp_path, "WEIGHTS='random'", "CHECKPOINT_SECONDS=60", "run.start='magnitude'")
     begun = tmp_path / "checkpoints" / "136" / "1000.orbax-checkpoint-tmp"
     begun.mkdir(parents=True)
     assert interrupted("sa_jax.commands.run.chains:compile_run", signal.SIGTERM, *argv) == NOTHING

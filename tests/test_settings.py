@@ -19,7 +19,7 @@ from sa_jax.baselines import trained
 from sa_jax.landscapes import full
 from sa_jax.landscapes import linear as linear_landscapes
 from sa_jax.landscapes.mlp import Weighted, masked_mlp
-from sa_jax.networks import energies, masks, mlp, pretrain
+from sa_jax.networks import energies, masks, mlp, pretrain, slopes
 from sa_jax.networks.patterns import NM, Block, Columns, Layer, Rows, Unit
 from tests.settings import SETTINGS, new_key
 
@@ -134,6 +134,9 @@ def pruned(key, **options):
 
 for move in pruning.options.MOVES:
     case(f"prune:{move}", "prune")(lambda key, move=move: pruned(key, density=0.25, move=move))
+for start in pruning.options.STARTS:
+    case(f"prune:{start}")(lambda key, start=start: pruned(key, density=0.25, move="uniform", start=start))
+case("prune:gradient")(lambda key: pruned(key, density=0.25, estimates="gradient"))
 # With temperatures given, none are calibrated on a thousand swaps: minutes without jit.
 case("prune:cold")(lambda key: pruned(key, density=0.25, temperature_start=0.1))
 for energy in pruning.options.ENERGIES:
@@ -142,6 +145,33 @@ for name in pruning.options.SCHEDULES:
     case(f"prune:{name}")(lambda key, name=name: pruned(key, density=0.25, schedule=name, activation="gelu"))
 for pattern in PATTERNS[:-1]:
     case(f"prune:{pattern}")(lambda key, pattern=pattern: pruned(key, density=pattern, activation="tanh"))
+
+
+for estimates in slopes.ESTIMATES:
+
+    @case(f"pruning.score_search:{estimates}", "pruning.score_search", "pruning.calibrated_search")
+    def score_search(key, estimates=estimates):
+        x, y = jnp.asarray(X, jnp.float32), jnp.asarray(Y, jnp.int32)
+        options = pruning.Options(energy="kl_to_teacher", estimates=estimates)
+        scale, targets = pruning.calibrated_search(network(), x, y, 12, options)
+        energy = pruning.guiding_energy(scale, options)
+        settings = pruning.ScoreSettings(NUM_STEPS, estimates)
+        return (
+            pruning.score_search(
+                key(0), network(), X, Y, 12, NUM_STEPS, energies.cross_entropy(), "tanh", estimates, 1.0
+            ),
+            pruning.found_mask(key(0), network(), x, targets, 12, energy, "relu", settings),
+        )
+
+
+@case("slopes.forward_slopes", "slopes.gradient_slopes")
+def slopes_of_units(key):
+    del key
+    x, act = jnp.asarray(X.T, jnp.float32), jnp.tanh
+    outputs = slopes.layer_outputs(network(), x, act)
+    arguments = network(), outputs, [jnp.asarray(Y, jnp.int32)], energies.cross_entropy(), act
+    losses = slopes.sample_losses(energies.cross_entropy(), outputs[-1], [jnp.asarray(Y, jnp.int32)])
+    return losses, slopes.forward_slopes(*arguments, [30, 20, 10]), slopes.gradient_slopes(*arguments)
 
 
 @case("prune_kernels", "apply_masks")
@@ -234,11 +264,16 @@ for name, swaps in SWAPS.items():
         return annealed(key, network(), swaps(), moves_weights)
 
 
-def annealed(key, network, swaps, moves_weights=False):
-    landscape = masked_mlp(network, swaps, energies.cross_entropy(), "tanh", moves_weights)
+def annealed(key, network, swaps, moves_weights=False, estimates="forward"):
+    landscape = masked_mlp(network, swaps, energies.cross_entropy(), "tanh", moves_weights, estimates)
     mask = masks.random(key(1), network.total, network.total // 4)
     start = Weighted(mask, masks.flatten(network.kernels)) if moves_weights else mask
     return sa_jax.anneal(key(0), landscape, start, 0.1, NUM_STEPS, (X.T.astype(np.float32), Y))
+
+
+case("landscapes.masked_mlp:gradient")(
+    lambda key: annealed(key, network(), moves.informed_swap(), estimates="gradient")
+)
 
 
 for hidden in (), (4,), (40, 40), (40, 4, 4):  # a path for each kind of network
@@ -267,7 +302,7 @@ for name, make in {
         return sa_jax.anneal(key(0), landscape, (mask, swaps.init(mask)), 0.1, NUM_STEPS, data)
 
 
-BUDGET = baselines.Budget(num_samples=20, num_evaluations=40, search_samples=20, epochs=1)
+BUDGET = baselines.Budget(num_samples=20, num_evaluations=40, search_samples=20, epochs=1, score_steps=NUM_STEPS)
 for method in baselines.METHODS:
     if method != "smaller_dense":
         case(f"baselines.prune:{method}", "baselines.prune")(

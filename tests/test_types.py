@@ -16,6 +16,9 @@ import pytest
 
 from sa_jax import anneal, from_energy, tempering
 from sa_jax.annealing.chain import init, run
+from sa_jax.networks.energies import cross_entropy
+from sa_jax.networks.mlp import Network
+from sa_jax.pruning import scores
 from sa_jax.types import exportable
 
 ROOT = Path(__file__).parents[1]
@@ -125,6 +128,13 @@ def hop(rng_key, x):
     return x + jax.random.normal(rng_key)
 
 
+def search(rng_key):
+    network = Network((jnp.arange(8.0).reshape(4, 2),), (None,))
+    x, y = jnp.eye(4), jnp.arange(4, dtype=jnp.int32) % 2
+    settings = cross_entropy(), "relu", scores.ScoreSettings(5), 0, 5
+    return scores.run(rng_key, scores.init(network), network, x, y, 3, *settings)
+
+
 BOWL = from_energy(parabola, hop)
 EXPORTED = {
     "AnnealResult": lambda key: anneal(key, BOWL, 0.0, 1.0, 150, trace_every=50),
@@ -132,6 +142,7 @@ EXPORTED = {
     "AnnealState": lambda key: run(key, BOWL, init(BOWL, 0.0), 1.0, 0, 150)[0],
     "TemperResult": lambda key: tempering.temper(key, BOWL, 0.0, jnp.array([0.1, 1.0]), 200),
     "PopulationResult": lambda key: tempering.population_anneal(key, BOWL, jnp.zeros(4), 1.0, 200),
+    "ScoreState": search,
 }
 
 

@@ -12,9 +12,12 @@ from sa_jax.baselines import scores, search, second_order, trained
 from sa_jax.baselines.trained import Training
 from sa_jax.checks import choice, number, whole
 from sa_jax.networks import masks, mlp
-from sa_jax.networks.energies import Energy
+from sa_jax.networks.arrays import jit
+from sa_jax.networks.energies import Energy, cross_entropy
 from sa_jax.networks.mlp import Network
 from sa_jax.networks.samples import check_samples
+from sa_jax.pruning.options import SCORE_STEPS
+from sa_jax.pruning.scores import ScoreSettings, found_mask
 from sa_jax.types import InputError, PyTree
 
 
@@ -27,7 +30,9 @@ class Budget(NamedTuple):
       search_samples: number of samples in the energy of random search and the genetic algorithm, which evaluate
         whole networks. Greedy swaps are evaluated incrementally, on all samples.
       epochs: number of passes over all samples, for methods that train.
-      learning_rate: learning rate of Adam for trained scores; gates use five times as much.
+      learning_rate: learning rate of Adam for trained scores; 'edge_popup_scaled' uses twice as much, gates five
+        times as much, and 'edge_popup_momentum' has its own. All were chosen on validation samples of MNIST.
+      score_steps: number of steps of score search.
     """
 
     num_samples: int = 1_000
@@ -35,6 +40,7 @@ class Budget(NamedTuple):
     search_samples: int = 1_000
     epochs: int = 10
     learning_rate: float = 1e-2
+    score_steps: int = SCORE_STEPS
 
 
 DEFAULT_BUDGET = Budget()
@@ -50,8 +56,9 @@ class Task(NamedTuple):
       y: labels, int32 `[samples]`.
       num_kept: number of branches that are kept.
       activation: activation between layers.
-      energy: energy of the logits, minimised by the methods that search a mask and by 'edge_popup_scaled'; for a
-        fair comparison the same as in annealing. None for the cross-entropy of the labels.
+      energy: energy of the logits, minimised by the methods that search a mask, 'edge_popup_scaled' and
+        'edge_popup_momentum'; for a fair comparison the same as in annealing. None for the cross-entropy of the
+        labels.
       budget: how much computation to use.
     """
 
@@ -82,6 +89,7 @@ class Method(NamedTuple):
       uses_gradients: whether it takes a derivative of the loss.
       moves_weights: whether it changes weights.
       minimises_energy: whether it minimises the energy of the task.
+      own: whether it is a search of this package, and no rival of its annealing.
     """
 
     find: Callable[[Task], Found]
@@ -90,6 +98,7 @@ class Method(NamedTuple):
     uses_gradients: bool = False
     moves_weights: bool = False
     minimises_energy: bool = False
+    own: bool = False
 
 
 def _of_weights(label: str, score: Callable) -> Method:
@@ -121,10 +130,46 @@ def _searched(label: str, find_mask: Callable, all_samples: bool = False) -> Met
     return Method(find, label, uses_labels=True, minimises_energy=True)
 
 
-def _gated(label: str, find_mask: Callable, rate: float, on_given_energy: bool = False) -> Method:
+@jit(static_argnames=("activation", "energy", "settings"))
+def _highest_scores(rng_key, network, x, y, num_kept, activation, energy, settings) -> jax.Array:
+    energy = cross_entropy() if energy is None else energy
+    return found_mask(rng_key, network, x, y, num_kept, energy, activation, settings)
+
+
+def _scored(label: str, estimates: str) -> Method:
     def find(task):
-        training = Training(task.budget.epochs, rate * task.budget.learning_rate)
-        settings = task.activation, task.energy if on_given_energy else None, training
+        settings = task.activation, task.energy, ScoreSettings(task.budget.score_steps, estimates)
+        mask = _highest_scores(task.rng_key, task.network, task.x, task.y, task.num_kept, *settings)
+        return Found(mask, task.network)
+
+    gradients = estimates == "gradient"
+    return Method(find, label, uses_labels=True, uses_gradients=gradients, minimises_energy=True, own=True)
+
+
+def _with_adam(budget: Budget) -> Training:
+    return Training(budget.epochs, budget.learning_rate)
+
+
+def _with_faster_adam(budget: Budget) -> Training:
+    return Training(budget.epochs, 2 * budget.learning_rate)
+
+
+def _with_fastest_adam(budget: Budget) -> Training:
+    return Training(budget.epochs, 5 * budget.learning_rate)
+
+
+def _with_momentum(budget: Budget) -> Training:
+    return Training(budget.epochs, trained.MOMENTUM_RATE, trained.momentum)
+
+
+def _gated(
+    label: str,
+    find_mask: Callable,
+    training: Callable[[Budget], Training] = _with_adam,
+    on_given_energy: bool = False,
+) -> Method:
+    def find(task):
+        settings = task.activation, task.energy if on_given_energy else None, training(task.budget)
         mask = find_mask(task.rng_key, task.network, task.x, task.y, task.num_kept, *settings)
         return Found(mask, task.network)
 
@@ -199,14 +244,19 @@ METHODS: dict[str, Method] = {
     "random_search": _searched("Random search", search.random_search),
     "greedy_swaps": _searched("Greedy swaps", search.greedy_swaps, all_samples=True),
     "genetic_algorithm": _searched("Genetic algorithm", search.genetic_algorithm),
+    "score_search": _scored("Score search", "forward"),
     "snip": _of_losses("SNIP", scores.snip),
     "obd": _of_losses("OBD", scores.obd),
     "obs_mask": Method(_obs_mask, "OBS, mask alone", **_LEARNS),
     "cbs_mask": Method(_cbs_mask, "CBS, mask alone", **_LEARNS),
-    "edge_popup": _gated("Edge-popup", trained.edge_popup, 1),
-    "edge_popup_scaled": _gated("Edge-popup, scaled logits", trained.edge_popup, 1, on_given_energy=True),
-    "movement": _gated("Movement", trained.movement, 1),
-    "l0_gates": _gated("L0 gates", trained.l0_gates, 5),
+    "edge_popup": _gated("Edge-popup", trained.edge_popup),
+    "edge_popup_scaled": _gated("Edge-popup, scaled logits", trained.edge_popup, _with_faster_adam, True),
+    "edge_popup_momentum": _gated(
+        "Edge-popup, momentum", trained.edge_popup, _with_momentum, on_given_energy=True
+    ),
+    "movement": _gated("Movement", trained.movement),
+    "l0_gates": _gated("L0 gates", trained.l0_gates, _with_fastest_adam),
+    "score_search_gradient": _scored("Score search, derivative", "gradient"),
     "woodfisher": Method(_woodfisher, "WoodFisher", **_LEARNS, moves_weights=True),
     "obs_update": Method(_obs_update, "OBS, with update", **_LEARNS, moves_weights=True),
     "magnitude_finetuned": Method(_magnitude_finetuned, "Magnitude, fine-tuned", **_LEARNS, moves_weights=True),
@@ -255,8 +305,8 @@ def prune(
       y: labels, int `[samples]`; not used by methods that need no labels.
       density: kept / total, in (0, 1]; exactly `round(density * total)` branches are kept.
       activation: 'relu', 'tanh' or 'gelu'.
-      energy: energy of the logits, for methods that search a mask and for 'edge_popup_scaled'; None for the
-        cross-entropy of the labels.
+      energy: energy of the logits, for methods that search a mask, 'edge_popup_scaled' and
+        'edge_popup_momentum'; None for the cross-entropy of the labels.
       budget: how much computation to use.
 
     Returns:

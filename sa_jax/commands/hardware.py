@@ -10,6 +10,8 @@ from typing import Any
 import jax
 import psutil
 
+from sa_jax.types import InputError
+
 # Packages whose versions every result states.
 PACKAGES = ("sa_jax", "jax", "jaxlib", "flax", "optax", "numpy")
 
@@ -77,3 +79,20 @@ def program_bytes(program: Any) -> int:
         return 0
     arguments_and_results = used.argument_size_in_bytes + used.output_size_in_bytes - used.alias_size_in_bytes
     return arguments_and_results + used.temp_size_in_bytes
+
+
+def check_memory(what: str, needed: int, free: int | None, settings: str) -> None:
+    """Refuses what does not fit into memory.
+
+    Args:
+      what: what needs the memory, such as 'the run'.
+      needed: bytes that it needs.
+      free: free bytes; None if unknown.
+      settings: names of the settings to lower.
+
+    Raises:
+      InputError: more memory is needed than is free.
+    """
+    if free is not None and needed > free:
+        sizes = [f"{size / 1e6:,.1f} MB" for size in (needed, free)]
+        raise InputError(f"{what} needs {sizes[0]} of memory, but only {sizes[1]} are free: lower {settings}")

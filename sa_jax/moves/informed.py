@@ -77,15 +77,14 @@ def informed_swap() -> SwapProposal:
     candidate passes with probability `weight / greatest weight`, and the first that passes is taken. The branch to
     keep is the first pruned one of `m` candidates, which are drawn by weight.
 
-    The estimates come from the derivative of the energy with respect to the mask. They do not change until the
-    landscape is refreshed. Between two refreshes the log proposal ratio is exact, as it is for `saliency_swap`. A
-    refresh adapts the proposals to the current mask. A chain at a fixed temperature therefore samples the
-    Boltzmann distribution only approximately.
+    The landscape makes the estimates. They do not change until it is refreshed. Between two refreshes the log
+    proposal ratio is exact, as it is for `saliency_swap`. A refresh adapts the proposals to the current mask. A
+    chain at a fixed temperature therefore samples the Boltzmann distribution only approximately.
     """
 
     def init(mask):
         kept = kept_list(mask)
-        return InformedState(kept, ranked(kept.num_kept, mask, jnp.zeros(mask.size)))
+        return InformedState(kept, ranked(kept.num_kept, mask, jnp.where(mask, 0.0, 0.0)))
 
     def levels(total):
         # The greatest prune weight: a power of two, such that the sum of all weights fits into an int32.

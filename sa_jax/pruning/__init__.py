@@ -6,29 +6,38 @@ from sa_jax.pruning.layers import prune_layers
 from sa_jax.pruning.linear import compact, prune_linear, prune_linear_sharded
 from sa_jax.pruning.mlp import prune
 from sa_jax.pruning.moments import Moments, collect_moments, collect_recorded, dense_correction
-from sa_jax.pruning.options import Options, check_options, samples_for, uses_gradients
+from sa_jax.pruning.options import Options, check_options, samples_for, score_steps, uses_gradients
 from sa_jax.pruning.problem import (
     Problem,
+    calibrated_search,
+    guiding_energy,
     make_energy,
     make_landscape,
     make_schedule,
     prepare,
     refresh_steps,
     start_position,
+    teacher_of,
 )
 from sa_jax.pruning.refitting import Refitted, refit, refit_layer
+from sa_jax.pruning.scores import ScoreSettings, ScoreState, found_mask, score_search
 
 __all__ = [
     "Moments",
     "Options",
     "Problem",
     "Refitted",
+    "ScoreSettings",
+    "ScoreState",
     "allocate",
+    "calibrated_search",
     "check_options",
     "collect_moments",
     "collect_recorded",
     "compact",
     "dense_correction",
+    "found_mask",
+    "guiding_energy",
     "make_energy",
     "make_landscape",
     "make_schedule",
@@ -42,6 +51,9 @@ __all__ = [
     "refit_layer",
     "refresh_steps",
     "samples_for",
+    "score_search",
+    "score_steps",
     "start_position",
+    "teacher_of",
     "uses_gradients",
 ]

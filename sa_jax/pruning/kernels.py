@@ -90,9 +90,10 @@ def prune_kernels(
     refuse_unknown(options, OPTIONS, prune_kernels)
     check_key(rng_key)
     check_takes("apply_fn", apply_fn, "(params, x)", 2)
+    options = {"start": "magnitude"} | options
     settings = check_options(Options(**{"move": "uniform", **options}))
-    if settings.start == "saliency":
-        raise InputError("start must be one of magnitude, random, not 'saliency', which needs each layer's inputs")
+    if (start := settings.start) in ("saliency", "score_search"):
+        raise InputError(f"start must be one of magnitude, random, not {start!r}, which needs each layer's inputs")
     num_steps = whole("num_steps", num_steps, 1)
     params = as_arrays("params", params)
     paths = _chosen(params, chosen)

@@ -17,8 +17,16 @@ from sa_jax.moves import swap_within
 from sa_jax.networks import masks, mlp, patterns
 from sa_jax.networks.patterns import Pattern, Rows
 from sa_jax.networks.samples import check_samples
-from sa_jax.pruning.options import Options, check_options, refuse_unknown
-from sa_jax.pruning.problem import make_energy, make_landscape, make_schedule, prepare
+from sa_jax.pruning.options import Options, check_options, refuse_unknown, score_steps
+from sa_jax.pruning.problem import (
+    calibrated_search,
+    guiding_energy,
+    make_energy,
+    make_landscape,
+    make_schedule,
+    prepare,
+)
+from sa_jax.pruning.scores import ScoreSettings, found_mask
 from sa_jax.types import AnnealResult, InputError, PyTree
 
 
@@ -33,14 +41,15 @@ def prune(
 ) -> tuple[PyTree, AnnealResult]:
     """Prunes a multilayer perceptron by annealing the mask of its branches; no weight changes.
 
-    The move 'informed' takes the derivative of the energy with respect to the mask. Nothing else takes a
-    derivative.
+    Score search finds an initial mask (see `score_search`), and exact annealing improves it. Neither takes a
+    derivative, unless you ask for `estimates="gradient"`. `start="magnitude"` anneals alone, from the largest
+    weights.
 
     Args:
       rng_key: a key, `[]`.
       params: Flax params of a multilayer perceptron, with or without the outer level `params`; leaves named
         `kernel` and `bias`, layers in the order of their names. Biases are not masked.
-      x: inputs, float `[samples, features]`. Every proposal uses all of them; a few thousand are enough.
+      x: inputs, float `[samples, features]`. Every proposal uses all of them.
       y: labels, int `[samples]`.
       density: kept / total, in (0, 1]; exactly `round(density * total)` branches are kept. Or a pattern of each
         layer: `Unit(0.1)`, the share of each unit's inputs, `Layer(0.1)`, `NM(2, 4)`, `Block((4, 4), 0.5)` or
@@ -63,9 +72,9 @@ def prune(
     >>> x = jax.random.normal(jax.random.key(0), (200, 8))
     >>> y = (x[:, 0] > x[:, 1]).astype(jnp.int32)
     >>> params = MLP([16, 2]).init(jax.random.key(1), x)
-    >>> masks, result = prune(jax.random.key(2), params, x, y, density=0.1, num_steps=10_000)
+    >>> masks, result = prune(jax.random.key(2), params, x, y, density=0.25, num_steps=10_000)
     >>> int(result.best.sum())
-    16
+    40
     >>> bool((apply(params, masks, x).argmax(-1) == y).mean() > 0.9)
     True
     """
@@ -74,7 +83,7 @@ def prune(
     num_steps = whole("num_steps", num_steps, 1)
     patterns.refuse_text(density)
     if isinstance(density, Pattern):
-        options.setdefault("move", "uniform")
+        options = {"move": "uniform", "start": "magnitude"} | options
     chosen = check_options(Options(**options))
     if chosen.nudge_share:
         raise InputError(
@@ -96,6 +105,8 @@ def prune(
 def _check_pattern(pattern: Pattern, options: Options, network: mlp.Network) -> None:
     if options.move != "uniform":
         raise InputError(f"{pattern!r} needs move 'uniform', not {options.move!r}")
+    if options.start == "score_search":
+        raise InputError(f"{pattern!r} needs another start than 'score_search', such as 'magnitude'")
     if isinstance(pattern, Rows):
         raise InputError(
             f"Rows would prune classes, the outputs of the last layer: use Columns({pattern.density})"
@@ -105,8 +116,14 @@ def _check_pattern(pattern: Pattern, options: Options, network: mlp.Network) -> 
 
 @partial(jax.jit, static_argnums=(4, 5, 6))
 def _prune(rng_key, network, x, y, num_kept, num_steps, options):
-    setup_key, chain_key = jax.random.split(rng_key)
-    problem = prepare(setup_key, network, x, y, num_kept, options)
+    setup_key, chain_key, search_key = jax.random.split(rng_key, 3)
+    mask = None
+    if options.start == "score_search":
+        logit_scale, targets = calibrated_search(network, x, y, num_kept, options)
+        settings = ScoreSettings(score_steps(options, num_steps), options.estimates)
+        arguments = network, x, targets, num_kept, guiding_energy(logit_scale, options), options.activation
+        mask = found_mask(search_key, *arguments, settings)
+    problem = prepare(setup_key, network, x, y, num_kept, options, mask)
     schedule = make_schedule(problem, options, num_steps)
     return anneal(chain_key, make_landscape(problem, options), problem.mask, schedule, num_steps, problem.data)
 

@@ -71,32 +71,59 @@ def prepare(
       y: labels, int `[samples]`.
       num_kept: number of branches that stay; static.
       options: how to anneal; static.
-      mask: initial mask, flat, bool `[total]`; None for the one that `num_kept` and `options.start` give.
+      mask: initial mask, flat, bool `[total]`; None for the one that `num_kept` and `options.start` give. Without
+        the mask that score search has found, 'score_search' gives the one from which it starts.
     """
     mask_key, calibration_key = jax.random.split(rng_key)
     x = x.astype(jnp.float32)
     saliency = mlp.saliency(network, x, options.activation)
     magnitude = jnp.abs(masks.flatten(network.kernels))
-    if mask is not None:
-        first = jnp.asarray(mask, bool)
-    elif options.start == "random":
+    if options.start == "random" and mask is None:
         first = masks.random(mask_key, network.total, num_kept)
     else:
-        first = masks.by_score(magnitude if options.start == "magnitude" else saliency, num_kept)
+        first = masks.by_score(saliency if options.start == "saliency" else magnitude, num_kept)
+    given = first if mask is None else jnp.asarray(mask, bool)
     dense_logits = mlp.forward(network, x, options.activation)
-    start_logits = mlp.forward(mlp.masked(network, first), x, options.activation)
+    # Score search starts from the largest weights, and annealing then continues on the same energy.
+    reference = first if options.start == "score_search" else given
+    start_logits = mlp.forward(mlp.masked(network, reference), x, options.activation)
     targets = y.astype(jnp.int32)
     logit_scale, trained = calibrated_scale(dense_logits, start_logits, targets, options)
     if options.energy == "kl_to_teacher":
         targets = teacher_of(dense_logits).T
     data = (x.T, targets)
     nothing = jnp.float32(0)
-    problem = Problem(network, data, first, saliency, logit_scale, nothing, nothing)
+    problem = Problem(network, data, given, saliency, logit_scale, nothing, nothing)
     # Calibrated on plain swaps, so that temperatures are the same with nudges or informed swaps.
     move = "saliency" if options.move == "informed" else options.move
     plain = make_landscape(problem, options._replace(nudge_share=0.0, move=move))
-    start, end = calibrated_temperatures(calibration_key, plain, first, data, trained, options)
+    start, end = calibrated_temperatures(calibration_key, plain, given, data, trained, options)
     return problem._replace(temperature_start=start, temperature_end=end)
+
+
+def calibrated_search(
+    network: Network, x: jax.Array, y: jax.Array, num_kept: int, options: Options
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the logit scale of score search, float32 `[]`, and the targets of all samples. Pure.
+
+    Args:
+      network: the fixed weights.
+      x: inputs, float `[samples, features]`.
+      y: labels, int `[samples]`.
+      num_kept: number of branches that stay; static.
+      options: how to anneal; static.
+
+    Returns:
+      The scale; and the labels, int32 `[samples]`, or the dense network's predictions, float32 `[samples,
+      classes]`.
+    """
+    magnitude = jnp.abs(masks.flatten(network.kernels))
+    dense_logits = mlp.forward(network, x, options.activation)
+    start = mlp.masked(network, masks.by_score(magnitude, num_kept))
+    start_logits = mlp.forward(start, x, options.activation)
+    targets = y.astype(jnp.int32)
+    logit_scale, _ = calibrated_scale(dense_logits, start_logits, targets, options)
+    return logit_scale, teacher_of(dense_logits) if options.energy == "kl_to_teacher" else targets
 
 
 def calibrated_scale(
@@ -161,8 +188,9 @@ def make_landscape(problem: Problem, options: Options) -> Landscape:
     if options.nudge_share:
         scales = [jnp.full(kernel.size, jnp.sqrt((kernel**2).mean())) for kernel in problem.network.kernels]
         swaps = nudge(swaps, jnp.concatenate(scales), options.nudge_share)
-    energy, moves = make_energy(problem, options), options.nudge_share > 0
-    return masked_mlp(problem.network, swaps, energy, options.activation, moves)
+    energy, guide = make_energy(problem, options), guiding_energy(problem.logit_scale, options)
+    moves = options.nudge_share > 0
+    return masked_mlp(problem.network, swaps, energy, options.activation, moves, options.estimates, guide)
 
 
 def refresh_steps(network: Network, options: Options) -> int:
@@ -175,9 +203,19 @@ def refresh_steps(network: Network, options: Options) -> int:
 
 def make_energy(problem: Problem, options: Options) -> Energy:
     """Returns the energy of the logits that a problem's landscape minimises."""
+    return error_rate() if options.energy == "error_rate" else guiding_energy(problem.logit_scale, options)
+
+
+def guiding_energy(logit_scale: jax.Array | float, options: Options) -> Energy:
+    """Returns the energy for estimates and score search: the cross-entropy for 'error_rate', else the same.
+
+    Args:
+      logit_scale: factor on the logits, float32 `[]`.
+      options: how to anneal.
+    """
     if options.energy == "kl_to_teacher":
-        return kl_to_teacher(problem.logit_scale)
-    return cross_entropy(problem.logit_scale) if options.energy == "cross_entropy" else error_rate()
+        return kl_to_teacher(logit_scale)
+    return cross_entropy(logit_scale)
 
 
 def make_schedule(problem: Problem, options: Options, num_steps: int) -> Schedule:

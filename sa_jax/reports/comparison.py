@@ -42,7 +42,8 @@ _MOVES = len(CLASSES) - 1
 # Names of ways to anneal; all other methods have the labels of `METHODS`.
 _ANNEALERS = {
     "anneal": "Annealing",
-    "anneal_derivative_free": "Annealing, no derivative",
+    "anneal_alone": "Annealing alone",
+    "anneal_gradient": "Annealing, derivative",
     "anneal_nudged": "Annealing, nudged weights",
 }
 _SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -408,7 +409,8 @@ def _looks(group: _Group) -> dict[str, Look]:
     looks = {method: Look(INK, 0.22, "-", _MARKERS[kind], False) for method, kind in group.classes.items()}
     ways = [method for method in looks if method not in METHODS]
     for kind in range(len(CLASSES)):
-        others = [method for method in looks if group.classes[method] == kind and method not in ways]
+        of_kind = [method for method in looks if group.classes[method] == kind and method not in ways]
+        others = [method for method in of_kind if not METHODS[method].own]
         if others:
             best = max(others, key=lambda method: _validated(group, method))
             looks[best] = looks[best]._replace(alpha=0.75, named=True)

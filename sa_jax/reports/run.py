@@ -65,6 +65,7 @@ def render_report(
         sections = [
             _headline(result),
             _warnings(result.get("warnings") or []),
+            _parts(result["parts"]) if result.get("parts") else "",
             _probes(result) if result.get("probes") else "",
             _first_layer(next(iter(masks.values())), image_shape),
             "" if evolution is None else draw_evolution(evolution, trace, masks, image_shape),
@@ -88,26 +89,38 @@ def _headline(result: Mapping[str, Any]) -> str:
         "Best energy": format_value("best_energy", result["best_energy"]),
         "Steps &times; chains": " &times; ".join(
             format_value("", result.get(name)) for name in ("num_steps", "num_chains")
-        )
-        + (f" &times; {len(result['probes'])} probes" if result.get("probes") else ""),
+        ),
         "Annealing time": f"{format_value('', result.get('anneal_seconds'))} s",
     }
-    search = "Annealing chose branches and changed weights."
-    if not result.get("moves_weights"):
-        search = "Annealing chose branches; no weight was changed."
-    search += (
-        " It used derivatives of the energy to guide its proposals or to choose its initial mask."
-        if result.get("uses_gradients")
-        else " Nothing was back-propagated."
-    )
+    if result.get("score_steps"):
+        facts["Score search"] = f"{result['score_steps']:,} steps"
+    if result.get("probes"):
+        facts["Densities tried"] = f"{len(result['probes'])} probes"
     return f"""<section class="columns"><div>
 <h1>{result["kept"]:,} of {result["total"]:,} branches kept <span>({format_percent(result["density"])}):</span>
 <strong>{format_percent(result["test_accuracy"])} test accuracy</strong></h1>
 <p>{network}</p>
 {f"<p>{html.escape(result['worth'])}</p>" if result.get("worth") else ""}
-<p class="soft">{search}</p>
+<p class="soft">{_method(result)}</p>
 <dl>{"".join(f"<div><dt>{name}</dt><dd>{fact}</dd></div>" for name, fact in facts.items())}</dl>
 </div>{_accuracies(result)}</section>"""
+
+
+def _method(result: Mapping[str, Any]) -> str:
+    """Says what chose the branches, whether it took derivatives, and whether it ended before its last proposal."""
+    search = "Score search and then annealing" if result.get("score_steps") else "Annealing"
+    what = "branches and changed weights." if result.get("moves_weights") else "branches; no weight was changed."
+    derivatives = "No derivative of the energy was taken."
+    if result.get("uses_gradients"):
+        derivatives = "Derivatives of the energy guided the proposals or chose the initial mask."
+    done, planned = result.get("num_steps"), result.get("planned_steps")
+    ended = ""
+    if planned is not None and done < planned:
+        of_planned = f"after {done:,} of {planned:,} planned proposals"
+        ended = f"Annealing ended {of_planned}, because it gained nothing more on validation samples."
+        if result.get("stopped"):
+            ended = f"The run was stopped {of_planned}: this is what it has found so far."
+    return " ".join(filter(None, (f"{search} chose {what}", derivatives, ended)))
 
 
 def _accuracies(result: Mapping[str, Any]) -> str:
@@ -179,6 +192,24 @@ def _probes(result: Mapping[str, Any]) -> str:
 <p>Target: the lowest density with a validation accuracy of at least {100 * target:.2f} %.</p>
 <div class="columns">{figure_html("probes", figure, caption, caption)}
 <div>{numbers_html("Probes", head, (row_html(*row) for row in rows))}{saves}</div></div></section>"""
+
+
+def _parts(parts: Sequence[Mapping[str, Any]]) -> str:
+    head = ["Part", "Energy", "Validation accuracy", "Test accuracy", "CPU time"]
+    rows = [
+        [
+            part["part"],
+            format_value("energy", part["energy"]),
+            f"{100 * part['validation_accuracy']:.2f} %",
+            f"{100 * part['test_accuracy']:.2f} %",
+            f"{part['cpu_seconds']:,.1f} s",
+        ]
+        for part in parts
+    ]
+    saves = csv_link("parts.csv", csv_text(parts[0], (part.values() for part in parts)))
+    return f"""<section><h2>What each part gained</h2>
+<p>The mask after each part of the run, always with the same number of branches. The times include compiling.</p>
+{numbers_html("What each part gained", head, (row_html(*row) for row in rows))}{saves}</section>"""
 
 
 def _warnings(warnings: Iterable[str]) -> str:
@@ -403,7 +434,7 @@ def _settings(result: Mapping[str, Any]) -> str:
     figures = {
         key.removeprefix("num_").replace("_", " "): _setting(key, value)
         for key, value in result.items()
-        if key not in ("warnings", "versions", "worth", "probes")
+        if key not in ("warnings", "versions", "worth", "probes", "parts")
     }
     timing = {name: figures.pop(name) for name in list(figures) if "second" in name}
     return f"""<section><h2>Settings and figures</h2>

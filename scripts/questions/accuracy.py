@@ -17,10 +17,10 @@ from .saved import RESULTS, load_rows, peers
 
 DENSITIES = (0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0.02)
 CONFIG_LABELS = {
-    "mlpnet_mnist": "annealed",
-    "mlpnet_mnist_derivative_free": "annealed without any derivative",
-    "mlpnet_mnist_long": "annealed longer",
-    "mlpnet_mnist_nudge": "annealed, weights nudged",
+    "mlpnet_mnist": "score search, then annealing",
+    "mlpnet_mnist_alone": "annealing alone",
+    "mlpnet_mnist_long": "the same, longer",
+    "mlpnet_mnist_nudge": "the same, weights nudged",
 }
 CONFIGS = list(CONFIG_LABELS)
 DRAWN_DENSITIES = (0.1, 0.05, 0.02)

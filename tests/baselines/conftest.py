@@ -14,7 +14,7 @@ from sa_jax.networks.energies import cross_entropy
 from sa_jax.networks.mlp import Network
 from sa_jax.networks.pretrain import pretrain
 
-BUDGET = Budget(num_samples=64, num_evaluations=64, search_samples=64, epochs=2)
+BUDGET = Budget(num_samples=64, num_evaluations=64, search_samples=64, epochs=2, score_steps=100)
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ import pytest
 
 from sa_jax.baselines import METHODS, Budget, Found, prune, scores
 from sa_jax.networks import mlp
+from sa_jax.networks.energies import cross_entropy
 from sa_jax.networks.patterns import Unit
 from tests.baselines.conftest import BUDGET, task_of
 from tests.conftest import refusal
@@ -53,6 +54,39 @@ def test_prune_takes_any_method_by_name_and_gives_masks_first(digits):
         prune(key, "edge_popup", *data, budget=BUDGET._replace(epochs=0))
     with refusal("budget.learning_rate must be a finite number above 0, not -1.0"):
         prune(key, "edge_popup", *data, budget=BUDGET._replace(learning_rate=-1.0))
+    with refusal("budget.score_steps must be a whole number of at least 1, not 0"):
+        prune(key, "score_search", *data, budget=BUDGET._replace(score_steps=0))
+
+
+def test_score_search_from_forward_passes_takes_no_derivative():
+    names = ("score_search", "score_search_gradient", "edge_popup_momentum")
+    methods = [METHODS[name] for name in names]
+    assert [method.uses_gradients for method in methods] == [False, True, True]
+    assert all(one.uses_labels and one.minimises_energy and not one.moves_weights for one in methods)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scale", [None, 4.0])
+@pytest.mark.parametrize("name", ["score_search", "score_search_gradient", "edge_popup_momentum"])
+def test_searches_of_scores_lower_the_energy_that_they_are_given(name, scale, digits, trained_network):
+    budget, energy = BUDGET._replace(score_steps=600, epochs=40), cross_entropy(1.0 if scale is None else scale)
+
+    def found(budget, seed=0, energy=None if scale is None else energy):
+        task = task_of(trained_network, *digits.train, 173, energy, budget)
+        return METHODS[name].find(task._replace(rng_key=jax.random.key(seed))).mask
+
+    def of(mask):
+        return float(
+            energy(mlp.forward(mlp.masked(trained_network, mask), digits.train.inputs), digits.train.labels)
+        )
+
+    masks_of_seeds = [found(budget, seed) for seed in (0, 0, 1)]
+    start = scores.magnitude_global(trained_network, 173)
+    assert all(int(mask.sum()) == 173 and of(mask) < 0.7 * of(start) for mask in masks_of_seeds)
+    assert np.array_equal(*masks_of_seeds[:2]) and not np.array_equal(*masks_of_seeds[1:])
+    assert of(masks_of_seeds[0]) < of(found(budget._replace(score_steps=10, epochs=1)))
+    if scale:  # another energy than the cross-entropy of the labels
+        assert not np.array_equal(masks_of_seeds[0], found(budget, energy=None))
 
 
 def test_every_method_has_one_label_for_people():
@@ -73,12 +107,14 @@ def test_whole_numbers_are_taken_as_floats(digits):
         assert all(map(np.array_equal, *map(jax.tree.leaves, both)))
 
 
-@pytest.mark.parametrize("name", ["random", "wanda_global", "snip", "woodfisher", "greedy_swaps", "edge_popup"])
+@pytest.mark.parametrize(
+    "name", ["random", "wanda_global", "snip", "woodfisher", "greedy_swaps", "edge_popup", "score_search"]
+)
 def test_arrays_of_any_kind_give_the_same(name, small):
     network, x, y = small
     params = mlp.with_weights({}, ["Dense_0", "Dense_1", "Dense_2"], jax.tree.map(np.asarray, network))
     x, y = np.asarray(x), np.asarray(y)
-    budget = Budget(12, 64, 12, 1)
+    budget = Budget(12, 64, 12, 1, score_steps=20)
     expected = prune(jax.random.key(0), name, params, x, y, 0.3, budget=budget)
     swapped = jax.tree.map(lambda array: array.astype(array.dtype.newbyteorder(">")), (params, x, y))
     for given in (swapped, (params, x.tolist(), y.astype(">u8"))):

@@ -1,4 +1,4 @@
-"""Small random networks, their samples, and their energy written again from the definition."""
+"""Small random networks, their samples, their energy written again from the definition, and recorded estimates."""
 
 import itertools
 
@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sa_jax.landscapes.mlp.layout import NARROW
+from sa_jax.moves.uniform import uniform_swap
 from sa_jax.networks import mlp
 
 SIZES = {
@@ -70,3 +71,8 @@ def enumerate_masks(total, kept):
     for row, branches in enumerate(chosen):
         all_masks[row, list(branches)] = True
     return all_masks
+
+
+def record_estimates():
+    """Swaps whose state is what they are told of the energy."""
+    return uniform_swap()._replace(refresh=lambda state, mask, estimates: estimates)

@@ -24,7 +24,15 @@ from sa_jax.moves.uniform import swap_within, uniform_swap
 from sa_jax.networks import masks, mlp
 from sa_jax.networks.energies import cross_entropy, error_rate
 from sa_jax.testing import boltzmann, check_boltzmann, check_proposal_ratios, count_proposals, energies_of, visits
-from tests.landscapes.networks import TINY, TINY_DATA, enumerate_masks, full_energy, make_network, make_samples
+from tests.landscapes.networks import (
+    TINY,
+    TINY_DATA,
+    enumerate_masks,
+    full_energy,
+    make_network,
+    make_samples,
+    record_estimates,
+)
 
 # Some of all combinations, since each is a program to compile.
 VARIANTS = [
@@ -263,29 +271,6 @@ def test_swaps_and_nudges_in_turn_equal_full_evaluation(name, branches_per_note,
         np.testing.assert_allclose(energy, expected(np.asarray(at.mask), x, y), rtol=5e-4, atol=5e-5)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["two layers", "three, narrow"])
-def test_slopes_and_curvatures_are_those_of_each_weight(name):
-    """Of weights that have moved; for a pruned branch, those that it will have once it is kept, to first order."""
-    network = make_network(name, True)
-    x, y = make_samples(network, 40)
-    mask = masks.random(jax.random.key(3), network.total, network.total // 2)
-    weights = masks.flatten(network.kernels) + 0.1
-    landscape = masked_mlp(network, record_estimates(), cross_entropy(2.0), "tanh", moves_weights=True)
-    estimated = jax.jit(landscape.init)(Weighted(mask, weights), (x.T, y)).swaps
-
-    def energy(effective, x, y):
-        kernels = tuple(masks.unflatten(effective, network.shapes))
-        return cross_entropy(2.0)(mlp.forward(network._replace(kernels=kernels), x, "tanh"), y)
-
-    effective = jnp.where(mask, weights, 0)
-    each = jax.vmap(lambda x, y: jax.grad(energy)(effective, x[None], y[None]))(x, y)
-    curvatures = (each**2).mean(0)
-    np.testing.assert_allclose(estimated.curvatures, curvatures, rtol=1e-3, atol=1e-6)
-    slopes = each.mean(0) + jnp.where(mask, 0, weights * curvatures)
-    np.testing.assert_allclose(estimated.slopes, slopes, rtol=1e-3, atol=1e-5)
-
-
 TINY_ENERGY = cross_entropy(1.5)
 SALIENCY = jnp.array([4.0, 0.0, 1.0, 2.0, 0.5, 7.0, 1.0, 3.0])
 
@@ -305,10 +290,17 @@ def fixed_informed_swap(effects):
     return swaps._replace(init=start, refresh=None)
 
 
+def forward_effects():
+    """The effects that forward passes of a mask estimate."""
+    landscape = masked_mlp(TINY, record_estimates(), TINY_ENERGY, estimates="forward")
+    return jax.jit(landscape.init)(jnp.arange(8) % 3 > 0, TINY_DATA).swaps.effects
+
+
 MOVES = {
     "uniform": uniform_swap(),
     "saliency": saliency_swap(SALIENCY),
     "informed": fixed_informed_swap(SALIENCY - 2),
+    "informed, forward": fixed_informed_swap(forward_effects()),
 }
 
 
@@ -330,7 +322,7 @@ def test_fixed_temperature_visits_the_boltzmann_distribution(swaps, kept, reques
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kept", [1, 4, 7])
-@pytest.mark.parametrize("move", ["saliency", "informed"])
+@pytest.mark.parametrize("move", ["saliency", "informed", "informed, forward"])
 def test_swaps_state_their_exact_proposal_ratio(move, kept):
     """Proposal frequencies from every mask, counted, against the log ratio that comes with each."""
     landscape = masked_mlp(TINY, MOVES[move], cross_entropy(1.5))
@@ -384,48 +376,6 @@ def test_exactly_k_kept_and_lists_true_after_every_step():
             np.testing.assert_allclose(cached, fresh, rtol=1e-4, atol=1e-5)
     # The integer sum that the exact ratio needs has not drifted at all.
     assert state.swaps.kept_weight == swaps.init(state.position).kept_weight
-
-
-def record_estimates():
-    """Informed swaps whose state is what they are told of the energy."""
-    return informed_swap()._replace(refresh=lambda state, mask, estimates: estimates)
-
-
-@pytest.mark.parametrize("name", ["one layer", "three, narrow", "four"])
-def test_estimated_effects_are_those_of_small_weights(name):
-    """The energy with each branch less that without it, where the branch is so weak that two orders tell it."""
-    network = make_network(name, True)
-    x, y = make_samples(network, 700)  # several blocks of samples, the last of which overlaps the one before
-    mask = masks.random(jax.random.key(3), network.total, network.total // 2)
-    weak = jax.random.bernoulli(jax.random.key(4), 0.4, (network.total,))
-    scales = masks.unflatten(jnp.where(weak, 1e-3, 1.0), network.shapes)
-    kernels = tuple(scale * kernel for scale, kernel in zip(scales, network.kernels, strict=True))
-    network = network._replace(kernels=kernels)
-    landscape = masked_mlp(network, record_estimates(), cross_entropy(3.0), "tanh")
-    estimated = jax.jit(landscape.init)(mask, (x.T, y)).swaps.effects
-    energy = full_energy(network, "cross_entropy", "tanh")
-    exact = []
-    for branch in np.flatnonzero(weak):
-        with_it, without = np.array(mask), np.array(mask)
-        with_it[branch], without[branch] = True, False
-        exact.append(energy(with_it, x, y) - energy(without, x, y))
-    np.testing.assert_allclose(estimated[weak], exact, rtol=0.03, atol=2e-6)
-    assert np.abs(exact).max() > 1e-4
-
-
-def test_estimates_are_made_anew_at_each_refresh():
-    network = make_network("three, narrow", True)
-    x, y = make_samples(network, 50)
-    landscape = masked_mlp(network, record_estimates(), cross_entropy())
-    begin = jax.jit(landscape.init)
-    state = begin(masks.random(jax.random.key(3), network.total, 20), (x.T, y))
-    moved = state._replace(position=~state.position)
-    fresh = begin(~state.position, (x.T, y))
-    for again, once in zip(jax.jit(landscape.refresh)(moved, (x.T, y)).swaps, fresh.swaps, strict=True):
-        np.testing.assert_allclose(again, once, rtol=1e-5, atol=1e-7)
-    assert landscape.refresh_steps == 1_000
-    wide = mlp.Network((jnp.zeros((500, 400)),), (None,))
-    assert masked_mlp(wide, record_estimates(), cross_entropy()).refresh_steps == 5_000
 
 
 @pytest.mark.slow

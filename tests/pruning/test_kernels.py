@@ -167,6 +167,7 @@ def test_masks_are_nested_like_params_of_any_kind(digits):
         ({"density": 0.0}, "density must be a finite number above 0 and at most 1, not 0.0"),
         ({"density": NM(2, 4)}, "density must be a finite number above 0 and at most 1, not NM(kept=2, group=4)"),
         ({"start": "saliency"}, "start must be one of magnitude, random, not 'saliency'"),
+        ({"start": "score_search"}, "start must be one of magnitude, random, not 'score_search'"),
         ({"move": "informed"}, "unknown option 'move'; options: energy, start"),
         ({"num_step": 10}, "unknown option 'num_step'; did you mean num_steps?"),
         ({"rng_key": 1}, "rng_key must be one key, such as jax.random.key(0), not int"),

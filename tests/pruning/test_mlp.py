@@ -10,11 +10,15 @@ from sa_jax import InputError, prune
 from sa_jax.networks import energies, masks, mlp, patterns
 from sa_jax.networks.mlp import MLP
 from sa_jax.networks.patterns import NM, Block, Columns, Layer, Rows, Unit
-from sa_jax.pruning.options import Options, check_options
-from sa_jax.pruning.problem import make_energy, prepare
+from sa_jax.pruning.options import ENERGIES, Options, check_options
+from sa_jax.pruning.problem import calibrated_search, guiding_energy, make_energy, prepare
+from sa_jax.pruning.scores import ScoreSettings, found_mask
 from tests.conftest import refusal
+from tests.settings import no_derivatives
 
 prepared = jax.jit(prepare, static_argnums=(4, 5))
+# Annealing without score search and without estimates, as the paper does it.
+ALONE = {"start": "magnitude", "move": "saliency"}
 
 
 @pytest.fixture(scope="module")
@@ -30,11 +34,14 @@ def accuracy(params, kernel_masks, x, y, activation="relu"):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("activation", ["relu", "tanh", "gelu"])
-def test_prune_finds_a_network_within_random_weights(task, activation):
+@pytest.mark.parametrize(
+    ("activation", "options"),
+    [("relu", {}), ("tanh", {}), ("gelu", {}), ("relu", ALONE), ("gelu", {"start": "magnitude"})],
+)
+def test_prune_finds_a_network_within_random_weights(task, activation, options):
     params, x, y = task
     kernel_masks, result = prune(
-        jax.random.key(2), params, x, y, density=0.2, num_steps=6_000, activation=activation
+        jax.random.key(2), params, x, y, density=0.2, num_steps=6_000, activation=activation, **options
     )
     kernels = {"params": {name: {"kernel": layer["kernel"]} for name, layer in params["params"].items()}}
     chex.assert_trees_all_equal_shapes(kernel_masks, kernels)
@@ -75,8 +82,11 @@ def test_uniform_moves_other_starts_and_energies(task):
     params, x, y = task
     for options in (
         {"move": "uniform", "start": "random"},
-        {"start": "saliency", "schedule": "cosine"},
+        {"move": "saliency", "start": "saliency", "schedule": "cosine"},
+        {"move": "uniform", "score_steps": 20},
+        {"start": "magnitude", "estimates": "gradient"},
         {"energy": "error_rate", "schedule": lambda step: 1e-3},
+        {"energy": "error_rate", **ALONE},
     ):
         _, result = prune(jax.random.key(3), params, x, y, density=0.3, num_steps=500, **options)
         assert int(result.best.sum()) == int(result.final.sum()) == round(0.3 * 272)
@@ -98,13 +108,12 @@ def test_proposals_that_stay_play_no_part(task, density):
     network = mlp.network_of(params)[1]
     num_kept = masks.num_kept(density, network.total)
     starts = [
-        float(prepared(jax.random.key(0), network, x, y, num_kept, Options(move=move)).temperature_start)
-        for move in ("saliency", "uniform")
+        float(prepared(jax.random.key(0), network, x, y, num_kept, Options(**options)).temperature_start)
+        for options in (ALONE, ALONE | {"move": "uniform"})
     ]
     assert 1 / 4 < starts[0] / starts[1] < 4
-    frozen = prune(jax.random.key(1), params, x, y, density, 1_000, schedule="constant", temperature_start=1e-30)[
-        1
-    ]
+    cold = {"schedule": "constant", "temperature_start": 1e-30}
+    frozen = prune(jax.random.key(1), params, x, y, density, 1_000, **ALONE, **cold)[1]
     assert int(frozen.num_accepted) < 300  # few proposals improve a mask, many stay
 
 
@@ -117,7 +126,7 @@ def test_given_temperatures_are_kept_in_order(task):
         ({"temperature_start": jnp.float32(0.5), "temperature_end": np.float32(0.25)}, (0.5, 0.25)),
         ({"temperature_end": 1e3}, (1e3, 1e3)),
     ):
-        chosen = check_options(Options(**options))
+        chosen = check_options(Options(**ALONE, **options))
         problem = prepared(jax.random.key(0), network, x, y, 100, chosen)
         given = float(problem.temperature_start), float(problem.temperature_end)
         assert given == pytest.approx(expected, rel=1e-5)
@@ -140,14 +149,15 @@ def test_logit_scale_ignores_the_units_of_the_weights(task):
         # Of labels that the network tells, and of those that it gets wrong, as one that was never trained may.
         told = mlp.forward(network, x).argmax(-1)
         for labels, expected in ((told, 9.0), (1 - told, 1.5)):
-            problem = prepared(jax.random.key(0), network, x, labels, 272, Options())
+            problem = prepared(jax.random.key(0), network, x, labels, 272, Options(**ALONE))
             spread = mlp.forward(network, x).std() * problem.logit_scale
             assert float(spread) == pytest.approx(expected, rel=1e-3)
     # A given scale is taken, and is part of the energy.
-    problem = prepared(jax.random.key(0), network, x, y, 100, Options(logit_scale=2.0))
+    given = Options(**ALONE, logit_scale=2.0)
+    problem = prepared(jax.random.key(0), network, x, y, 100, given)
     logits = mlp.forward(mlp.masked(network, problem.mask), x)
     expected = energies.cross_entropy(2.0)(logits, y)
-    assert float(make_energy(problem, Options(logit_scale=2.0))(logits, y)) == pytest.approx(float(expected))
+    assert float(make_energy(problem, given)(logits, y)) == pytest.approx(float(expected))
 
 
 @pytest.mark.slow
@@ -161,8 +171,56 @@ def test_what_is_good_already_starts_cold(task):
         (told, "saliency", 10),
         (1 - told, "informed", 10),
     ):
-        problem = prepared(jax.random.key(0), network, x, labels, 100, Options(move=move))
+        problem = prepared(jax.random.key(0), network, x, labels, 100, Options(start="magnitude", move=move))
         assert float(problem.temperature_start / problem.temperature_end) == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("energy", ENERGIES)
+def test_annealing_begins_where_score_search_ends(task, energy):
+    """At the mask that the search finds with a key of its own, on the calibrated energy."""
+    params, x, y = task
+    options, key = Options(energy=energy, score_steps=150, temperature_start=1e-9), jax.random.key(7)
+    _, result = prune(key, params, x, y, 0.2, 1, **options._asdict())
+    network = mlp.network_of(params)[1]
+
+    @jax.jit
+    def searched(network, x, y):
+        scale, targets = calibrated_search(network, x, y, 54, options)
+        arguments = x, targets, 54, guiding_energy(scale, options), "relu", ScoreSettings(150)
+        return found_mask(jax.random.split(key, 3)[2], network, *arguments)
+
+    found = searched(network, x, y)
+    assert int(found.sum()) == 54 and int((found != result.final).sum()) in (0, 2)  # one proposal was made
+    first = masks.by_score(jnp.abs(masks.flatten(network.kernels)), 54)
+    assert int((found != first).sum()) > 10
+    # Steps and key of the search are options of the call.
+    _, other = prune(key, params, x, y, 0.2, 1, **options._replace(score_steps=20)._asdict())
+    assert int((found != other.final).sum()) > 2
+
+
+@pytest.mark.slow
+def test_an_error_rate_is_lowered_on_the_estimates_of_a_cross_entropy(task):
+    params, x, y = task
+    kernel_masks, result = prune(jax.random.key(2), params, x, y, 0.2, 2_000, energy="error_rate")
+    assert accuracy(params, kernel_masks, x, y) > 0.85
+    # Rounding may break ties of a pruned network's logits either way.
+    assert float(result.best_energy) == pytest.approx(1 - accuracy(params, kernel_masks, x, y), abs=0.1)
+
+
+@pytest.mark.parametrize("energy", ENERGIES)
+def test_a_run_with_default_options_takes_no_derivative(task, energy):
+    params, x, y = task
+
+    def trace(**options):  # of shapes and options that no other test has compiled
+        return jax.eval_shape(
+            lambda key: prune(key, params, x[:37], y[:37], 0.2, 37, **options), jax.random.key(0)
+        )
+
+    with no_derivatives():
+        trace(energy=energy)
+        with pytest.raises(AssertionError, match="a derivative is taken"):
+            trace(energy=energy, estimates="gradient")
 
 
 def test_random_masks_are_uniform():
@@ -245,7 +303,8 @@ def test_bad_options_of_many_kinds_are_refused(task):
     for change, words in (
         ({"nudge_share": 1.0}, "nudge_share must be a finite number of at least 0 and below 1"),
         ({"nudge_share": 0.5}, "nudge_share changes weights, and prune returns only masks"),
-        ({"nudge_share": 0.5, "energy": "error_rate"}, "nudge_share above 0 needs a derivative, which energy"),
+        ({"score_steps": 0}, "score_steps must be a whole number of at least 1, or None to choose it"),
+        ({"estimates": "x"}, "estimates must be one of forward, gradient, not 'x'"),
     ):
         with pytest.raises(InputError, match=words):
             prune(jax.random.key(0), *task, num_steps=100, **change)
@@ -299,6 +358,11 @@ def start_masks(params, pattern):
         (NM(3, 5), {}, ["layer 1, 8 inputs and 16 outputs", "3:5 needs a multiple of 5 inputs"]),
         (Rows(0.5), {}, ["Rows would prune classes, the outputs of the last layer: use Columns(0.5)"]),
         (NM(2, 4), {"move": "informed"}, ["NM(kept=2, group=4) needs move 'uniform', not 'informed'"]),
+        (
+            Unit(0.5),
+            {"start": "score_search"},
+            ["Unit(density=0.5) needs another start than 'score_search'", "'magnitude'"],
+        ),
         ("2:4", {}, ["density must be a number or a pattern, not the text '2:4'", "NM(2, 4)"]),
         ("0.5", {}, ["not the text '0.5'", "Unit(0.5)"]),
     ],

@@ -1,10 +1,13 @@
 """Options of annealing: what they refuse, by which names, and the plain numbers that they hold."""
 
+import itertools
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sa_jax.pruning.options import Options, check_options, samples_for, uses_gradients
+from sa_jax.pruning import options as options_module
+from sa_jax.pruning.options import MOVES, STARTS, Options, check_options, samples_for, score_steps, uses_gradients
 from tests.conftest import refusal
 
 
@@ -16,10 +19,16 @@ from tests.conftest import refusal
         ({"schedule": "exponential"}, "NAME(schedule) must be one of geometric, linear"),
         ({"nudge_share": 1}, "NAME(nudge_share) must be a finite number of at least 0 and below 1, not 1"),
         (
-            {"nudge_share": 0.1, "energy": "error_rate"},
-            "NAME(nudge_share) above 0 needs a derivative, which NAME(energy) 'error_rate' does not have",
+            {"start": "scores"},
+            "NAME(start) must be one of score_search, magnitude, saliency, random, not 'scores'",
         ),
-        ({"move": "informed", "energy": "error_rate"}, "NAME(move) 'informed' needs a derivative"),
+        ({"estimates": "x"}, "NAME(estimates) must be one of forward, gradient, not 'x'"),
+        (
+            {"score_steps": 0},
+            "NAME(score_steps) must be a whole number of at least 1, or None to choose it; for annealing alone "
+            "choose another start, such as 'magnitude', not 0",
+        ),
+        ({"score_steps": 1e3}, "NAME(score_steps) must be a whole number of at least 1"),
         (
             {"logit_scale": 0, "schedule": "linear"},
             "NAME(logit_scale) must be a finite number above 0, or None to calibrate it, not 0",
@@ -40,9 +49,28 @@ def test_numbers_become_plain_and_zero_suits_all_schedules_but_the_geometric():
     assert hash(found) == hash(check_options(found))
 
 
-def test_derivatives_are_taken_by_informed_swaps_and_nudges():
-    assert [uses_gradients(Options(move=move)) for move in ("saliency", "informed")] == [False, True]
-    assert uses_gradients(Options(nudge_share=0.1))
+def test_no_derivative_is_taken_unless_asked_for():
+    for move, start, nudge_share in itertools.product(MOVES, STARTS, (0.0, 0.1)):
+        options = Options(move=move, start=start, nudge_share=nudge_share)
+        assert not uses_gradients(options)
+        estimated = move == "informed" or start == "score_search" or nudge_share > 0
+        assert uses_gradients(options._replace(estimates="gradient")) == estimated
+
+
+def test_estimates_of_an_error_rate_are_allowed():
+    for estimates in ("forward", "gradient"):
+        options = Options(energy="error_rate", estimates=estimates, nudge_share=0.1)
+        assert check_options(options) == options
+
+
+def test_score_search_makes_no_more_steps_than_annealing_makes_proposals(monkeypatch):
+    monkeypatch.setattr(options_module, "SCORE_STEPS", 700)
+    found = [score_steps(Options(), proposals) for proposals in (1, 699, 700, 10**6)]
+    assert found == [1, 699, 700, 700]
+    # A given number is taken, whatever the number of proposals.
+    assert [score_steps(Options(score_steps=800), proposals) for proposals in (1, 10**6)] == [800, 800]
+    plain = check_options(Options(score_steps=np.int64(800)))
+    assert type(plain.score_steps) is int and hash(plain) == hash(Options(score_steps=800))
 
 
 def test_more_branches_are_annealed_on_more_samples():

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from sa_jax.networks import masks, mlp
+from sa_jax.networks.energies import cross_entropy, error_rate, kl_to_teacher
 from sa_jax.networks.mlp import Network
 from sa_jax.pruning import problem
-from sa_jax.pruning.options import SCHEDULES, Options
+from sa_jax.pruning.options import ENERGIES, SCHEDULES, Options
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +35,44 @@ def test_the_initial_mask_keeps_as_many_branches_as_asked_for(task, start):
     np.testing.assert_array_equal(own.mask, given)
 
 
+@pytest.mark.parametrize("energy", ENERGIES)
+def test_annealing_continues_on_the_energy_of_score_search(task, energy):
+    """The logit scale is that of the largest weights, whatever mask the search has found."""
+    network, x, y = task
+    options = Options(energy=energy)
+    scale, targets = problem.calibrated_search(network, x, y, 10, options)
+    found = jnp.arange(network.total) < 10
+    after = problem.prepare(jax.random.key(1), network, x, y, 10, options, found)
+    assert float(after.logit_scale) == float(scale)
+    assert (targets.shape, targets.dtype) == (((50, 3), jnp.float32) if "kl" in energy else ((50,), jnp.int32))
+    np.testing.assert_array_equal(targets.T, after.data[1])
+    # With another start it is that of the mask itself.
+    alone = problem.prepare(jax.random.key(1), network, x, y, 10, options._replace(start="magnitude"), found)
+    largest = problem.prepare(jax.random.key(1), network, x, y, 10, options._replace(start="magnitude"))
+    assert float(largest.logit_scale) == float(scale) != float(alone.logit_scale)
+    given, _ = problem.calibrated_search(network, x, y, 10, options._replace(logit_scale=2.5))
+    assert float(given) == 2.5
+
+
+@pytest.mark.parametrize("energy", ENERGIES)
+def test_estimates_are_of_an_energy_that_has_a_slope(task, energy):
+    network, x, y = task
+    options = Options(energy=energy, logit_scale=2.0)
+    logits, labels = mlp.forward(network, x), jax.nn.softmax(x[:, :3], 1) if "kl" in energy else y
+    expected = kl_to_teacher(2.0) if "kl" in energy else cross_entropy(2.0)
+    guide = problem.guiding_energy(2.0, options)
+    assert float(guide(logits, labels)) == pytest.approx(float(expected(logits, labels)))
+    assert np.any(jax.grad(guide)(logits, labels))
+    found = problem.prepare(jax.random.key(1), network, x, y, 10, options._replace(start="magnitude"))
+    own = problem.make_energy(found, options)
+    assert float(own(logits, labels)) == pytest.approx(
+        float((error_rate() if energy == "error_rate" else expected)(logits, labels))
+    )
+
+
 @pytest.mark.parametrize("schedule", [*SCHEDULES, lambda step: 0.3])
 def test_schedules_start_at_the_start_temperature(task, schedule):
-    options = Options(schedule=schedule, temperature_start=0.3, temperature_end=0.01)
+    options = Options(start="magnitude", schedule=schedule, temperature_start=0.3, temperature_end=0.01)
     found = problem.prepare(jax.random.key(1), *task, 10, options)
     temperature = problem.make_schedule(found, options, 100)
     assert float(temperature(0)) == pytest.approx(0.3, rel=1e-5)
@@ -45,7 +81,7 @@ def test_schedules_start_at_the_start_temperature(task, schedule):
 
 
 def test_positions_hold_weights_where_these_move(task):
-    found = problem.prepare(jax.random.key(1), *task, 10, Options())
+    found = problem.prepare(jax.random.key(1), *task, 10, Options(start="magnitude"))
     assert problem.start_position(found, Options()) is found.mask
     weighted = problem.start_position(found, Options(nudge_share=0.5))
     np.testing.assert_array_equal(weighted[0], found.mask)

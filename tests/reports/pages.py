@@ -107,10 +107,25 @@ def with_survival(result, masks, chains):
 
 
 def make_probes():
-    names = ("density", "kept", "validation_accuracy", "compile_seconds", "anneal_seconds", "cpu_seconds")
-    rows = ((0.5, 500, 0.9612, 1, 2, 3.5), (0.25, 250, 0.9434, 1, 2, 4.5), (0.354, 354, 0.9501, 1, 2, 5.5))
-    rows += ((0.297, 297, 0.9499, 1, 2, 5.0),)
+    names = ("density", "kept", "validation_accuracy", "search_seconds", "compile_seconds", "anneal_seconds")
+    names += ("cpu_seconds",)
+    rows = (
+        (0.5, 500, 0.9612, 0, 1, 2, 3.5),
+        (0.25, 250, 0.9434, 0, 1, 2, 4.5),
+        (0.354, 354, 0.9501, 0, 1, 2, 5.5),
+    )
+    rows += ((0.297, 297, 0.9499, 0, 1, 2, 5.0),)
     return [dict(zip(names, row, strict=True)) for row in rows]
+
+
+def with_parts(result):
+    """A result that began with score search, and whose annealing ended early."""
+    names = ("part", "energy", "validation_accuracy", "test_accuracy", "cpu_seconds")
+    rows = (("largest weights", None, 0.2105, 0.2011, 0.0), ("score search", 0.4321, 0.8612, 0.8587, 12.34))
+    rows += (("annealing", 0.3003, 0.8712, 0.8888, 34.56),)
+    parts = [dict(zip(names, row, strict=True)) for row in rows]
+    steps = {"num_steps": 45_000, "planned_steps": 200_000, "score_steps": 6_000, "patience": 0.2}
+    return result | {"parts": parts, "start": "score_search", "estimates": "forward"} | steps
 
 
 def saved(text):

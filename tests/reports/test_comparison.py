@@ -63,7 +63,7 @@ def test_methods_stand_in_their_classes():
     table = markdown_tables(*make_comparison(datasets=("mnist",)))
     order = [line.split("|")[1].strip() for line in table.splitlines() if line.startswith("| ")][2:]
     at = [order.index(name) for name in ("*Needs no labels*", "Node, input norm", "*Needs labels, no derivative*")]
-    at += [order.index(name) for name in ("Annealing, no derivative", "*Takes derivatives of the loss*")]
+    at += [order.index(name) for name in ("Annealing alone", "*Takes derivatives of the loss*")]
     at += [order.index(name) for name in ("SNIP", "Annealing", "*Moves weights*", "WoodFisher")]
     assert at == sorted(at)
     assert len(order) == len(METHODS) + 4

@@ -11,7 +11,16 @@ import numpy as np
 import pytest
 
 from sa_jax.reports.run import render_report
-from tests.reports.pages import Page, make_evolution, make_probes, make_run, make_weights, saved, with_survival
+from tests.reports.pages import (
+    Page,
+    make_evolution,
+    make_probes,
+    make_run,
+    make_weights,
+    saved,
+    with_parts,
+    with_survival,
+)
 
 OPTIONAL = (
     "magnitude_test_accuracy",
@@ -29,7 +38,7 @@ def test_page_holds_the_figures_of_the_run():
     for expected in (
         f"{result['kept']} of {result['total']} branches kept (25.0 %): 88.9 % test accuracy",
         "16-6-5-3 relu network, random weights, on digits.",
-        "no weight was changed. Nothing was back-propagated.",
+        "Annealing chose branches; no weight was changed. No derivative of the energy was taken.",
         "pixels still feed the network",
         *("87.1 %", "94.0 %", "73.1 %", "10.8 %", "2,000,000", "61,234", "26.25", "12345", "0.7.1"),
         ", ".join(map(str, result["kept_per_layer"])),
@@ -103,6 +112,64 @@ def test_a_search_of_one_probe_is_drawn(density):
     result |= {"probes": make_probes()[:1], "target_accuracy": 0.99, "dense_validation_accuracy": 0.955}
     result["probes"][0]["density"] = density
     Page(render_report(result, trace, masks, (4, 4)))
+
+
+def test_what_each_part_gained_is_listed():
+    result, trace, masks = make_run()
+    result = with_parts(result)
+    text = render_report(result, trace, masks, (4, 4))
+    page = Page(text)
+    assert "What each part gained" in page.text
+    for row in (
+        "largest weights - 21.05 % 20.11 % 0.0 s",
+        "score search 0.4321 86.12 % 85.87 % 12.3 s",
+        "annealing 0.3003 87.12 % 88.88 % 34.6 s",
+    ):
+        assert row in page.text
+    assert saved(text)["parts.csv"] == [
+        ["part", "energy", "validation_accuracy", "test_accuracy", "cpu_seconds"],
+        ["largest weights", "", "0.2105", "0.2011", "0.0"],
+        ["score search", "0.4321", "0.8612", "0.8587", "12.34"],
+        ["annealing", "0.3003", "0.8712", "0.8888", "34.56"],
+    ]
+    for setting in ("start score_search", "estimates forward", "score steps 6,000", "patience 0.2"):
+        assert setting in page.text
+    assert "Steps × chains 45,000 × 3" in page.text and "Score search 6,000 steps" in page.text
+    assert "What each part gained" not in render_report(*make_run(), (4, 4))
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (
+            {},
+            "Score search and then annealing chose branches; no weight was changed. No derivative of the energy",
+        ),
+        (
+            {"uses_gradients": True},
+            "changed. Derivatives of the energy guided the proposals or chose the initial mask.",
+        ),
+        (
+            {"moves_weights": True},
+            "Score search and then annealing chose branches and changed weights. No derivative",
+        ),
+        (
+            {},
+            "ended after 45,000 of 200,000 planned proposals, because it gained nothing more on validation",
+        ),
+        (
+            {"stopped": True},
+            "The run was stopped after 45,000 of 200,000 planned proposals: this is what it has found",
+        ),
+    ],
+)
+def test_the_page_says_how_the_branches_were_chosen(changes, sentence):
+    result, trace, masks = make_run()
+    text = Page(render_report(with_parts(result) | changes, trace, masks, (4, 4))).text
+    assert sentence in text
+    assert ("gained nothing more" in text) != ("stopped" in changes)
+    whole = with_parts(result) | {"num_steps": 200_000}
+    assert "planned proposals" not in Page(render_report(whole, trace, masks, (4, 4))).text
 
 
 def test_worth_and_the_best_one_shot_mask_stand_at_the_top():
@@ -248,6 +315,7 @@ def test_page_fits_phone_and_desktop_in_a_browser(tmp_path):
     if chromium is None:
         pytest.skip("needs Chromium or Chrome")
     result, trace, masks = make_run(sizes=(16, 6, 5, 3))
+    result = with_parts(result)
     result |= {"probes": make_probes(), "target_accuracy": 0.95, "dense_validation_accuracy": 0.955}
     survival, weights = with_survival(result, masks, 3), make_weights(masks)
     text = render_report(result, trace, masks, (4, 4), survival, weights, make_evolution(trace, masks, 9))

@@ -5,7 +5,7 @@ from typing import Any
 
 from sa_jax.commands.bench import exports, proposals
 from sa_jax.commands.messages import RESUMABLE, tell
-from sa_jax.commands.run.chains import Stopped
+from sa_jax.commands.run.records import Stopped
 from sa_jax.files import workdirs
 from sa_jax.types import InputError
 

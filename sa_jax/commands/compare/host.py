@@ -494,8 +494,9 @@ def worth_texts(config: CompareConfig, rows: Sequence[dict[str, Any]]) -> list[s
             best = max(one_shot, key=lambda method: mean(method, density, "validation_accuracy"))
             gain = mean(reference, density) - mean(best, density)
             gains.append(f"{100 * gain:+.1f} at {100 * density:g} % kept ({comparison.display_name(best)})")
-        known = [method for method in config.methods if method in baselines.METHODS and method not in one_shot]
-        others = [method for method in known if not baselines.METHODS[method].moves_weights]
+        known = [method for method in config.methods if method in baselines.METHODS]
+        others = [method for method in known if method not in one_shot and not baselines.METHODS[method].own]
+        others = [method for method in others if not baselines.METHODS[method].moves_weights]
         rival = max(others, key=lambda method: mean(method, name="validation_accuracy"), default=None)
         seconds = [mean(reference, density, "cpu_seconds") for density in config.densities]
         least = mean(DENSE, 1.0, "validation_accuracy") - config.tolerance

@@ -15,6 +15,7 @@ from sa_jax.baselines import Budget
 from sa_jax.commands.run.settings import MAX_SEED, RunConfig
 from sa_jax.files import datasets
 from sa_jax.files.array_files import SUFFIXES
+from sa_jax.pruning.options import SCORE_STEPS
 from sa_jax.types import InputError
 
 DENSE = "dense"
@@ -55,6 +56,7 @@ class CompareConfig:
       search_samples: training samples on which random search and the genetic algorithm evaluate masks.
       epochs: passes over the training split, of methods that train by back-propagation.
       learning_rate: learning rate of Adam for trained scores, see `baselines.Budget`.
+      score_steps: steps of score search, where it is a method of its own.
       tolerance: loss of accuracy against the dense network, as a share of all samples, that still counts as none.
     """
 
@@ -71,6 +73,7 @@ class CompareConfig:
     search_samples: int = 1_000
     epochs: int = 10
     learning_rate: float = 1e-2
+    score_steps: int = SCORE_STEPS
     tolerance: float = 0.005
 
     def __post_init__(self):
@@ -114,7 +117,7 @@ class CompareConfig:
         for method in self.methods:
             checks.choice("each method in compare.methods", method, [DENSE, *self.annealers, *baselines.METHODS])
         plain = baselines.check_budget(self.budget, "compare")._asdict()
-        for name in ("num_samples", "search_samples", "epochs", "learning_rate"):
+        for name in ("num_samples", "search_samples", "epochs", "learning_rate", "score_steps"):
             self._store(name, plain[name])
         if self.num_evaluations is not None:
             self._store("num_evaluations", plain["num_evaluations"])
@@ -148,7 +151,8 @@ class CompareConfig:
     def budget(self) -> Budget:
         """The budget of the baselines, with one evaluation where `num_evaluations` is None and not known yet."""
         evaluations = 1 if self.num_evaluations is None else self.num_evaluations
-        return Budget(self.num_samples, evaluations, self.search_samples, self.epochs, self.learning_rate)
+        training = self.epochs, self.learning_rate
+        return Budget(self.num_samples, evaluations, self.search_samples, *training, self.score_steps)
 
     @property
     def searched_like(self) -> str:

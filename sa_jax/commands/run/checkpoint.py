@@ -120,7 +120,7 @@ def check_settings(folder: Path, settings: Mapping[str, Any], overwrite: bool) -
 
 def any_in(folder: Path) -> bool:
     """Returns whether a run's folder of checkpoints holds one from which it can resume."""
-    return any(step.name.isdecimal() for step in folder.glob("*/*"))
+    return any(step.name.isdecimal() for step in folder.glob("*/*")) or any(folder.glob("score_search-*.npz"))
 
 
 def remove_unused(folder: Path) -> None:

@@ -14,7 +14,7 @@ from sa_jax import checks
 from sa_jax.commands import interrupts
 from sa_jax.commands.hardware import use_all_cores
 from sa_jax.commands.messages import RESUMABLE, first_line, tell
-from sa_jax.commands.run import chains, runner
+from sa_jax.commands.run import records, runner
 from sa_jax.commands.run.settings import RunConfig
 from sa_jax.files import workdirs
 from sa_jax.types import InputError
@@ -44,12 +44,15 @@ def command(config: RunConfig, operative: str, arguments: argparse.Namespace) ->
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
         task = bar.add_task("", total=None, steps="", figures="preparing and compiling")
 
-        def show(progress: chains.Progress) -> None:
-            figures = (
-                f"T {progress.temperature:.1e}  energy {progress.energy:.4f}  best {progress.best_energy:.4f}  "
-                f"accepted {progress.acceptance:.1%}  {progress.steps_per_second:,.0f} steps/s"
-            )
+        def show(progress: records.Progress) -> None:
             steps = f"step {progress.step:,}/{progress.num_steps:,}"
+            if progress.searching:
+                steps = f"score search, {steps}"
+                figures = f"energy {progress.energy:.4f}  "
+            else:
+                energies = f"energy {progress.energy:.4f}  best {progress.best_energy:.4f}"
+                figures = f"T {progress.temperature:.1e}  {energies}  accepted {progress.acceptance:.1%}  "
+            figures += f"{progress.steps_per_second:,.0f} steps/s"
             if progress.density is not None:
                 steps = f"probe {progress.probe}, {100 * progress.density:.3g} % kept, {steps}"
             bar.update(task, completed=progress.step, total=progress.num_steps, steps=steps, figures=figures)
@@ -57,7 +60,7 @@ def command(config: RunConfig, operative: str, arguments: argparse.Namespace) ->
         try:
             overwrite, stop = arguments.overwrite, interrupts.requested
             result = runner.run(config, arguments.workdir, operative, overwrite, show, tell, stop)
-        except chains.Stopped as stopped:
+        except records.Stopped as stopped:
             tell(f"{stopped}; repeat the command to resume")
             return RESUMABLE
         except (ValueError, RuntimeError) as error:
@@ -116,11 +119,11 @@ def summary(result: dict[str, Any], workdir: Path) -> str:
     accuracies |= {name: result[f"{field}_test_accuracy"] for name, field in names.items()}
     width = max(17, *(len(name) + 2 for name in accuracies))
     of_search = f", found by {len(result['probes'])} probes" if result["probes"] else ""
-    seconds = result["compile_seconds"] + result["anneal_seconds"]
+    done = "searched, compiled and annealed" if result["score_steps"] else "compiled and annealed"
+    seconds = sum(result[f"{part}_seconds"] for part in ("search", "compile", "anneal"))
     lines = [
         f"{result['kept']:,} of {result['total']:,} branches kept ({result['kept'] / result['total']:.1%}) of "
-        f"{'-'.join(map(str, result['sizes']))} on {result['dataset']}{of_search}, compiled and annealed in "
-        f"{seconds:.0f} s",
+        f"{'-'.join(map(str, result['sizes']))} on {result['dataset']}{of_search}, {done} in {seconds:.0f} s",
         *(f"  {name:<{width}}{100 * accuracy:6.2f} % test accuracy" for name, accuracy in accuracies.items()),
         f"  {result['worth']}",
         *(f"  warning: {warning}" for warning in result["warnings"]),

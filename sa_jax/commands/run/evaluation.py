@@ -1,6 +1,6 @@
 """Evaluates a finished run against baselines."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from sa_jax import baselines
 from sa_jax.commands.hardware import versions
-from sa_jax.commands.run.chains import Annealed
+from sa_jax.commands.run.records import Annealed
 from sa_jax.commands.run.settings import RunConfig
 from sa_jax.files import datasets
 from sa_jax.networks import masks, mlp
@@ -30,7 +30,7 @@ ONE_SHOT = (
     "snip",
     "obd",
 )
-SECONDS = ("compile_seconds", "anneal_seconds", "cpu_seconds")
+SECONDS = ("search_seconds", "compile_seconds", "anneal_seconds", "cpu_seconds")
 # An accuracy equal to the target passes, whatever the last digit of the two floats.
 ROUNDING = 1e-9
 
@@ -42,14 +42,16 @@ class Probe(NamedTuple):
       density: kept / total.
       kept: number of branches kept.
       validation_accuracy: accuracy of its best mask.
-      compile_seconds: wall time of compiling.
+      search_seconds: wall time of the score search; 0 if there was none.
+      compile_seconds: wall time of compiling the chains.
       anneal_seconds: wall time of annealing.
-      cpu_seconds: CPU time of both, all threads.
+      cpu_seconds: CPU time of all three, and of finding the initial mask by another method, all threads.
     """
 
     density: float
     kept: int
     validation_accuracy: float
+    search_seconds: float
     compile_seconds: float
     anneal_seconds: float
     cpu_seconds: float
@@ -114,19 +116,21 @@ def worth_text(
     tolerance: float,
     sparsest: float | None = None,
     moves_weights: bool = False,
+    searched: bool = False,
 ) -> str:
     """Returns a few sentences on whether annealing was worth it.
 
     Args:
       gain: test accuracy of the annealed mask less that of the best one-shot mask with as many branches.
       best_name: name of the method of that one-shot mask.
-      cpu_seconds: CPU time that annealing took.
+      cpu_seconds: CPU time that annealing took, and finding its initial mask.
       density: kept / total, of both masks.
       keeps_dense: whether the mask keeps the dense network's accuracy on the test split, within the tolerance.
       tolerance: loss of accuracy that still counts as none, as a share of the samples.
       sparsest: where several densities were tried, the lowest that keeps the dense network's accuracy on the
         validation split; None where there is none.
       moves_weights: whether annealing moved weights.
+      searched: whether score search found the initial mask.
 
     >>> import textwrap
     >>> print(textwrap.fill(worth_text(0.041, "OBD", 12.3, 0.1, True, 0.005)))
@@ -155,7 +159,7 @@ def worth_text(
         dense = f"On validation samples it keeps {within} down to {where}"
     else:
         dense = f"It keeps {within}" if keeps_dense else f"It does not keep {within}"
-    taken = f"Annealing took {seconds} s of CPU time"
+    taken = f"{'Score search and annealing' if searched else 'Annealing'} took {seconds} s of CPU time"
     return f"{verdict} the best one-shot mask ({best_name}{weights}). {taken}. {dense}."
 
 
@@ -197,7 +201,9 @@ def evaluate(
     acceptance = float(annealed.num_accepted.mean() / annealed.num_steps)
     warnings = []
     if num_kept < network.total:
-        warnings += search_warnings(acceptance, annealed.best_energy.min() < annealed.start_energy)
+        # After score search there may be nothing left to gain.
+        improved = annealed.best_energy.min() < annealed.start_energy or annealed.searched is not None
+        warnings += search_warnings(acceptance, improved)
     if config.weights not in ("random", "pretrain") and list(config.hidden) != network.sizes[1:-1]:
         warnings.append(
             f"HIDDEN = {list(config.hidden)} was not used: the hidden layers of the weights file have the widths "
@@ -208,6 +214,7 @@ def evaluate(
         warnings.append(f"no density tried reached {target}: this result came closest")
     problem = annealed.problem
     runs = [annealed] if search is None else search.probes
+    timed = "annealing" if annealed.searched is None else "score search and annealing"
     result = {
         "dataset": dataset.name,
         "data": config.dataset,
@@ -243,13 +250,14 @@ def evaluate(
         "acceptance": acceptance,
         "num_samples": annealed.num_samples,
         "num_steps": annealed.num_steps,
+        "planned_steps": annealed.planned_steps,
         "num_chains": config.num_chains,
         "steps_per_second": annealed.num_steps / annealed.anneal_seconds,
         "proposals_per_second": config.num_chains * annealed.num_steps / annealed.anneal_seconds,
         "chain_batch": annealed.chain_batch,
         "memory_bytes": annealed.memory_bytes,
         **{name: sum(getattr(run, name) for run in runs) for name in SECONDS},
-        "seconds_cover": "annealing" if search is None else f"annealing, all {len(runs)} probes together",
+        "seconds_cover": timed if search is None else f"{timed}, all {len(runs)} probes together",
         "seed": config.seed,
         "energy": config.energy,
         "logit_scale": float(problem.logit_scale),
@@ -258,6 +266,10 @@ def evaluate(
         "moves_weights": config.nudge_share > 0,
         "nudge_share": config.nudge_share,
         "start": config.start,
+        "score_steps": 0 if annealed.searched is None else annealed.searched.num_steps,
+        "estimates": config.estimates,
+        "patience": config.patience,
+        "parts": _parts(annealed, found, on_validation, on_test),
         "schedule": config.schedule
         if isinstance(config.schedule, str)
         else getattr(config.schedule, "__name__", "callable"),
@@ -268,6 +280,35 @@ def evaluate(
         "versions": versions(),
     }
     return result | {"worth": _worth(result)}
+
+
+def _parts(
+    annealed: Annealed,
+    found: Network,
+    on_validation: Callable[[jax.Array, Network], float],
+    on_test: Callable[[jax.Array, Network], float],
+) -> list[dict[str, Any]]:
+    """The masks after the parts of a run that began with score search: energy, accuracies, cost of the part."""
+    searched, dense = annealed.searched, annealed.problem.network
+    if searched is None:
+        return []
+    largest = masks.by_score(jnp.abs(masks.flatten(dense.kernels)), int(annealed.mask.sum()))
+    seconds = annealed.cpu_seconds - searched.cpu_seconds
+    parts = [
+        ("largest weights", largest, dense, None, 0.0),
+        ("score search", jnp.asarray(searched.mask), dense, annealed.start_energy, searched.cpu_seconds),
+        ("annealing", jnp.asarray(annealed.mask), found, float(annealed.best_energy.min()), seconds),
+    ]
+    return [
+        {
+            "part": name,
+            "energy": energy,
+            "validation_accuracy": on_validation(mask, network),
+            "test_accuracy": on_test(mask, network),
+            "cpu_seconds": cpu_seconds,
+        }
+        for name, mask, network, energy, cpu_seconds in parts
+    ]
 
 
 def _overlap(annealed: Annealed) -> dict[str, float]:
@@ -290,6 +331,7 @@ def _worth(result: Mapping[str, Any]) -> str:
         result["tolerance"],
         min(keeping, default=None),
         result["moves_weights"],
+        result["start"] == "score_search",
     )
 
 

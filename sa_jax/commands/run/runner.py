@@ -20,9 +20,10 @@ import numpy as np
 from sa_jax import files, pruning
 from sa_jax.baselines import DEFAULT_BUDGET, Budget, Task
 from sa_jax.commands import interrupts
-from sa_jax.commands.run import checkpoint
-from sa_jax.commands.run.chains import Progress, Saving, Stopped, anneal_chains
-from sa_jax.commands.run.evaluation import SECONDS, Annealed, Probe, Search, accuracy, evaluate, network_with
+from sa_jax.commands.run import checkpoint, score_stage
+from sa_jax.commands.run.chains import anneal_chains
+from sa_jax.commands.run.evaluation import SECONDS, Probe, Search, accuracy, evaluate, network_with
+from sa_jax.commands.run.records import Annealed, Progress, Saving, Stopped
 from sa_jax.commands.run.settings import RunConfig
 from sa_jax.files import datasets, workdirs
 from sa_jax.files.npz import npz_bytes
@@ -34,7 +35,7 @@ from sa_jax.reports.run import render_report, trace_csv
 from sa_jax.types import InputError
 
 # Version of the content of a checkpoint; raise it whenever that changes.
-CHECKPOINT_FORMAT = 3
+CHECKPOINT_FORMAT = 4
 # Folder of the checkpoints in a run's folder, until the run is done.
 CHECKPOINTS = "checkpoints"
 # A search for the density stops when its answer has at most this many times the branches of a density that fails.
@@ -75,7 +76,8 @@ def run(
     Raises:
       InputError: bad data, weights or settings, or a workdir that cannot be used, or to which another command
         writes; nothing is written.
-      Stopped: `stop` asked for it; the run is saved, with partial_report.html and partial_masks.npz.
+      Stopped: `stop` asked for it; the run is saved, and once it anneals also partial_report.html and
+        partial_masks.npz.
     """
     interrupts.defer(None)
     first = jax.process_index() == 0
@@ -99,7 +101,7 @@ def run(
         try:
             annealed, search = anneal(config, dataset, network, on_progress, on_message, saving=saving)
         except Stopped as stopped:
-            if first:
+            if first and stopped.annealed is not None:
                 _write_partial(config, dataset, network, names, stopped.annealed, workdir)
             raise
         if not first:
@@ -167,7 +169,8 @@ def _write_partial(config, dataset, network, names, annealed: Annealed, workdir:
     found = network_with(network, annealed.weights)
     config = dataclasses.replace(config, density=int(annealed.mask.sum()) / network.total, target_accuracy=None)
     kernels = _by_kernel(names, network, annealed.mask)
-    page = _report(evaluate(config, dataset, network, found, annealed, None), annealed, kernels, found, dataset)
+    result = evaluate(config, dataset, network, found, annealed, None) | {"stopped": True}
+    page = _report(result, annealed, kernels, found, dataset)
     workdirs.write_file(workdir / "partial_masks.npz", npz_bytes(kernels))
     workdirs.write_file(workdir / "partial_report.html", page)
 
@@ -209,22 +212,40 @@ def anneal_density(
     Returns:
       The result of annealing; and None, as there was no search for the density.
     """
-    cpu_start = time.process_time()
     num_kept = masks.num_kept(config.density, network.total)
     num_samples, _ = config.sizes(num_kept, len(dataset.train.labels))
     samples = dataset.train.inputs[:num_samples], dataset.train.labels[:num_samples]
-    mask = None
-    if config.start_method is not None:
-        on_message(f"finding the initial mask with {config.start}")
-        key = jax.random.fold_in(jax.random.key(config.seed), 3)
-        x, y = map(jnp.asarray, dataset.train)
-        minimises = config.start_method.minimises_energy
-        energy = scaled_cross_entropy(config, network, x, y, num_kept) if minimises else None
-        task = Task(key, network, x, y, num_kept, config.activation, energy, budget)
-        mask = config.start_method.find(task).mask
-    before_chains = time.process_time() - cpu_start
-    annealed = anneal_chains(config, network, *samples, num_kept, on_progress, on_message, mask, saving)
-    return annealed._replace(cpu_seconds=annealed.cpu_seconds + before_chains), None
+    mask, searched, validation = None, None, None
+    cpu_start = time.process_time()
+    if config.start == "score_search":
+        x, y = dataset.train
+        searched = score_stage.search(config, network, x, y, num_kept, on_progress, on_message, saving)
+        mask, validation = jnp.asarray(searched.mask), dataset.validation
+    elif config.start_method is not None:
+        mask = _mask_of_method(config, dataset, network, num_kept, budget, on_message)
+    before_chains = time.process_time() - cpu_start if searched is None else searched.cpu_seconds
+
+    def with_start(annealed: Annealed) -> Annealed:
+        return annealed._replace(cpu_seconds=annealed.cpu_seconds + before_chains, searched=searched)
+
+    notes = on_progress, on_message
+    try:
+        annealed = anneal_chains(config, network, *samples, num_kept, *notes, mask, saving, validation)
+    except Stopped as stopped:
+        assert stopped.annealed is not None
+        stopped.annealed = with_start(stopped.annealed)
+        raise
+    return with_start(annealed), None
+
+
+def _mask_of_method(config, dataset, network: Network, num_kept: int, budget: Budget, on_message) -> jax.Array:
+    """The initial mask by the baseline `config.start`, flat, bool `[total]`."""
+    on_message(f"finding the initial mask with {config.start}")
+    key = jax.random.fold_in(jax.random.key(config.seed), 3)
+    x, y = map(jnp.asarray, dataset.train)
+    minimises = config.start_method.minimises_energy
+    energy = scaled_cross_entropy(config, network, x, y, num_kept) if minimises else None
+    return config.start_method.find(Task(key, network, x, y, num_kept, config.activation, energy, budget)).mask
 
 
 def scaled_cross_entropy(config: RunConfig, network: Network, x: jax.Array, y: jax.Array, num_kept: int) -> Energy:

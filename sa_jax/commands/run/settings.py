@@ -43,15 +43,19 @@ class RunConfig:
       pretrain_epochs: passes over the training split.
       pretrain_learning_rate: learning rate of Adam at the start.
       energy: see `pruning.Options`, as for the following.
-      move: 'saliency', 'informed' or 'uniform'.
-      start: 'magnitude', 'saliency' or 'random'; or a method of `baselines.METHODS` that moves no weight, such as
-        'edge_popup', which finds the initial mask first, on the training split, with its default budget.
+      move: 'informed', 'saliency' or 'uniform'.
+      start: 'score_search'; for annealing alone 'magnitude', 'saliency' or 'random'; or a method of
+        `baselines.METHODS` that moves no weight, such as 'edge_popup', which finds the initial mask first, on the
+        training split, with its default budget.
       schedule: 'geometric', 'linear', 'cosine', 'logarithmic', 'constant' or a callable.
       logit_scale: None calibrates it.
       temperature_start: None calibrates it.
       temperature_end: None calibrates it.
-      nudge_share: share of the proposals that change a weight, chosen by derivatives of the energy; 0 changes no
-        weight.
+      nudge_share: share of the proposals that change a weight; 0 changes no weight.
+      estimates: 'forward', which takes no derivative, or 'gradient'.
+      score_steps: steps of score search; None chooses.
+      patience: share of the proposals without gain on the validation split after which annealing from the mask of
+        score search ends, above 0; 1 never ends it early.
       target_accuracy: wanted accuracy on the validation split, in (0, 1], where density is None; None for the
         accuracy of the dense network less the tolerance.
       tolerance: loss of accuracy that still counts as none, against the dense network; 0.005 is half a point.
@@ -76,13 +80,16 @@ class RunConfig:
     pretrain_epochs: int = 100
     pretrain_learning_rate: float = 3e-3
     energy: str = "cross_entropy"
-    move: str = "saliency"
-    start: str = "magnitude"
+    move: str = "informed"
+    start: str = "score_search"
     schedule: str | Callable = "geometric"
     logit_scale: float | None = None
     temperature_start: float | None = None
     temperature_end: float | None = None
     nudge_share: float = 0.0
+    estimates: str = "forward"
+    score_steps: int | None = None
+    patience: float = 0.2
     target_accuracy: float | None = None
     tolerance: float = 0.005
 
@@ -103,6 +110,7 @@ class RunConfig:
         self._check_number("input_mean")
         self._check_number("checkpoint_seconds", least=0)
         self._check_number("tolerance", least=0, below=1)
+        self._check_number("patience", above=0, most=1)
         for name in ("input_std", "pretrain_learning_rate"):
             self._check_number(name, above=0)
         for name, alternative in (("density", "None to search for it"), ("target_accuracy", "None")):
@@ -152,7 +160,7 @@ class RunConfig:
     def options(self) -> Options:
         """The part of the settings that the pure functions take."""
         options = Options(*(getattr(self, name) for name in Options._fields))
-        return options if self.start_method is None else options._replace(start=STARTS[0])
+        return options if self.start_method is None else options._replace(start="magnitude")
 
     @property
     def start_method(self) -> baselines.Method | None:
@@ -173,8 +181,9 @@ class RunConfig:
 
     @staticmethod
     def _start_methods() -> dict[str, baselines.Method]:
-        methods = baselines.METHODS.items()
-        return {name: one for name, one in methods if not one.moves_weights and name not in STARTS}
+        # The start 'score_search' has all that this package's own methods have.
+        methods = {name: one for name, one in baselines.METHODS.items() if not one.own}
+        return {name: one for name, one in methods.items() if not one.moves_weights and name not in STARTS}
 
 
 def setting_name(field: str) -> str:

@@ -34,7 +34,13 @@ LEAST_REFRESH_STEPS = 1_000
 
 
 def masked_mlp(
-    network: Network, swaps: SwapProposal, energy: Energy, activation: str = "relu", moves_weights: bool = False
+    network: Network,
+    swaps: SwapProposal,
+    energy: Energy,
+    activation: str = "relu",
+    moves_weights: bool = False,
+    estimates: str = "forward",
+    guide: Energy | None = None,
 ) -> Landscape:
     """Makes the landscape of the masks of a multilayer perceptron.
 
@@ -48,15 +54,20 @@ def masked_mlp(
       activation: 'relu', 'tanh' or 'gelu'.
       moves_weights: whether positions are `Weighted`, for proposals that change weights
         (`sa_jax.moves.nudge(...)`). The weights in the position then replace the weights of `network`.
+      estimates: how proposals that use estimates get them: 'forward', from forward passes with perturbed units, or
+        'gradient', from the derivative of the energy. Unused by all other proposals.
+      guide: the energy on which these effects are estimated; None for `energy` itself. An energy such as the error
+        rate is flat almost everywhere, so that it needs another one.
 
     Returns:
       A `Landscape`. Without `moves_weights` it equals `full_mlp` up to float rounding.
 
     Raises:
-      InputError: if the activation is unknown. While annealing, if the proposals change weights and
+      InputError: if the activation or the kind of estimates is unknown. While annealing, if the proposals change
+        weights and
         `moves_weights` is False.
     """
-    layout = layout_of(network, swaps, energy, activation, moves_weights)
+    layout = layout_of(network, swaps, energy, activation, moves_weights, estimates, guide)
     landscape = Landscape(
         init=partial(init, layout),
         draw=swaps.draw,

@@ -6,9 +6,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from sa_jax import checks
 from sa_jax.moves.base import SwapProposal
 from sa_jax.networks.energies import Energy
 from sa_jax.networks.mlp import ACTIVATIONS, Network, check_activation
+from sa_jax.networks.slopes import ESTIMATES
 from sa_jax.types import PyTree
 
 # Measured on x86 with AVX2. It does not change the results.
@@ -26,6 +28,8 @@ class Layout(NamedTuple):
       energy: energy of the logits.
       act: the activation function.
       moves_weights: whether positions are `Weighted`.
+      estimates: 'forward' or 'gradient'.
+      guide: the energy whose estimates guide the proposals.
       weights: flat weights of each layer.
       shapes: `(inputs, outputs)` of each layer.
       starts: flat index of the first branch of each layer; at the end, the total number of branches.
@@ -38,6 +42,8 @@ class Layout(NamedTuple):
     energy: Energy
     act: Callable[[jax.Array], jax.Array]
     moves_weights: bool
+    estimates: str
+    guide: Energy
     weights: list[jax.Array]  # float32 [inputs * outputs] each
     shapes: list[tuple[int, int]]
     starts: list[int]
@@ -51,14 +57,21 @@ class Layout(NamedTuple):
 
 
 def layout_of(
-    network: Network, swaps: SwapProposal, energy: Energy, activation: str, moves_weights: bool
+    network: Network,
+    swaps: SwapProposal,
+    energy: Energy,
+    activation: str,
+    moves_weights: bool = False,
+    estimates: str = "forward",
+    guide: Energy | None = None,
 ) -> Layout:
     """Makes the fixed part of a landscape; arguments as in `masked_mlp`.
 
     Raises:
-      InputError: if the activation is unknown.
+      InputError: if the activation or the kind of estimates is unknown.
     """
     check_activation(activation)
+    checks.choice("estimates", estimates, ESTIMATES)
     # A flat array per layer, because one flat array of all layers would be a second copy of the weights.
     weights = [jnp.ravel(kernel) for kernel in network.kernels]
     shapes = network.shapes
@@ -71,7 +84,8 @@ def layout_of(
     else:
         path = ("no hidden layer", "one hidden layer", "two hidden layers", "deep")[min(head, 3)]
     act = ACTIVATIONS[activation]
-    return Layout(network, swaps, energy, act, moves_weights, weights, shapes, starts, head, path)
+    options = moves_weights, estimates, energy if guide is None else guide
+    return Layout(network, swaps, energy, act, *options, weights, shapes, starts, head, path)
 
 
 def mask_of(layout: Layout, position: PyTree) -> jax.Array:

@@ -2,7 +2,7 @@
 
 from sa_jax import cli
 from sa_jax.commands.bench import exports, proposals
-from sa_jax.commands.run.chains import Stopped
+from sa_jax.commands.run.records import Stopped
 
 
 def test_exports_are_measured_into_a_folder(tmp_path, capsys):

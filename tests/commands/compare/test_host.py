@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,10 +13,9 @@ from sa_jax.commands.compare import host as compare
 from sa_jax.commands.compare import settings
 from sa_jax.commands.compare.settings import Cell
 from sa_jax.commands.run.settings import RunConfig
-from sa_jax.files import datasets, workdirs
-from sa_jax.files.npz import npz_bytes
+from sa_jax.files import datasets, npz, workdirs
 from sa_jax.networks.mlp import Network
-from tests.commands.compare.configs import config_of
+from tests.commands.compare.configs import RUN, config_of
 from tests.conftest import refusal
 
 
@@ -38,7 +38,7 @@ def test_writes_one_row_per_cell_and_everything_drawn(done):
     assert set(grid_fields := compare.FIELDS) == set(read[0]) and len(grid_fields) == len(read[0])
     annealed = next(row for row in read if row["method"] == "anneal")
     assert (annealed["kept"], annealed["total"], annealed["sparsity"]) == ("59", "592", "0.9")
-    assert (annealed["uses_gradients"], annealed["moves_weights"]) == ("True", "False")
+    assert (annealed["uses_gradients"], annealed["moves_weights"]) == ("False", "False")
     assert int(annealed["effective_kept"]) <= 59 and float(annealed["cpu_seconds"]) > 0
     assert annealed["num_evaluations"] == "200"
     for name in ("results.md", "report.html", "paired.csv", "operative.gin"):
@@ -87,6 +87,25 @@ def test_skips_what_is_done_and_measures_again_what_changed(done):
     }
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_score_search_and_its_rival_minimise_the_energy_of_annealing(tmp_path):
+    """They use its scale of the logits."""
+    methods = ["score_search", "score_search_gradient", "edge_popup_momentum"]
+    masks_of = []
+    for scale in (None, 0.1):
+        workdir, run = tmp_path / str(scale), replace(RUN, logit_scale=scale)
+        config = config_of(methods=methods, seeds=[0], run=run, epochs=3, score_steps=100)
+        rows = {row["method"]: row for row in compare.compare(config, workdir, 1)}
+        assert [row["kept"] for row in rows.values()] == [592, 59, 59, 59]
+        uses = [(rows[name]["uses_labels"], rows[name]["uses_gradients"]) for name in methods]
+        assert uses == [(True, False), (True, True), (True, True)]
+        assert not any(rows[name]["moves_weights"] for name in methods)
+        cells = [cell for cell in config.cells() if cell.method in methods]
+        masks_of.append([npz.read_npz(workdir / "cells" / f"{cell.name}.npz")["mask"] for cell in cells])
+    assert not any(map(np.array_equal, *masks_of))
+
+
 def test_a_damaged_cell_counts_as_not_there(tmp_path):
     (tmp_path / "cells").mkdir()
     cell = Cell("digits", "pretrain", (8,), "anneal", 0.1, 0)
@@ -96,17 +115,17 @@ def test_a_damaged_cell_counts_as_not_there(tmp_path):
     assert compare.saved_row(config_of(), tmp_path, cell) is None
     (tmp_path / "networks").mkdir()
     network = tmp_path / "networks" / f"{cell.network_name}.npz"
-    network.write_bytes(npz_bytes({"Dense_0/kernel": np.ones((64, 10), np.float32)}))
+    network.write_bytes(npz.npz_bytes({"Dense_0/kernel": np.ones((64, 10), np.float32)}))
     saved = {"digest": settings.digest(config_of(), cell), "row": {"kept": 1}}
     path.write_text(json.dumps(saved | {"network": compare._network_hash(tmp_path, cell)}))
     assert compare.saved_row(config_of(), tmp_path, cell) is None  # without its arrays
-    path.with_suffix(".npz").write_bytes(npz_bytes({"correct": np.zeros(1, np.uint8)}))
+    path.with_suffix(".npz").write_bytes(npz.npz_bytes({"correct": np.zeros(1, np.uint8)}))
     assert compare.saved_row(config_of(), tmp_path, cell) == {"kept": 1}
     path.write_text(path.read_text().replace('"kept": 1', '"kept": NaN'))
     assert compare.saved_row(config_of(), tmp_path, cell) is None
     path.write_text(path.read_text().replace('"kept": NaN', '"kept": 1'))
     assert compare.saved_row(config_of(run=RunConfig(num_steps=300)), tmp_path, cell) is None
-    network.write_bytes(npz_bytes({"Dense_0/kernel": np.zeros((64, 10), np.float32)}))
+    network.write_bytes(npz.npz_bytes({"Dense_0/kernel": np.zeros((64, 10), np.float32)}))
     assert compare.saved_row(config_of(), tmp_path, cell) is None  # it pruned another network
 
 
@@ -168,9 +187,10 @@ def test_without_a_reference_there_is_nothing_to_compare_with(done):
 
 
 def test_worth_names_the_best_other_search_by_its_validation_accuracy():
-    """Not by its test accuracy, and none that moves weights."""
+    """Not by its test accuracy, none that moves weights, and no search of our own."""
     accuracies = {"dense": (0.95, 0.95), "snip": (0.5, 0.5), "anneal": (0.9, 0.9)}
     accuracies |= {"magnitude_finetuned": (0.94, 0.94), "edge_popup": (0.89, 0.88), "movement": (0.8, 0.93)}
+    accuracies |= {"score_search": (0.93, 0.92), "score_search_gradient": (0.92, 0.91)}
     common = {"dataset": "digits", "network": "64-8-10", "weights": "pretrain", "cpu_seconds": 7.0}
     rows = [
         common

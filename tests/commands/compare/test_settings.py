@@ -51,6 +51,7 @@ from tests.conftest import refusal
             ["the mean in compare.datasets['digits'] must be a finite number, not 'a'"],
         ),
         ({"epochs": 0}, ["compare.epochs"]),
+        ({"score_steps": 0}, ["compare.score_steps must be a whole number of at least 1, not 0"]),
         ({"tolerance": 1.5}, ["compare.tolerance"]),
     ],
 )
@@ -65,7 +66,6 @@ def test_refuses(changes, parts):
         "compare_digits",
         "compare_mlpnet",
         "compare_lenet300",
-        "compare_lenet300_polish",
         "paper",
         "paper_schedules",
     ],
@@ -79,6 +79,16 @@ def test_networks_of_other_paths_have_other_files():
     one, other = (Cell("digits", f"{folder}/w.npz", (8,), "anneal", 0.1, 0) for folder in "ab")
     assert one.name != other.name and one.network_name != other.network_name
     assert one.name != one._replace(density=0.1 + 1e-9).name
+
+
+def test_the_steps_of_score_search_are_part_of_its_cell():
+    configs = [config_of(methods=["score_search", "anneal"], score_steps=steps) for steps in (10, 20)]
+    assert [config.budget.score_steps for config in configs] == [10, 20]
+    same = []
+    for method in configs[0].methods:
+        digests = [settings.digest(config, Cell("digits", "pretrain", (8,), method, 0.1, 0)) for config in configs]
+        same.append(digests[0] == digests[1])
+    assert same == [False, True]
 
 
 def test_the_budget_counts_where_a_method_finds_the_start():

@@ -1,4 +1,4 @@
-"""Chains of a run: what changes no bit of them, and the memory that they need."""
+"""Chains of a run: what changes no bit of them, and when they end."""
 
 import dataclasses
 
@@ -6,13 +6,26 @@ import jax
 import numpy as np
 import pytest
 
-from sa_jax.commands.run import chains, runner
+from sa_jax import pruning
+from sa_jax.commands.run import evaluation, history, programs, runner
+from sa_jax.commands.run.records import Saving, Stopped
 from sa_jax.files import datasets
-from tests.commands.run.runs import SMALL, annealed
-from tests.conftest import refusal
+from sa_jax.networks import mlp
+from tests.commands.run.runs import SEARCHED, SMALL, annealed, stop_after
 
 # A last chunk that is shorter than the others.
 UNEVEN = dataclasses.replace(SMALL, num_steps=3_500)
+# So hot that nothing is gained after score search.
+HOT = dataclasses.replace(
+    SEARCHED, move="informed", num_steps=8_000, schedule="constant", temperature_start=1e6, patience=0.3
+)
+
+
+def from_search(config, **saving):
+    """Anneals as `run` does, after score search, if there is one."""
+    dataset = datasets.load_dataset(config.dataset)
+    _, network = runner.load_network(config, dataset)
+    return runner.anneal_density(config, dataset, network, **saving)[0]
 
 
 @pytest.mark.slow
@@ -32,7 +45,7 @@ def test_chain_count_changes_no_bit_of_a_chain():
 @pytest.mark.usefixtures("optimized")
 def test_chunk_length_changes_no_bit(monkeypatch):
     long = annealed(UNEVEN)
-    monkeypatch.setattr(chains, "MIN_CHUNK_STEPS", 300)
+    monkeypatch.setattr(programs, "MIN_CHUNK_STEPS", 300)
     short = annealed(UNEVEN)
     assert len(short.trace["step"]) > len(long.trace["step"])
     np.testing.assert_array_equal(long.mask, short.mask)
@@ -66,23 +79,57 @@ def test_chain_batches_walk_alike_up_to_rounding():
 
 
 @pytest.mark.slow
-def test_a_run_that_does_not_fit_is_refused_before_it_begins(tmp_path, monkeypatch):
-    monkeypatch.setattr(chains, "free_memory", lambda device: 20_000)
-    messages = []
-    with refusal("the run needs", "MB of memory", "only 0.0 MB are free", "lower NUM_SAMPLES"):
-        runner.run(SMALL, tmp_path / "run", on_message=messages.append)
-    assert any(message.startswith("needs ") for message in messages)
-    assert not (tmp_path / "run").exists()
+def test_annealing_that_gains_nothing_ends_early(tmp_path):
+    """After three tenths of its proposals; at the same step where it was stopped and resumed."""
+    whole = from_search(HOT)
+    assert (whole.num_steps, whole.planned_steps) == (3_000, 8_000)
+    assert whole.trace["step"].tolist() == [1_000, 2_000, 3_000]
+    assert whole.snapshots["step"].tolist() == [0, 1_000, 2_000, 3_000] and whole.max_drift < 1e-3
+    stops = 0
+    while True:
+        try:
+            resumed = from_search(HOT, saving=Saving(tmp_path, 60.0, stop_after(1)))
+            break
+        except Stopped as stopped:
+            stops += 1
+            if stopped.annealed is not None:
+                assert stopped.annealed.searched.num_steps == 350 and stopped.annealed.planned_steps == 8_000
+                assert stopped.annealed.cpu_seconds > stopped.annealed.searched.cpu_seconds > 0
+    assert stops == 6  # after each part of the search, and each chunk but the last
+    assert resumed.num_steps == 3_000
+    for name in ("masks", "best_energy", "num_accepted"):
+        np.testing.assert_array_equal(getattr(whole, name), getattr(resumed, name))
+    for name, values in whole.trace.items():
+        np.testing.assert_array_equal(values, resumed.trace[name])
+    for name, values in whole.snapshots.items():
+        np.testing.assert_array_equal(values, resumed.snapshots[name])
 
 
 @pytest.mark.slow
-def test_memory_is_stated_and_does_not_grow_with_the_steps():
-    """Against the arrays that must exist on each of the two devices, for a network large enough to tell."""
-    dataset = datasets.load_dataset("digits")
-    config = dataclasses.replace(SMALL, hidden=(300, 300), weights="random", num_samples=1_000)
-    short, long = (annealed(dataclasses.replace(config, num_steps=n), dataset) for n in (1_000, 4_000))
-    assert short.memory_bytes == long.memory_bytes
-    branches = 64 * 300 + 300 * 300 + 300 * 10
-    fixed = 4 * branches * 2 + 4 * 1_000 * 64  # weights and saliency, inputs
-    chain = branches * (1 + 1 + 4) + 4 * 1_000 * 610  # mask, best mask, index list, outputs
-    assert fixed + chain < short.memory_bytes / 2 < 2.5 * (fixed + chain)
+@pytest.mark.parametrize(
+    "changes", [{"patience": 1}, {"start": "magnitude", "patience": 0.1}, {"start": "random"}]
+)
+def test_annealing_alone_or_with_patience_makes_all_proposals(changes):
+    whole = from_search(dataclasses.replace(HOT, num_steps=3_000, **changes))
+    assert whole.num_steps == whole.planned_steps == 3_000
+    assert (whole.searched is None) == ("start" in changes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [{"nudge_share": 0.5}, {"energy": "kl_to_teacher"}, {"energy": "error_rate"}])
+def test_any_run_is_validated(changes, monkeypatch):
+    """Against the energy of the best mask, computed again from its definition."""
+    config = dataclasses.replace(HOT, num_steps=1_000, schedule="geometric", temperature_start=None, **changes)
+    seen = []
+    monkeypatch.setattr(history, "gains_nothing", lambda validated, *ignored: bool(seen.append(validated)))
+    found = from_search(config)
+    dataset = datasets.load_dataset(config.dataset)
+    _, network = runner.load_network(config, dataset)
+    x, targets = dataset.validation.inputs, dataset.validation.labels
+    if config.energy == "kl_to_teacher":
+        targets = pruning.teacher_of(mlp.forward(network, x))
+    moved = evaluation.network_with(network, found.weights)
+    energy = pruning.guiding_energy(found.problem.logit_scale, config.options)
+    expected = float(energy(mlp.forward(mlp.masked(moved, found.mask), x), targets))
+    assert [step for step, _ in seen[-1]] == [0, 1_000]
+    assert seen[-1][-1][1] == pytest.approx(expected, rel=1e-4)

@@ -14,22 +14,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sa_jax.commands.run import chains, checkpoint, runner
-from sa_jax.commands.run.settings import RunConfig
+from sa_jax.commands.run import checkpoint, evaluation, runner
+from sa_jax.commands.run.records import Saving, Stopped
 from sa_jax.files import datasets
+from tests.commands.run.runs import SEARCHED, stop_after
+from tests.commands.run.runs import SMALL as ALONE
 from tests.conftest import refusal
 
-SMALL = RunConfig(
-    hidden=(12, 8), weights="random", density=0.2, num_steps=3_000, num_samples=60, num_chains=3, move="informed"
-)
+SMALL = dataclasses.replace(ALONE, move="informed", num_steps=3_000, num_samples=60, num_chains=3)
 # What may differ in the result of a resumed run.
-SECONDS = {"steps_per_second", "proposals_per_second", "compile_seconds", "anneal_seconds", "cpu_seconds", "worth"}
-
-
-def stop_after(chunks):
-    """Asks to stop once so many chunks are done, and again each time after."""
-    asked = []
-    return lambda: asked.append(1) or len(asked) >= chunks
+SECONDS = {*evaluation.SECONDS, "steps_per_second", "proposals_per_second", "worth", "parts"}
 
 
 def run(config, workdir, chunks=10**9, messages=None, overwrite=False):
@@ -38,7 +32,7 @@ def run(config, workdir, chunks=10**9, messages=None, overwrite=False):
 
 
 def stop(config, workdir, chunks=1):
-    with pytest.raises(chains.Stopped):
+    with pytest.raises(Stopped):
         run(config, workdir, chunks)
 
 
@@ -77,12 +71,12 @@ def test_chains_that_are_stopped_end_as_those_that_are_not(changes, tmp_path):
     _, network = runner.load_network(config, dataset)
 
     def anneal(folder, chunks):
-        saving = chains.Saving(tmp_path / folder, 60.0, stop_after(chunks))
+        saving = Saving(tmp_path / folder, 60.0, stop_after(chunks))
         return runner.anneal_density(config, dataset, network, saving=saving)[0]
 
     whole = anneal("undisturbed", 10**9)
     for _ in range(2):
-        with pytest.raises(chains.Stopped):
+        with pytest.raises(Stopped):
             anneal("stopped", 1)
     ended = anneal("stopped", 10**9)
     for name in ("masks", "weights", "best_energy", "num_accepted"):
@@ -124,6 +118,70 @@ def test_a_search_for_the_density_resumes_with_the_probe_it_was_at(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_search_for_the_density_resumes_in_the_score_search_it_was_at(tmp_path):
+    """Each probe has a score search of its own. A probe whose annealing ended early is not made again."""
+    hot = {"schedule": "constant", "temperature_start": 1e6, "num_steps": 4_000, "hidden": (2,)}
+    config = dataclasses.replace(SEARCHED, density=None, target_accuracy=0.99, move="informed", **hot)
+    stop(config, tmp_path / "stopped", chunks=4 + 2 + 2)  # in the second part of the second search
+    assert not list((tmp_path / "stopped").glob("partial*"))
+    progress, undisturbed = [], []
+    resumed = runner.run(config, tmp_path / "stopped", on_progress=progress.append)
+    whole = runner.run(config, tmp_path / "whole", on_progress=undisturbed.append)
+    assert [one.step for one in undisturbed if one.probe == 1 and not one.searching] == [1_000, 2_000]
+    assert (progress[0].probe, progress[0].searching, progress[0].step) == (2, True, 300)
+    for name in ("kept", "best_energy", "num_steps", "planned_steps", "validation_accuracy"):
+        assert resumed[name] == whole[name], name
+    kept = [[probe["kept"] for probe in result["probes"]] for result in (resumed, whole)]
+    assert kept[0] == kept[1]
+    assert whole["seconds_cover"] == f"score search and annealing, all {len(kept[1])} probes together"
+    assert all(probe["search_seconds"] > 0 for probe in whole["probes"])
+
+
+@pytest.mark.slow
+def test_a_run_that_is_stopped_while_it_searches_ends_as_one_that_is_not(tmp_path):
+    run(SEARCHED, tmp_path / "whole")
+    workdir = tmp_path / "stopped"
+    stop(SEARCHED, workdir, chunks=2)
+    assert [path.name for path in workdir.iterdir()] == ["checkpoints"]
+    with refusal("unfinished run with score_steps = 350, not 400", "--overwrite"):
+        run(dataclasses.replace(SEARCHED, score_steps=400), workdir)
+    with refusal("unfinished run with patience = 0.2, not 1"):
+        run(dataclasses.replace(SEARCHED, patience=1), workdir)
+    messages = []
+    run(SEARCHED, workdir, messages=messages)
+    assert "resuming score search from step 200 of 350" in messages
+    assert_same(tmp_path / "whole", workdir)
+    assert not (workdir / "checkpoints").exists()
+
+
+@pytest.mark.slow
+def test_a_run_that_is_stopped_after_its_search_does_not_search_again(tmp_path):
+    config = dataclasses.replace(SEARCHED, move="informed", num_steps=3_000, patience=1)
+    stop(config, tmp_path, chunks=5)
+    page = (tmp_path / "partial_report.html").read_text()
+    assert "What each part gained" in page and "The run was stopped after 1,000 of 3,000 planned" in page
+    messages, progress = [], []
+    runner.run(config, tmp_path, "", False, progress.append, messages.append)
+    assert [one for one in messages if "score search" in one] == ["score search: its mask was saved"]
+    assert not any(one.searching for one in progress) and progress[0].step == 2_000
+
+
+def test_a_folder_with_a_score_search_alone_is_kept(tmp_path):
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    (folder / "settings.json").write_text("{}")
+    (folder / ".score_search-136.npz.77").write_bytes(b"begun")
+    assert not checkpoint.any_in(folder)
+    (folder / "score_search-136.npz").write_bytes(b"")
+    assert checkpoint.any_in(folder)
+    checkpoint.remove_unused(folder)
+    assert folder.is_dir()
+    (folder / "score_search-136.npz").unlink()
+    checkpoint.remove_unused(folder)
+    assert not folder.exists()
+
+
+@pytest.mark.slow
 def test_other_settings_are_refused_with_the_difference_named(tmp_path):
     stop(SMALL, tmp_path)
     with refusal("unfinished run with seed = 0, not 1", "--overwrite"):
@@ -137,7 +195,7 @@ def test_other_settings_are_refused_with_the_difference_named(tmp_path):
 @pytest.mark.slow
 def test_a_run_that_overwrites_another_resumes_too(undisturbed, tmp_path):
     shutil.copytree(undisturbed, tmp_path / "run")
-    with pytest.raises(chains.Stopped):
+    with pytest.raises(Stopped):
         run(SMALL, tmp_path / "run", 1, overwrite=True)
     messages = []
     run(SMALL, tmp_path / "run", messages=messages, overwrite=True)
@@ -192,7 +250,7 @@ def test_none_are_made_where_they_are_turned_off(tmp_path):
 
 def command(workdir, *bindings):
     words = ["run", "--gin_file=configs/digits.gin", f"--workdir={workdir}", "--gin_bindings=WEIGHTS='random'"]
-    words += ["--gin_bindings=NUM_STEPS=120_000", "--gin_bindings=NUM_SAMPLES=200"]
+    words += ["--gin_bindings=NUM_STEPS=60_000", "--gin_bindings=NUM_SAMPLES=200", "--gin_bindings=run.patience=1"]
     words += ["--gin_bindings=CHECKPOINT_SECONDS=0.2", "--gin_bindings=NUM_CHAINS=3", *bindings]
     program = "from sa_jax.cli import entry_point; entry_point()"
     # Fully optimized, see conftest. The cache is theirs alone: a process that is killed may leave half a program,
@@ -203,10 +261,11 @@ def command(workdir, *bindings):
     return subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=environment)
 
 
-def wait_for_checkpoint(process, workdir):
+def wait_for_checkpoint(process, workdir, place="*/*"):
     while process.poll() is None:
         with contextlib.suppress(OSError):
-            if any(path.name.isdecimal() for path in Path(workdir, "checkpoints").glob("*/*")):
+            found = Path(workdir, "checkpoints").glob(place)
+            if any(path.name.isdecimal() or path.suffix == ".npz" for path in found):
                 return
         time.sleep(0.02)
 
@@ -221,25 +280,26 @@ def commands(workdir, processes, *bindings):
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_runs_of_one_or_two_processes_resume_when_killed_or_stopped(tmp_path):
-    with command(tmp_path / "undisturbed") as process:
+    short = "--gin_bindings=run.score_steps=200"
+    with command(tmp_path / "undisturbed", short) as process:
         assert process.wait() == 0, process.stderr.read()
     workdir = tmp_path / "disturbed"
-    with command(workdir) as process:
+    with command(workdir, short) as process:
         wait_for_checkpoint(process, workdir)
         process.kill()
-    with command(workdir) as process:
+    with command(workdir, short) as process:
         assert any("resuming from step" in line for line in iter(process.stderr.readline, ""))
         process.terminate()
         said = process.stderr.read()
         assert process.wait() == 75, said
     assert "repeat the command to resume" in said and (workdir / "partial_report.html").exists()
-    first, second = commands(workdir, 2)
+    first, second = commands(workdir, 2, short)
     assert any("resuming from step" in line for line in iter(first.stderr.readline, ""))
     second.kill()
     _, said = first.communicate()
     assert first.returncode == 75 and "lost another process (" in said, said
     second.communicate()
-    started = commands(workdir, 2)
+    started = commands(workdir, 2, short)
     said = [process.communicate()[1] for process in started]
     assert [process.returncode for process in started] == [0, 0], said
     assert all("resuming from step" in one for one in said)
@@ -248,20 +308,39 @@ def test_runs_of_one_or_two_processes_resume_when_killed_or_stopped(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
+def test_score_search_of_one_or_two_processes_resumes_when_killed(tmp_path):
+    """Each process searches, from the same file, and all take the mask of the first."""
+    long = ["--gin_bindings=run.score_steps=20_000", "--gin_bindings=NUM_STEPS=2_000"]
+    with command(tmp_path / "undisturbed", *long) as process:
+        assert process.wait() == 0, process.stderr.read()
+    workdir = tmp_path / "disturbed"
+    with command(workdir, *long) as process:
+        wait_for_checkpoint(process, workdir, "score_search-*.npz")
+        process.kill()
+    started = commands(workdir, 2, *long)
+    said = [process.communicate()[1] for process in started]
+    assert [process.returncode for process in started] == [0, 0], said
+    assert all("resuming score search from step" in one for one in said)
+    assert_same(tmp_path / "undisturbed", workdir, but=["devices", "memory_bytes"])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_the_folder_of_a_living_run_is_refused(tmp_path):
     """To a second run, to all its processes, and not after the first was killed."""
-    workdir, endless = tmp_path / "run", "--gin_bindings=NUM_STEPS=20_000_000"
+    workdir = tmp_path / "run"
+    endless = ["--gin_bindings=NUM_STEPS=20_000_000", "--gin_bindings=run.score_steps=200"]
     taken = "another command is writing to"
-    with command(workdir, endless) as process:
+    with command(workdir, *endless) as process:
         wait_for_checkpoint(process, workdir)
-        others = [*commands(workdir, 2, endless), command(workdir, endless)]
+        others = [*commands(workdir, 2, *endless), command(workdir, *endless)]
         said = [other.communicate()[1] for other in others]
         assert [other.returncode for other in others] == [2, 2, 2], said
         for one, words in zip(said, (taken, "another process of this run cannot write to", taken), strict=True):
             assert f"sa-jax: {words} {workdir}\n" in one and "Traceback" not in one
         assert process.poll() is None
         process.kill()
-    with command(workdir, endless) as process:
+    with command(workdir, *endless) as process:
         assert any("resuming from step" in line for line in iter(process.stderr.readline, ""))
         process.terminate()
         assert process.wait() == 75, process.stderr.read()

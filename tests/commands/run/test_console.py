@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from sa_jax import cli
+from sa_jax.commands import interrupts
 from sa_jax.commands.run.console import summary
 from sa_jax.files import workdirs
 
@@ -25,6 +26,24 @@ def test_processes_that_cannot_meet_are_refused(words, parts, tmp_path, capsys):
     assert code == 2 and not (tmp_path / "run").exists()
     said = capsys.readouterr().err
     assert all(part in said for part in parts)
+
+
+@pytest.mark.slow
+def test_a_search_that_was_interrupted_is_resumed_by_the_same_command(tmp_path, capsys, monkeypatch):
+    words = ["run", "--gin_file=configs/digits.gin", f"--workdir={tmp_path}"]
+    bindings = ("WEIGHTS='random'", "HIDDEN=[12]", "NUM_STEPS=400", "NUM_SAMPLES=60", "run.score_steps=250")
+    words += [f"--gin_bindings={binding}" for binding in bindings]
+    monkeypatch.setattr(interrupts, "requested", lambda: True)
+    assert cli.main(words) == 75
+    stopped = "the score search was stopped after 100 of 250 steps; repeat the command to resume"
+    assert capsys.readouterr().err == f"sa-jax: score search: 250 steps\nsa-jax: {stopped}\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]
+    monkeypatch.undo()
+    assert cli.main([*words, "--gin_bindings=run.score_steps=300"]) == 2
+    assert "unfinished run with score_steps = 250, not 300: choose another" in capsys.readouterr().err
+    assert cli.main(words) == 0
+    assert "sa-jax: resuming score search from step 100 of 250\n" in capsys.readouterr().err
+    assert not (tmp_path / "checkpoints").exists()
 
 
 def test_the_summary_is_that_of_the_result(finished):

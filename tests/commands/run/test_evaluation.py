@@ -10,12 +10,15 @@ import pytest
 from sa_jax import baselines
 from sa_jax.baselines import scores
 from sa_jax.commands.run import evaluation, runner
+from sa_jax.commands.run.console import summary
 from sa_jax.commands.run.evaluation import worth_text
 from sa_jax.commands.run.settings import RunConfig
 from sa_jax.files import datasets
 from sa_jax.networks import mlp
+from tests.commands.run.runs import SEARCHED
 
-SMALL = RunConfig(hidden=(12,), density=0.15, num_steps=1_000, num_chains=3, num_samples=300, pretrain_epochs=5)
+TRAINED = RunConfig(hidden=(12,), density=0.15, num_steps=1_000, num_chains=3, num_samples=300, pretrain_epochs=5)
+SMALL = dataclasses.replace(TRAINED, move="saliency", start="magnitude")
 
 
 @pytest.fixture(scope="module")
@@ -129,3 +132,30 @@ def test_temperatures_far_off_are_warned_of(tmp_path):
     (warning,) = runner.run(hot, tmp_path)["warnings"]
     assert warning == "100 % of the proposals were accepted: the temperatures are too high"
     assert "no mask was better" in evaluation.search_warnings(0.5, False)[0]
+
+
+@pytest.mark.slow
+def test_the_parts_of_a_run_are_measured(tmp_path):
+    result = runner.run(dataclasses.replace(SEARCHED, density=0.3), tmp_path)
+    largest, search, annealing = result["parts"]
+    assert [part["part"] for part in result["parts"]] == ["largest weights", "score search", "annealing"]
+    assert largest["test_accuracy"] == result["magnitude_test_accuracy"] and largest["energy"] is None
+    assert search["energy"] == result["start_energy"] >= annealing["energy"] == result["best_energy"]
+    for split in ("validation_accuracy", "test_accuracy"):
+        assert largest[split] < search[split] <= 1 and annealing[split] == result[split]
+    assert sum(part["cpu_seconds"] for part in result["parts"]) == pytest.approx(result["cpu_seconds"])
+    assert search["cpu_seconds"] > 0 and annealing["cpu_seconds"] > 0
+    assert (result["start"], result["score_steps"], result["estimates"]) == ("score_search", 350, "forward")
+    assert (result["patience"], result["planned_steps"]) == (0.2, 1_000) and not result["uses_gradients"]
+    assert result["seconds_cover"] == "score search and annealing" and result["search_seconds"] > 0
+    assert "Score search and annealing took" in result["worth"]
+    assert ", searched, compiled and annealed in " in summary(result, tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert "What each part gained" in page and "Score search and then annealing chose branches" in page
+
+
+def test_annealing_alone_has_no_parts(finished):
+    workdir, result = finished
+    assert result["parts"] == [] and result["score_steps"] == 0 and result["search_seconds"] == 0
+    assert result["num_steps"] == result["planned_steps"] == 1_000 and result["seconds_cover"] == "annealing"
+    assert "What each part gained" not in (workdir / "report.html").read_text()

@@ -48,10 +48,16 @@ from tests.conftest import refusal
         ({"initializer": "ones"}, "run.initializer must be one of"),
         ({"energy": "loss"}, "run.energy must be one of cross_entropy, kl_to_teacher, error_rate"),
         ({"move": "flip"}, "run.move must be one of saliency, informed, uniform"),
+        ({"estimates": "backward"}, "run.estimates must be one of forward, gradient, not 'backward'"),
         (
-            {"move": "informed", "energy": "error_rate"},
-            "run.move 'informed' needs a derivative, which run.energy 'error_rate' does not have",
+            {"score_steps": 0},
+            "run.score_steps must be a whole number of at least 1, or None to choose it; for annealing alone "
+            "choose another start, such as 'magnitude', not 0",
         ),
+        ({"score_steps": 1.5}, "run.score_steps must be a whole number"),
+        ({"patience": 0}, "run.patience must be a finite number above 0 and at most 1, not 0"),
+        ({"patience": 1.1}, "run.patience must be a finite number above 0 and at most 1, not 1.1"),
+        ({"patience": None}, "run.patience must be a finite number"),
         ({"budget": None}, "run.budget must be a whole number of at least 1, not None"),
         ({"num_samples": "all"}, "NUM_SAMPLES must be a whole number of at least 1, or None to choose it"),
         ({"start": "zero"}, "run.start must be one of"),

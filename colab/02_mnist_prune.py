@@ -159,10 +159,10 @@ figure.legend(loc="outside right upper")
 plt.show()
 
 # %% [markdown]
-# These remarks are about the saved figures. The grey methods lose most of the accuracy at low densities. The three
-# methods that search for a whole mask lose little. Edge-popup is best at 10 and 3 %, and takes less time. At 1 %,
-# annealing with informed swaps is best. Annealing without derivatives is at most 2.5 points behind the best method, and
-# needs only the energies of masks.
+# These remarks are about the saved figures. The grey methods lose most of the accuracy at low densities. The methods that
+# search for a whole mask lose little. Edge-popup is as good at 10 % and takes less time. At 3 and 1 % score search and
+# annealing are best, without a derivative. Annealing alone is far behind: on a network of this size it would need far more
+# proposals.
 #
 # ## Which pixels the pruned networks use
 #

@@ -66,7 +66,6 @@ TEXTS = {
     "bench": networks.table,
     "batching": batching.table,
     "vmapping": vmapping.table,
-    "estimates": estimates.table,
 }
 # Blocks that were saved as text, by `sa-jax compare` and scripts/prune_minilm.py.
 SAVED_TEXTS = ("minilm", "compare_lenet300")
@@ -75,6 +74,7 @@ SAVED_TEXTS = ("minilm", "compare_lenet300")
 def rewritten_pages() -> dict[Path, str]:
     """The texts of all pages with every marked block written from the saved results."""
     blocks = {name: text(saved.load(name)) for name, text in TEXTS.items()}
+    blocks["parts"] = accuracy.parts_table(saved.load("accuracy"))
     blocks["compare_mlpnet"] = compare.table(saved.load_rows("compare_mlpnet"))
     blocks |= {name: saved.load_page(name) for name in SAVED_TEXTS}
     return pages.with_blocks(blocks)

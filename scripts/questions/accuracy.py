@@ -24,8 +24,8 @@ CONFIG_LABELS = {
 }
 CONFIGS = list(CONFIG_LABELS)
 DRAWN_DENSITIES = (0.1, 0.05, 0.02)
-# The strongest rival of fixed weights.
-RIVAL = "edge_popup_scaled"
+# The strongest rivals of fixed weights; the picture has the first.
+RIVALS = ("edge_popup_momentum", "edge_popup_scaled")
 # Colours of the bars, and of the numbers in them.
 COLORS = (("#0072b2", "white"), ("#e69f00", "black"), ("#9aa3ab", "black"), ("#d5dade", "black"))
 # In %: the mean over seeds, and how far the farthest seed is from it. None where nothing was measured.
@@ -47,7 +47,8 @@ def table(result: dict[str, Any]) -> str:
     """
     kept = {run["density"]: run["kept"] for run in result["runs"]}
     densities = sorted(kept, reverse=True)
-    frozen = [peer("global magnitude", densities), best_of_peers(densities), rival(RIVAL, densities)]
+    frozen = [peer("global magnitude", densities), best_of_peers(densities)]
+    frozen += [rival(method, densities) for method in reversed(RIVALS)]
     frozen += annealed(result, densities, moves_weights=False)
     moved = [peer("CHITA++", densities, "CHITA++, weights updated"), rival("magnitude_finetuned", densities)]
     moved += annealed(result, densities, moves_weights=True)
@@ -87,6 +88,22 @@ def annealed(result: dict[str, Any], densities: list[float], moves_weights: bool
             seconds = max(run["cpu_seconds"] for run in found)
             rows.append((f"{label}, at most {seconds:,.0f} s", over_seeds(found, densities)))
     return rows
+
+
+def parts_table(result: dict[str, Any]) -> str:
+    """What each part of the short runs gained: mean accuracies of the masks after it, and its mean seconds."""
+    found = [run for run in result["runs"] if run["config"] == CONFIGS[0]]
+    densities = sorted({run["density"] for run in found}, reverse=True)
+    lines = ["| after | " + " | ".join(f"{100 * density:g} %" for density in densities) + " | CPU s"]
+    lines.append("|---" * (len(densities) + 2))
+    for number, part in enumerate(found[0]["parts"]):
+        cells = []
+        for density in densities:
+            values = [run["parts"][number]["test_accuracy"] for run in found if run["density"] == density]
+            cells.append(f"{100 * statistics.mean(values):.2f}")
+        seconds = statistics.mean(run["parts"][number]["cpu_seconds"] for run in found)
+        lines.append(f"| {part['part']} | " + " | ".join(cells) + f" | {seconds:.0f}")
+    return " |\n".join(lines) + " |"
 
 
 def over_seeds(found: list[dict[str, Any]], densities: list[float]) -> list[Cell]:
@@ -158,8 +175,8 @@ def drawn_rows(found: list[dict[str, Any]]) -> list[tuple[str, list[float]]]:
     for label, kind in (("annealed", ""), ("global magnitude", "magnitude_"), ("random", "random_")):
         measured = [run | {"test_accuracy": run[f"{kind}test_accuracy"]} for run in found]
         rows.append((label, means_of(measured)))
-    of_rival = [row for row in load_rows("compare_mlpnet") if row["method"] == RIVAL]
-    rows.insert(1, (comparison.display_name(RIVAL).lower(), means_of(of_rival)))
+    of_rival = [row for row in load_rows("compare_mlpnet") if row["method"] == RIVALS[0]]
+    rows.insert(1, (comparison.display_name(RIVALS[0]).lower(), means_of(of_rival)))
     return rows
 
 

@@ -18,7 +18,7 @@ from sa_jax.networks.energies import cross_entropy
 from sa_jax.networks.slopes import ESTIMATES
 from sa_jax.pruning import scores
 
-from .timing import ROUNDS, take_turns, use_one_core
+from .timing import take_turns, use_one_core
 
 DENSITY = 0.05
 # Networks, and the samples in the energy: as many as a run chooses for so many branches out of 50,000, but for the
@@ -30,7 +30,7 @@ CASES = (
     ((784, 1000, 1000, 10), 50_000),
     ((784, 512, 512, 512, 512, 512, 10), 5_000),
 )
-STEPS, SCORE_STEPS = 100, 10
+STEPS, SCORE_STEPS, ROUNDS = 100, 10, 3
 
 
 def measure() -> dict[str, Any]:
@@ -45,7 +45,9 @@ def measure_case(sizes: tuple[int, ...], samples: int) -> dict[str, Any]:
     """Seconds of CPU time on one network, on random weights and inputs."""
     synthetic = proposals.synthesize(sizes, DENSITY, samples)
     network, energy = synthetic.network, cross_entropy(4.0)
-    data, num_kept = (synthetic.inputs, synthetic.labels), int(synthetic.mask.sum())
+    # On the device, so that no call copies them.
+    data, num_kept = (jnp.asarray(synthetic.inputs), jnp.asarray(synthetic.labels)), int(synthetic.mask.sum())
+    by_sample = jnp.array(data[0].T), data[1]
     mask, rng_key = jnp.asarray(synthetic.mask), jax.random.key(0)
     calls, refresh_steps = {}, 0
     for estimates in ESTIMATES:
@@ -65,13 +67,13 @@ def measure_case(sizes: tuple[int, ...], samples: int) -> dict[str, Any]:
             found = scores.run(rng_key, state, network, x, y, num_kept, energy, "relu", settings, 0, SCORE_STEPS)
             return found.energy
 
-        calls[f"search, {estimates}"] = partial(
-            jax.jit(search), scores.init(network), synthetic.inputs.T, synthetic.labels
-        )
+        calls[f"search, {estimates}"] = partial(jax.jit(search), scores.init(network), *by_sample)
     plain = masked_mlp(network, informed_swap()._replace(refresh=None), energy)
     walk = jax.jit(plain.init)(mask, data)
     calls["forward pass"] = partial(jax.jit(plain.refresh), walk, data)
-    seconds = {name: statistics.median(times) for name, times in take_turns(calls, time.process_time).items()}
+    seconds = {
+        name: statistics.median(times) for name, times in take_turns(calls, time.process_time, ROUNDS).items()
+    }
     return {
         "network": sizes,
         "samples": samples,

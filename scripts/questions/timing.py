@@ -18,13 +18,13 @@ def use_one_core() -> None:
 
 
 def take_turns(
-    calls: dict[Any, Callable[[], Any]], clock: Callable[[], float] = time.perf_counter
+    calls: dict[Any, Callable[[], Any]], clock: Callable[[], float] = time.perf_counter, rounds: int = ROUNDS
 ) -> dict[Any, list[float]]:
     """Seconds of each call by this clock, round by round, after one that compiles."""
     seconds: dict[Any, list[float]] = {name: [] for name in calls}
     for call in calls.values():
         jax.block_until_ready(call())
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for name, call in calls.items():
             start = clock()
             jax.block_until_ready(call())

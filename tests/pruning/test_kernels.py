@@ -125,7 +125,8 @@ def test_a_perceptron_is_annealed_incrementally(digits):
         return model.apply({"params": params}, x)
 
     found, result = prune_kernels(jax.random.key(1), apply_fn, params, x, y, density=0.1, num_steps=100)
-    tree, expected = pruning.prune(jax.random.key(1), params, x, y, 0.1, 100, move="uniform", activation="tanh")
+    alone = {"start": "magnitude", "move": "uniform"}
+    tree, expected = pruning.prune(jax.random.key(1), params, x, y, 0.1, 100, **alone, activation="tanh")
     assert result.best_energy == expected.best_energy
     chex.assert_trees_all_equal(found, tree)
 

@@ -63,10 +63,11 @@ def test_estimates_of_an_error_rate_are_allowed():
         assert check_options(options) == options
 
 
-def test_score_search_makes_no_more_steps_than_annealing_makes_proposals(monkeypatch):
+def test_score_search_makes_few_steps_before_few_proposals(monkeypatch):
     monkeypatch.setattr(options_module, "SCORE_STEPS", 700)
-    found = [score_steps(Options(), proposals) for proposals in (1, 699, 700, 10**6)]
-    assert found == [1, 699, 700, 700]
+    monkeypatch.setattr(options_module, "STEPS_PER_PROPOSAL", 2)
+    found = [score_steps(Options(), proposals) for proposals in (1, 349, 350, 10**6)]
+    assert found == [2, 698, 700, 700]
     # A given number is taken, whatever the number of proposals.
     assert [score_steps(Options(score_steps=800), proposals) for proposals in (1, 10**6)] == [800, 800]
     plain = check_options(Options(score_steps=np.int64(800)))

@@ -66,6 +66,7 @@ TEXTS = {
     "bench": networks.table,
     "batching": batching.table,
     "vmapping": vmapping.table,
+    "estimates": estimates.table,
 }
 # Blocks that were saved as text, by `sa-jax compare` and scripts/prune_minilm.py.
 SAVED_TEXTS = ("minilm", "compare_lenet300")

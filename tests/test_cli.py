@@ -38,7 +38,7 @@ def test_run_with_overridden_macros(tmp_path, capsys):
     assert f"  {result['worth']}\n" in output.out
     # No progress display where there is no terminal.
     search, memory = output.err.splitlines()
-    assert search == "sa-jax: score search: 400 steps" and memory.startswith("sa-jax: needs ")
+    assert search == "sa-jax: score search: 1,600 steps" and memory.startswith("sa-jax: needs ")
 
     # The settings it leaves behind are the run.
     again = arguments(tmp_path / "again", gin_file=tmp_path / "run" / "operative.gin")

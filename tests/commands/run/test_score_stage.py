@@ -188,6 +188,6 @@ def test_all_branches_may_be_kept():
 def test_steps_are_chosen_by_the_proposals():
     progress = []
     search(config=dataclasses.replace(SEARCHED, score_steps=None, num_steps=130), progress=progress)
-    assert [one.step for one in progress] == [100, 130]
+    assert [one.step for one in progress] == [100, 200, 300, 400, 500, 520]
     with pytest.raises(InputError, match=r"run.score_steps must be a whole number"):
         dataclasses.replace(SEARCHED, score_steps="many")

@@ -73,8 +73,9 @@ def test_slopes_and_curvatures_are_those_of_each_weight(name, kind, monkeypatch)
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", slopes.ESTIMATES)
 @pytest.mark.parametrize("name", ["one layer", "three, narrow", "four"])
-def test_estimated_effects_are_those_of_small_weights(name, kind):
+def test_estimated_effects_are_those_of_small_weights(name, kind, monkeypatch):
     """The energy with each branch less that without it, where the branch is so weak that two orders tell it."""
+    monkeypatch.setattr(estimates, "LEAST_SAMPLES", 700)
     network = make_network(name, True)
     x, y = make_samples(network, 700)  # several blocks of samples, the last of which overlaps the one before
     mask = masks.random(jax.random.key(3), network.total, network.total // 2)
@@ -114,10 +115,20 @@ def test_samples_left_out_of_estimates_are_spread_evenly(monkeypatch):
         assert (np.abs(found - on_all) > 0.01 * size).any()  # fewer samples were used
         assert np.corrcoef(found, expected)[0, 1] > 0.95
         np.testing.assert_allclose(on_all, expected, rtol=0.1, atol=0.05 * size)
+    used = estimates._used_samples(network.shapes, 720)
+    np.testing.assert_array_equal(used // 12, np.arange(60))
     monkeypatch.setattr(estimates, "LEAST_SAMPLES", 720)
-    by_hand = estimates_of(network, mask, (x[::12].T, y[::12]), energy)
+    by_hand = estimates_of(network, mask, (x[used].T, y[used]), energy)
     for found, expected in zip(some, by_hand, strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_labels_that_repeat_are_all_used(monkeypatch):
+    monkeypatch.setattr(estimates, "LEAST_SAMPLES", 100)
+    monkeypatch.setattr(estimates, "MOST_PASSES", 1e-6)
+    labels = np.arange(1_000) % 10
+    used = labels[estimates._used_samples([(64, 32), (32, 10)], 1_000)]
+    assert len(used) == 100 and set(used) == set(range(10))
 
 
 def test_costly_estimates_use_fewer_samples(monkeypatch):
@@ -128,10 +139,10 @@ def test_costly_estimates_use_fewer_samples(monkeypatch):
     costs = [units * cost for (_, units), cost in zip(deep, slopes.forward_costs(deep), strict=True)]
     passes = sum(costs) / sum(units * inputs for inputs, units in deep)
     assert passes > 4
-    assert estimates._samples_per_used(deep, 10**6) == int(np.ceil(passes / 2))
-    assert estimates._samples_per_used(deep, 399) == 3
-    assert [estimates._samples_per_used(deep, samples) for samples in (1, 99, 100, 199)] == [1] * 4
-    assert estimates._samples_per_used(narrow, 10**6) == 1
+    assert len(estimates._used_samples(deep, 10**6)) == 10**6 // int(np.ceil(passes / 2))
+    assert len(estimates._used_samples(deep, 399)) == 399 // 3
+    assert [estimates._used_samples(deep, samples) for samples in (1, 99, 100, 199)] == [slice(None)] * 4
+    assert estimates._used_samples(narrow, 10**6) == slice(None)
 
 
 @pytest.mark.parametrize("kind", slopes.ESTIMATES)

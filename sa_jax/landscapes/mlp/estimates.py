@@ -4,6 +4,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sa_jax.landscapes.mlp.layout import Layout, mask_of
 from sa_jax.landscapes.mlp.loops import blocks, cut, zero_like
@@ -14,10 +15,10 @@ from sa_jax.types import PyTree
 
 # Number of samples evaluated at once. It limits the memory, and does not change the results.
 EVALUATED_SAMPLES = 256
-# Forward estimates may cost as much as this number of forward passes of all samples. Where they would cost more
-# they use fewer samples, but at least so many.
-MOST_PASSES = 4.0
-LEAST_SAMPLES = 1024
+# Forward estimates may take as many multiplications as this number of forward passes of all samples, which keeps
+# them under a tenth of the time of annealing. Where they would take more they use fewer samples, but at least so many.
+MOST_PASSES = 0.25
+LEAST_SAMPLES = 256
 
 
 def estimates(layout: Layout, position: PyTree, outputs: tuple[jax.Array, ...], data: tuple) -> Estimates:
@@ -58,9 +59,8 @@ def _derivative_sums(
       The two sums of each layer, and the number of samples in them.
     """
     if layout.estimates == "forward":
-        # Every n-th sample, because samples may be sorted by their labels.
-        every = _samples_per_used(layout.shapes, values[0].shape[1])
-        values, targets = ([array[..., ::every] for array in arrays] for arrays in (values, targets))
+        used = _used_samples(layout.shapes, values[0].shape[1])
+        values, targets = ([array[..., used] for array in arrays] for arrays in (values, targets))
     samples = values[0].shape[1]
     number, size = blocks(samples, EVALUATED_SAMPLES)
 
@@ -86,8 +86,14 @@ def _derivative_sums(
     return jax.lax.fori_loop(0, number, one_block, nothing), samples
 
 
-def _samples_per_used(shapes: list[tuple[int, int]], samples: int) -> int:
-    """The number of samples for each one that forward estimates use."""
+def _used_samples(shapes: list[tuple[int, int]], samples: int) -> slice | np.ndarray:
+    """Which samples forward estimates use: all of them, or one of every n, int `[samples // n]`."""
     moved = sum(outputs * cost for (_, outputs), cost in zip(shapes, slopes.forward_costs(shapes), strict=True))
     passes = moved / sum(inputs * outputs for inputs, outputs in shapes)
-    return max(min(math.ceil(passes / MOST_PASSES), samples // LEAST_SAMPLES), 1)
+    every = min(math.ceil(passes / MOST_PASSES), samples // LEAST_SAMPLES)
+    if every < 2:
+        return slice(None)
+    # One at random of each group of neighbours, because samples may be sorted by their labels, or the labels may
+    # repeat. Always the same ones, because estimates depend on the position alone.
+    groups = np.arange(0, samples - every + 1, every)
+    return groups + np.random.default_rng(0).integers(every, size=len(groups))

@@ -33,8 +33,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "annealing alone, from ERK": {"start": "magnitude", "erk": True},
     "annealing alone, from random": {"start": "random"},
     "estimates by derivatives": {"estimates": "gradient"},
-    "1,500 steps of score search": {"score_steps": 1_500},
-    "24,000 steps of score search": {"score_steps": 24_000},
+    "4,000 steps of score search": {"score_steps": 4_000},
+    "60,000 steps of score search": {"score_steps": 60_000},
     "score search at temperature 0.1": {"search_temperature": 0.1},
     "score search at temperature 1": {"search_temperature": 1.0},
     "uniform swaps": {"move": "uniform"},
@@ -207,13 +207,12 @@ def initial_mask(seed, network, train, num_samples, kept, options, temperature):
     import jax.numpy as jnp
 
     from sa_jax import pruning
-    from sa_jax.pruning.options import SCORE_STEPS
 
     calibrate = jax.jit(pruning.calibrated_search, static_argnums=(3, 4))
     x, y = map(jnp.asarray, train)
     logit_scale, _ = calibrate(network, x[:num_samples], y[:num_samples], kept, options)
     _, targets = calibrate(network, x, y, kept, options)
-    steps = options.score_steps or SCORE_STEPS
+    steps = pruning.score_steps(options, network.total, len(x))
     settings = pruning.ScoreSettings(steps, options.estimates, temperature)
 
     def find(key, network, x, targets, logit_scale):

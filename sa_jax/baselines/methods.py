@@ -16,7 +16,7 @@ from sa_jax.networks.arrays import jit
 from sa_jax.networks.energies import Energy, cross_entropy
 from sa_jax.networks.mlp import Network
 from sa_jax.networks.samples import check_samples
-from sa_jax.pruning.options import SCORE_STEPS
+from sa_jax.pruning.options import Options, score_steps
 from sa_jax.pruning.scores import ScoreSettings, found_mask
 from sa_jax.types import InputError, PyTree
 
@@ -32,7 +32,7 @@ class Budget(NamedTuple):
       epochs: number of passes over all samples, for methods that train.
       learning_rate: learning rate of Adam for trained scores; 'edge_popup_scaled' uses twice as much, gates five
         times as much, and 'edge_popup_momentum' has its own. All were chosen on validation samples of MNIST.
-      score_steps: number of steps of score search.
+      score_steps: number of steps of score search; None to choose it as a run does.
     """
 
     num_samples: int = 1_000
@@ -40,7 +40,7 @@ class Budget(NamedTuple):
     search_samples: int = 1_000
     epochs: int = 10
     learning_rate: float = 1e-2
-    score_steps: int = SCORE_STEPS
+    score_steps: int | None = None
 
 
 DEFAULT_BUDGET = Budget()
@@ -138,7 +138,8 @@ def _highest_scores(rng_key, network, x, y, num_kept, activation, energy, settin
 
 def _scored(label: str, estimates: str) -> Method:
     def find(task):
-        settings = task.activation, task.energy, ScoreSettings(task.budget.score_steps, estimates)
+        steps = score_steps(Options(score_steps=task.budget.score_steps), task.network.total, len(task.x))
+        settings = task.activation, task.energy, ScoreSettings(steps, estimates)
         mask = _highest_scores(task.rng_key, task.network, task.x, task.y, task.num_kept, *settings)
         return Found(mask, task.network)
 
@@ -278,8 +279,10 @@ def check_budget(budget: Budget, where: str = "budget") -> Budget:
     for name, value in budget._asdict().items():
         if name == "learning_rate":
             plain[name] = number(f"{where}.{name}", value, above=0)
-        else:
+        elif name != "score_steps":
             plain[name] = whole(f"{where}.{name}", value, 1)
+        elif value is not None:
+            plain[name] = whole(f"{where}.{name}", value, 1, otherwise=", or None to choose it")
     return Budget(**plain)
 
 

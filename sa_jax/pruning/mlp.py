@@ -120,7 +120,8 @@ def _prune(rng_key, network, x, y, num_kept, num_steps, options):
     mask = None
     if options.start == "score_search":
         logit_scale, targets = calibrated_search(network, x, y, num_kept, options)
-        settings = ScoreSettings(score_steps(options, num_steps), options.estimates)
+        steps = score_steps(options, network.total, len(x), num_steps)
+        settings = ScoreSettings(steps, options.estimates)
         arguments = network, x, targets, num_kept, guiding_energy(logit_scale, options), options.activation
         mask = found_mask(search_key, *arguments, settings)
     problem = prepare(setup_key, network, x, y, num_kept, options, mask)

@@ -18,9 +18,11 @@ SCHEDULES = ("geometric", "linear", "cosine", "logarithmic", "constant")
 # Samples in the energy per square root of the number of kept branches: fewer branches overfit less, and moves that
 # need many proposals leave less time for each. Chosen on validation images of MNIST.
 SAMPLES_PER_ROOT = {"informed": 800, "saliency": 200, "uniform": 200}
-# Steps of score search, and the most for each proposal that follows, so that a short call stays short. Chosen on
-# validation samples of MNIST and Fashion-MNIST, on 784-40-20-10, 784-300-100-10 and 784-1000-1000-10.
-SCORE_STEPS, STEPS_PER_PROPOSAL = 4_000, 4
+# Steps of score search for each sample per branch, within bounds: with few branches a step is cheap, and with many
+# samples a longer search gains more. And the most steps for each proposal that follows, so that a short call stays
+# short. Chosen on validation samples of MNIST and Fashion-MNIST, on 784-40-20-10, 784-300-100-10 and
+# 784-1000-1000-10.
+STEPS_PER_SAMPLE, FEWEST_STEPS, MOST_STEPS, STEPS_PER_PROPOSAL = 10_000, 4_000, 16_000, 4
 
 
 class Options(NamedTuple):
@@ -46,7 +48,7 @@ class Options(NamedTuple):
         forward
         passes with perturbed units, or 'gradient', from the derivative of the energy. With the energy 'error_rate'
         they estimate effects on the cross-entropy.
-      score_steps: steps of score search; None for `SCORE_STEPS`, at most `STEPS_PER_PROPOSAL` for each proposal.
+      score_steps: steps of score search; None to choose them by the numbers of branches, samples and proposals.
     """
 
     activation: str = "relu"
@@ -68,13 +70,24 @@ def uses_gradients(options: Options) -> bool:
     return estimates and options.estimates == "gradient"
 
 
-def score_steps(options: Options, num_steps: int) -> int:
-    """Returns the number of steps of score search before `num_steps` proposals.
+def score_steps(options: Options, total: int, samples: int, num_steps: int | None = None) -> int:
+    """Returns the number of steps of score search.
 
-    >>> score_steps(Options(), 200_000), score_steps(Options(), 500), score_steps(Options(score_steps=80), 500)
-    (4000, 2000, 80)
+    Args:
+      options: how to anneal; the options may give the number.
+      total: number of branches of the network.
+      samples: number of samples from which minibatches are drawn.
+      num_steps: number of proposals that follow; None where none follow.
+
+    >>> score_steps(Options(), 266_200, 50_000), score_steps(Options(), 32_360, 50_000)
+    (4000, 15451)
+    >>> score_steps(Options(), 32_360, 50_000, 500), score_steps(Options(score_steps=80), 32_360, 50_000)
+    (2000, 80)
     """
-    return min(SCORE_STEPS, STEPS_PER_PROPOSAL * num_steps) if options.score_steps is None else options.score_steps
+    if options.score_steps is not None:
+        return options.score_steps
+    steps = min(max(STEPS_PER_SAMPLE * samples // total, FEWEST_STEPS), MOST_STEPS)
+    return steps if num_steps is None else min(steps, STEPS_PER_PROPOSAL * num_steps)
 
 
 def samples_for(num_kept: int, move: str) -> int:

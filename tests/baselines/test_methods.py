@@ -54,7 +54,7 @@ def test_prune_takes_any_method_by_name_and_gives_masks_first(digits):
         prune(key, "edge_popup", *data, budget=BUDGET._replace(epochs=0))
     with refusal("budget.learning_rate must be a finite number above 0, not -1.0"):
         prune(key, "edge_popup", *data, budget=BUDGET._replace(learning_rate=-1.0))
-    with refusal("budget.score_steps must be a whole number of at least 1, not 0"):
+    with refusal("budget.score_steps must be a whole number of at least 1, or None to choose it"):
         prune(key, "score_search", *data, budget=BUDGET._replace(score_steps=0))
 
 

@@ -64,12 +64,12 @@ def test_estimates_of_an_error_rate_are_allowed():
 
 
 def test_score_search_makes_few_steps_before_few_proposals(monkeypatch):
-    monkeypatch.setattr(options_module, "SCORE_STEPS", 700)
+    monkeypatch.setattr(options_module, "FEWEST_STEPS", 700)
     monkeypatch.setattr(options_module, "STEPS_PER_PROPOSAL", 2)
-    found = [score_steps(Options(), proposals) for proposals in (1, 349, 350, 10**6)]
-    assert found == [2, 698, 700, 700]
+    found = [score_steps(Options(), 1_000, 10, proposals) for proposals in (1, 349, 350, 10**6, None)]
+    assert found == [2, 698, 700, 700, 700]
     # A given number is taken, whatever the number of proposals.
-    assert [score_steps(Options(score_steps=800), proposals) for proposals in (1, 10**6)] == [800, 800]
+    assert [score_steps(Options(score_steps=800), 9, 9, proposals) for proposals in (1, 10**6)] == [800, 800]
     plain = check_options(Options(score_steps=np.int64(800)))
     assert type(plain.score_steps) is int and hash(plain) == hash(Options(score_steps=800))
 

@@ -15,7 +15,6 @@ from sa_jax.baselines import Budget
 from sa_jax.commands.run.settings import MAX_SEED, RunConfig
 from sa_jax.files import datasets
 from sa_jax.files.array_files import SUFFIXES
-from sa_jax.pruning.options import SCORE_STEPS
 from sa_jax.types import InputError
 
 DENSE = "dense"
@@ -56,7 +55,7 @@ class CompareConfig:
       search_samples: training samples on which random search and the genetic algorithm evaluate masks.
       epochs: passes over the training split, of methods that train by back-propagation.
       learning_rate: learning rate of Adam for trained scores, see `baselines.Budget`.
-      score_steps: steps of score search, where it is a method of its own.
+      score_steps: steps of score search, where it is a method of its own; None to choose them as a run does.
       tolerance: loss of accuracy against the dense network, as a share of all samples, that still counts as none.
     """
 
@@ -73,7 +72,7 @@ class CompareConfig:
     search_samples: int = 1_000
     epochs: int = 10
     learning_rate: float = 1e-2
-    score_steps: int = SCORE_STEPS
+    score_steps: int | None = None
     tolerance: float = 0.005
 
     def __post_init__(self):

@@ -58,7 +58,7 @@ def search(
     """
     wall_start, cpu_start = time.perf_counter(), time.process_time()
     interrupts.defer(None)
-    num_steps = pruning.score_steps(config.options, config.sizes(num_kept, len(y))[1])
+    num_steps = pruning.score_steps(config.options, network.total, len(y), config.sizes(num_kept, len(y))[1])
     name = f"score_search-{num_kept}.npz"
     saved = {} if saving is None else _read(saving.folder / name, on_message)
     before = {name: float(saved.get(name, 0.0)) for name in ("seconds", "cpu_seconds")}

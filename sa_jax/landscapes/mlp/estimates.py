@@ -16,9 +16,10 @@ from sa_jax.types import PyTree
 # Number of samples evaluated at once. It limits the memory, and does not change the results.
 EVALUATED_SAMPLES = 256
 # Forward estimates may take as many multiplications as this number of forward passes of all samples, which keeps
-# them under a tenth of the time of annealing. Where they would take more they use fewer samples, but at least so many.
-MOST_PASSES = 0.25
-LEAST_SAMPLES = 256
+# them under a tenth of the time of a run. Where they would take more they use fewer samples, but at least so many.
+# Chosen on validation images of MNIST: on 784-40-20-10 a third of the samples costs 0.2 points.
+MOST_PASSES = 0.75
+LEAST_SAMPLES = 1024
 
 
 def estimates(layout: Layout, position: PyTree, outputs: tuple[jax.Array, ...], data: tuple) -> Estimates:

@@ -51,7 +51,7 @@ from tests.conftest import refusal
             ["the mean in compare.datasets['digits'] must be a finite number, not 'a'"],
         ),
         ({"epochs": 0}, ["compare.epochs"]),
-        ({"score_steps": 0}, ["compare.score_steps must be a whole number of at least 1, not 0"]),
+        ({"score_steps": 0}, ["compare.score_steps must be a whole number of at least 1, or None to choose it"]),
         ({"tolerance": 1.5}, ["compare.tolerance"]),
     ],
 )

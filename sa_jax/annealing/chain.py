@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
+from sa_jax.annealing.drawing import drawn_ahead
 from sa_jax.annealing.inputs import MOST_STEPS, as_data, as_position, check_key, check_landscape, described
 from sa_jax.annealing.landscape import batch_bound, float_dtype
 from sa_jax.annealing.schedules import as_schedule, temperature_at
@@ -291,7 +292,9 @@ def run(
             trace = jax.tree.map(lambda kept, new: kept.at[entry].set(new, mode="drop"), trace, values)
         return (state, trace), None
 
-    carry = match_varying((state, trace), rng_key, state.best_energy, temperature_at(schedule, 0))
+    temperature = temperature_at(schedule, 0)
+    carry = match_varying((state, trace), rng_key, state.best_energy, temperature)
+    landscape = drawn_ahead(landscape, rng_key, carry[0].walk, temperature)
     blocks, rest = divmod(num_steps, BLOCK_STEPS)
     starts = first_step + BLOCK_STEPS * jnp.arange(blocks, dtype=jnp.int32)
     carry = scan_carry(partial(one_block, BLOCK_STEPS), carry, starts)

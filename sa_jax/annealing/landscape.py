@@ -18,8 +18,15 @@ class EnergyState(NamedTuple):
     energy: jax.Array  # float32 or float64 []
 
 
-def from_energy(energy_fn: Callable[..., jax.Array], move_fn: Callable[..., PyTree]) -> Landscape:
+def from_energy(
+    energy_fn: Callable[..., jax.Array],
+    move_fn: Callable[..., PyTree],
+    draw: Callable[[jax.Array], PyTree] | None = None,
+) -> Landscape:
     """Makes a landscape from an energy function and a move function. Both may be any jittable functions.
+
+    The random bits of a move that depend on its key alone are drawn for a block of steps at once, with the same
+    result as if the move drew them in each step: see `sa_jax.annealing.drawing.drawn_ahead`.
 
     Args:
       energy_fn: `(position, *data) -> energy`, a scalar; lower is better. A proposal of NaN energy is rejected.
@@ -27,6 +34,8 @@ def from_energy(energy_fn: Callable[..., jax.Array], move_fn: Callable[..., PyTr
         move, `(rng_key, position) -> (position, log_q_ratio)`, with
         `log_q_ratio = log q(old | new) - log q(new | old)`. The new position has the structure, shapes and dtypes
         of the old one.
+      draw: `(rng_key) -> noise`, the random numbers of one move. `move_fn` then gets this noise in place of a key.
+        With None `move_fn` draws them.
 
     Returns:
       A `Landscape` whose positions are the given pytrees.
@@ -40,7 +49,9 @@ def from_energy(energy_fn: Callable[..., jax.Array], move_fn: Callable[..., PyTr
     >>> landscape.init(3.0, ()).energy
     Array(9., dtype=float32)
     """
-    check_takes("move_fn", move_fn, "(rng_key, position)", 2)
+    check_takes("move_fn", move_fn, "(rng_key, position)" if draw is None else "(noise, position)", 2)
+    if draw is not None:
+        check_takes("draw", draw, "(rng_key)", 1)
 
     def evaluate(position, data):
         data = as_data(data)
@@ -52,9 +63,9 @@ def from_energy(energy_fn: Callable[..., jax.Array], move_fn: Callable[..., PyTr
         position = as_position(position)
         return EnergyState(position, evaluate(position, data))
 
-    def propose(rng_key, state, temperature):
+    def propose(noise, state, temperature):
         del temperature
-        moved = move_fn(rng_key, state.position)
+        moved = move_fn(noise, state.position)
         expected = jax.tree.structure(state.position)
         if jax.tree.structure(moved) == expected:
             log_q_ratio = jnp.zeros((), jnp.float32)
@@ -85,7 +96,7 @@ def from_energy(energy_fn: Callable[..., jax.Array], move_fn: Callable[..., PyTr
     def refresh(state, data):
         return state._replace(energy=evaluate(state.position, data))
 
-    return Landscape(init, lambda rng_key: rng_key, propose, delta, commit, refresh)
+    return Landscape(init, draw or (lambda rng_key: rng_key), propose, delta, commit, refresh)
 
 
 @jax.custom_batching.custom_vmap

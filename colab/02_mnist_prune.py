@@ -216,7 +216,7 @@ Page(FOLDER / "report.html")
 #
 # In a clone of the repository:
 #
-# - `sa-jax compare --gin_file=configs/compare_lenet300.gin --workdir=runs/compare` compares with five seeds, on MNIST
+# - `sa-jax compare --gin_file=configs/compare_lenet300.gin --workdir=runs/compare` compares with three seeds, on MNIST
 #   and Fashion-MNIST. It takes hours.
 # - `sa-jax run --gin_file=configs/lenet300_mnist.gin --workdir=runs/lenet300` anneals for longer.
 # - `sa-jax export runs/lenet300 --format=c --out=lenet300_c` then writes the pruned network as C code.

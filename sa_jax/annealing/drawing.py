@@ -119,7 +119,8 @@ def drawn_ahead(landscape: Landscape, rng_key: jax.Array, walk: PyTree, temperat
       temperature: float32 `[]`.
     """
     # Without jit a move may branch on values, which cannot be traced.
-    if jax.config.jax_disable_jit or not _hands_on_a_threefry_key(landscape, rng_key):
+    config: Any = jax.config  # its type stubs lack most names
+    if config.jax_disable_jit or not _hands_on_a_threefry_key(landscape, rng_key):
         return landscape
     traced, shapes = jax.make_jaxpr(landscape.propose, return_shape=True)(rng_key, walk, temperature)
     proposal = _Proposal(traced)

@@ -31,7 +31,8 @@ class Budget(NamedTuple):
         whole networks. Greedy swaps are evaluated incrementally, on all samples.
       epochs: number of passes over all samples, for methods that train.
       learning_rate: learning rate of Adam for trained scores; 'edge_popup_scaled' uses twice as much, gates five
-        times as much, and 'edge_popup_momentum' has its own. All were chosen on validation samples of MNIST.
+        times as much, and 'edge_popup_momentum' has its own. All were chosen on validation samples of MNIST and
+        Fashion-MNIST.
       score_steps: number of steps of score search; None to choose it as a run does.
     """
 
@@ -89,7 +90,7 @@ class Method(NamedTuple):
       uses_gradients: whether it takes a derivative of the loss.
       moves_weights: whether it changes weights.
       minimises_energy: whether it minimises the energy of the task.
-      own: whether it is a search of this package, and no rival of its annealing.
+      own: whether it is a search of this package, and not a rival of its annealing.
     """
 
     find: Callable[[Task], Found]

@@ -66,7 +66,7 @@ class KeptList(NamedTuple):
 
 
 class Estimates(NamedTuple):
-    """Estimates for each branch, from the derivatives of the energy.
+    """Estimates for each branch, from forward passes or from derivatives of the energy.
 
     Attributes:
       effects: the energy with the branch minus the energy without it.

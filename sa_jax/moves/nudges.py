@@ -9,7 +9,7 @@ from sa_jax.moves.base import Swap, SwapProposal, below
 from sa_jax.types import InputError, PyTree
 
 # These four values were chosen on validation images of MNIST.
-# Standard deviation of a new weight, relative to the one that the derivatives suggest.
+# Standard deviation of a new weight, relative to the one that the estimates suggest.
 NUDGE_SPREAD = 0.6
 # Number of candidates drawn per nudge.
 NUDGE_CANDIDATES = 8

@@ -2,14 +2,36 @@
 
 from collections.abc import Callable
 from functools import reduce
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+from sa_jax.types import InputError
 
 Energy = Callable[..., jax.Array]
 
 # Up to this number of classes, elementwise operations in a loop take half the time of reductions on a CPU.
 UNROLLED_CLASSES = 32
+
+
+def check_energy(energy: Any) -> None:
+    """Checks that a value is an energy.
+
+    Raises:
+      InputError: the value is no function of logits and targets.
+
+    >>> check_energy("cross_entropy")
+    Traceback (most recent call last):
+    sa_jax.types.InputError: energy must be a function such as cross_entropy(), not 'cross_entropy'
+    >>> check_energy(cross_entropy)
+    Traceback (most recent call last):
+    sa_jax.types.InputError: energy must be a function such as cross_entropy(), not cross_entropy itself
+    """
+    if not callable(energy):
+        raise InputError(f"energy must be a function such as cross_entropy(), not {energy!r}")
+    if energy in (cross_entropy, kl_to_teacher, margin_loss, error_rate):
+        raise InputError(f"energy must be a function such as cross_entropy(), not {energy.__name__} itself")
 
 
 def cross_entropy(logit_scale: jax.Array | float = 1.0, label_smoothing: float = 0.0) -> Energy:

@@ -1,7 +1,7 @@
 """The masked multilayer perceptron: a Flax Linen module, and its weights as plain arrays."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import flax.traverse_util
@@ -20,6 +20,12 @@ INITIALIZERS = {
     name: getattr(nn.initializers, name)()
     for name in ("he_normal", "he_uniform", "glorot_normal", "glorot_uniform", "lecun_normal", "orthogonal")
 }
+
+
+def check_network(network: Any) -> None:
+    """Raises `InputError` if a value is not a `Network`."""
+    if not isinstance(network, Network):
+        raise InputError(f"network must be a Network, such as network_of(params)[1], not {type(network).__name__}")
 
 
 def check_activation(activation: str) -> None:

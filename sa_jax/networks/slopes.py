@@ -15,7 +15,9 @@ from sa_jax.networks.energies import Energy
 from sa_jax.networks.mlp import Network
 
 ESTIMATES = ("forward", "gradient")
-# The amount by which a unit's output is moved, as a share of the root mean square of its layer's outputs.
+# The amount by which a unit's output is moved, as a share of the root mean square of its layer's outputs. Chosen
+# on validation images of MNIST, on 784-40-20-10: a hundredth loses nothing against the derivative, and an amount
+# of 0.05 for all layers loses half a point of accuracy.
 PERTURBATION = 0.01
 # Number of values evaluated at once, so that they stay in the CPU cache. It does not change the results.
 CACHED_VALUES = 2**18

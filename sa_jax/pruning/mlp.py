@@ -53,8 +53,9 @@ def prune(
       y: labels, int `[samples]`.
       density: kept / total, in (0, 1]; exactly `round(density * total)` branches are kept. Or a pattern of each
         layer: `Unit(0.1)`, the share of each unit's inputs, `Layer(0.1)`, `NM(2, 4)`, `Block((4, 4), 0.5)` or
-        `Columns(0.5)` of `sa_jax.patterns`; swaps are then uniform. Blocks and columns need a full evaluation for
-        each proposal.
+        `Columns(0.5)` of `sa_jax.patterns`. With a pattern, swaps are uniform, and annealing starts from the
+        largest weights, without score search; `score_steps` and `estimates` are then unused. Blocks and columns
+        need a full evaluation for each proposal.
       num_steps: number of proposals, at least 1.
       **options: fields of `Options`, such as `activation="tanh"`.
 

@@ -35,8 +35,7 @@ class Options(NamedTuple):
       move: 'informed', a swap whose two branches are drawn by their estimated effects on the energy; 'saliency', a
         swap whose new branch is drawn by `|w| * norm(input)`; or 'uniform'.
       start: initial mask: 'score_search', found by `score_search`; or, for annealing alone, 'magnitude',
-        'saliency'
-        or 'random'.
+        'saliency' or 'random'.
       schedule: 'geometric', 'linear', 'cosine', 'logarithmic', 'constant', or `step -> temperature`.
       logit_scale: factor on the logits in all energies but the error rate; None calibrates it.
       temperature_start: in units of the energy; None calibrates it.
@@ -45,9 +44,8 @@ class Options(NamedTuple):
       nudge_share: share of the proposals that change a kept branch's weight instead of the mask, below 1. Above 0
         weights move and positions are `Weighted`; such results must not be compared with those of fixed weights.
       estimates: how score search, informed swaps and nudges estimate effects on the energy: 'forward', from
-        forward
-        passes with perturbed units, or 'gradient', from the derivative of the energy. With the energy 'error_rate'
-        they estimate effects on the cross-entropy.
+        forward passes with perturbed units, or 'gradient', from the derivative of the energy. With the energy
+        'error_rate' they estimate effects on the cross-entropy.
       score_steps: steps of score search; None to choose them by the numbers of branches, samples and proposals.
     """
 
@@ -65,9 +63,9 @@ class Options(NamedTuple):
 
 
 def uses_gradients(options: Options) -> bool:
-    """Returns whether annealing with these options takes a derivative of the energy."""
-    estimates = options.move == "informed" or options.nudge_share > 0 or options.start == "score_search"
-    return estimates and options.estimates == "gradient"
+    """Returns whether score search or annealing with these options takes a derivative of the energy."""
+    uses_estimates = options.move == "informed" or options.nudge_share > 0 or options.start == "score_search"
+    return uses_estimates and options.estimates == "gradient"
 
 
 def score_steps(options: Options, total: int, samples: int, num_steps: int | None = None) -> int:

@@ -17,10 +17,12 @@ from sa_jax.pruning.options import Options
 from sa_jax.types import Landscape, PyTree, Schedule
 
 # The calibrated logit scale gives the dense network's scaled logits this standard deviation. The scale rises as
-# pruning shrinks the logits, at most by the factor MAX_SHRINKAGE. Chosen on validation images of MNIST.
+# pruning shrinks the logits, at most by the factor MAX_SHRINKAGE. How much it shrinks them is measured on the
+# initial mask; with score search, on the mask of the largest weights. Chosen on validation images of MNIST.
 LOGIT_SPREAD = 9.0
 MAX_SHRINKAGE = 4.0
 # Standard deviation where the weights were never trained: annealing will make the logits far larger than they are.
+# Chosen on validation images of MNIST, with random weights.
 UNTRAINED_SPREAD = 1.5
 # Standard deviation of a teacher's scaled logits.
 TEACHER_SPREAD = 9.0

@@ -14,19 +14,21 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from sa_jax import checks
 from sa_jax.annealing.chain import match_varying
 from sa_jax.annealing.inputs import check_key
 from sa_jax.networks import masks, slopes
 from sa_jax.networks.arrays import as_numbers
-from sa_jax.networks.energies import Energy
-from sa_jax.networks.mlp import ACTIVATIONS, Network, check_activation
+from sa_jax.networks.energies import Energy, check_energy
+from sa_jax.networks.mlp import ACTIVATIONS, Network, check_activation, check_network
 from sa_jax.networks.samples import check_samples
 from sa_jax.networks.slopes import ESTIMATES
 from sa_jax.types import InputError, exportable
 
-# Chosen on validation samples of MNIST and Fashion-MNIST, on 784-40-20-10, 784-300-100-10 and 784-1000-1000-10.
+# All values below but MOST_TRIES were chosen on validation samples of MNIST and Fashion-MNIST, on 784-40-20-10,
+# 784-300-100-10 and 784-1000-1000-10.
 # Samples in a minibatch.
 BATCH_SIZE = 128
 # By how much the scores move in the first step, in their standard deviations. It falls to 0 as a cosine.
@@ -51,8 +53,7 @@ class ScoreSettings(NamedTuple):
       estimates: 'forward', from forward passes with perturbed units, or 'gradient', from the derivative of the
         energy with respect to the mask.
       temperature: scale of the Gumbel noise on the scores at the first step, in their standard deviations; it
-        falls
-        linearly to 0. At 0 the highest scores themselves are kept.
+        falls linearly to 0. At 0 the highest scores themselves are kept.
     """
 
     num_steps: int
@@ -123,6 +124,9 @@ def run(
       settings: how to search; static.
       first_step: int32 `[]`.
       num_steps: number of steps to make, int32 `[]`.
+
+    Returns:
+      The search after these steps; `mask_of` gives its mask.
     """
     act, x, targets = ACTIVATIONS[activation], jnp.asarray(x), jnp.asarray(targets)
     step = partial(_step, rng_key, network, x, targets, jnp.int32(num_kept), energy, act)
@@ -268,11 +272,13 @@ def score_search(
     Args:
       rng_key: a key, `[]`.
       network: the fixed weights; any depth and widths, trained or random, with or without biases.
-      x: inputs, float `[samples, features]`.
-      targets: labels, int `[samples]`, or a teacher's predictions, float `[samples, classes]`.
-      num_kept: number of branches that stay, from 1 to `total`.
+      x: inputs, float `[samples, features]`. Standardise them: a single outlier of 1e6 nearly stops the search.
+      targets: labels, int `[samples]`, for `cross_entropy`, or a teacher's predictions, float `[samples,
+        classes]`, for `kl_to_teacher`.
+      num_kept: number of branches that stay, from 1 to `total`; static.
       num_steps: number of steps, at least 1; static.
-      energy: energy of the logits, such as `cross_entropy(4.0)`.
+      energy: energy of the logits, such as `cross_entropy(4.0)`; not `error_rate()`, which is flat almost
+        everywhere.
       activation: 'relu', 'tanh' or 'gelu'; static.
       estimates: 'forward' or 'gradient', see `ScoreSettings`; static.
       temperature: see `ScoreSettings`; static.
@@ -293,6 +299,8 @@ def score_search(
     16
     """
     check_key(rng_key)
+    check_network(network)
+    check_energy(energy)
     check_activation(activation)
     settings = check_settings(ScoreSettings(num_steps, estimates, temperature))
     num_kept = checks.whole("num_kept", num_kept, 1, network.total)
@@ -308,6 +316,8 @@ def _check_samples(network: Network, x: Any, targets: Any) -> tuple[jax.Array, j
             raise InputError(
                 f"predictions must have the shape [samples, {network.sizes[-1]}], not {list(targets.shape)}"
             )
+        if not isinstance(targets, Tracer) and not np.isfinite(targets).all():
+            raise InputError("predictions hold NaN or infinite values")
         labels = targets.argmax(1)
     x, _ = check_samples(network, x, labels)
     return jnp.asarray(x, jnp.float32), jnp.asarray(targets, jnp.float32 if predicted else jnp.int32)

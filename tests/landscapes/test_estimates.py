@@ -208,7 +208,7 @@ def test_forward_estimates_take_no_derivative(moves_weights):
             trace("gradient")
 
 
-def test_estimates_are_made_anew_at_each_refresh():
+def test_estimates_are_made_again_at_each_refresh():
     network = make_network("three, narrow", True)
     x, y = make_samples(network, 50)
     landscape = masked_mlp(network, record_estimates(), cross_entropy())
@@ -226,3 +226,10 @@ def test_estimates_are_made_anew_at_each_refresh():
 def test_an_unknown_kind_of_estimates_is_named():
     with refusal("estimates must be one of forward, gradient, not 'backward'"):
         masked_mlp(TINY, informed_swap(), cross_entropy(), estimates="backward")
+
+
+def test_params_in_place_of_a_network_are_named():
+    with refusal("network must be a Network, such as network_of(params)[1], not dict"):
+        masked_mlp({}, informed_swap(), cross_entropy())
+    with refusal("energy must be a function such as cross_entropy(), not 'cross_entropy'"):
+        masked_mlp(TINY, informed_swap(), "cross_entropy")

@@ -376,6 +376,10 @@ def test_score_search_gives_the_mask_of_all_its_steps():
         ({"targets": np.zeros((5, 3))}, "predictions must have the shape [samples, 2], not [5, 3]"),
         ({"targets": np.zeros((4, 2))}, "labels must have the shape [5], one per input, not [4]"),
         ({"targets": ["one"] * 5}, "targets must be numbers, not <U3"),
+        ({"targets": np.full((5, 2), np.nan)}, "predictions hold NaN or infinite values"),
+        ({"network": {}}, "network must be a Network, such as network_of(params)[1], not dict"),
+        ({"energy": "error"}, "energy must be a function such as cross_entropy(), not 'error'"),
+        ({"energy": cross_entropy}, "energy must be a function such as cross_entropy(), not cross_entropy itself"),
     ],
 )
 def test_bad_input_is_named(change, message):

@@ -20,8 +20,9 @@ from sa_jax.types import InputError
 DENSE = "dense"
 # Baselines that evaluate masks, as many as annealing does.
 SEARCHES = ("random_search", "greedy_swaps", "genetic_algorithm")
-# Version of a cell's files and figures; when it changes, all cells are measured again.
-FORMAT = 1
+# Version of a cell's files and figures; when it changes, all cells are measured again. It changes also when code
+# finds other masks.
+FORMAT = 2
 # Settings of a run that a comparison sets itself, by the list of `compare` that sets each.
 _OF_CELL = {
     "dataset": "datasets",

@@ -138,18 +138,19 @@ def worth_text(
     over the best one-shot mask (OBD). Annealing took 12 s of CPU time. It
     keeps the accuracy of the dense network within 0.5 points.
     >>> print(textwrap.fill(worth_text(-0.002, "SNIP", 3.21, 0.5, False, 0.01)))
-    At 50 % of the branches annealing was not worth it: it lost 0.20
+    At 50 % of the branches it was not worth it: annealing lost 0.20
     points of test accuracy to the best one-shot mask (SNIP). Annealing
     took 3.2 s of CPU time. It does not keep the accuracy of the dense
     network within 1 point.
     """
     points, share = round(100 * gain, 2), f"{100 * density:.3g} % of the branches"
+    who = "score search and annealing" if searched else "annealing"
     if points > 0:
-        verdict = f"At {share} annealing gained {points:.2f} points of test accuracy over"
+        verdict = f"At {share} {who} gained {points:.2f} points of test accuracy over"
     elif points < 0:
-        verdict = f"At {share} annealing was not worth it: it lost {-points:.2f} points of test accuracy to"
+        verdict = f"At {share} it was not worth it: {who} lost {-points:.2f} points of test accuracy to"
     else:
-        verdict = f"At {share} annealing was not worth it: it gained no test accuracy over"
+        verdict = f"At {share} it was not worth it: {who} gained no test accuracy over"
     weights = ", which keeps the original weights, while annealing moved them" if moves_weights else ""
     seconds = f"{cpu_seconds:,.0f}" if cpu_seconds >= 10 else f"{cpu_seconds:.1f}"
     points_lost = f"{100 * tolerance:g} point{'' if tolerance == 0.01 else 's'}"

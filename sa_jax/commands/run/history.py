@@ -9,6 +9,8 @@ import numpy as np
 # How often annealing from the mask of score search is validated, and the share by which the energy on the
 # validation split must fall to count as a gain.
 VALIDATIONS, LEAST_GAIN = 40, 1e-3
+# Fewer validations without a gain may be chance.
+LEAST_WITHOUT_GAIN = 3
 # How many masks of each chain are recorded for the pictures of a run, besides the initial one; one bit per branch.
 SNAPSHOTS = 8
 TRACED: tuple[str, ...] = ("step", "temperature", "energy", "best_energy", "acceptance")
@@ -76,15 +78,18 @@ def gains_nothing(validated: Sequence[tuple[int, float]], patience: float, num_s
       patience: the share, above 0.
       num_steps: number of all proposals.
 
-    >>> validated = [(0, 1.0), (25, 0.9), (50, 0.8999)]
-    >>> gains_nothing(validated, 0.2, 100), gains_nothing(validated, 0.3, 100)
+    >>> validated = [(0, 1.0), (25, 0.9), (35, 0.8999), (45, 0.8999), (55, 0.8999)]
+    >>> gains_nothing(validated, 0.2, 100), gains_nothing(validated, 0.4, 100)
     (True, False)
+    >>> gains_nothing(validated[:-1], 0.2, 100)
+    False
     """
-    last, gained, lowest = 0, 0, math.inf
+    last, gained, without_gain, lowest = 0, 0, 0, math.inf
     for last, energy in validated:
+        without_gain += 1
         if energy < lowest * (1 - LEAST_GAIN):
-            gained, lowest = last, energy
-    return last - gained >= patience * num_steps
+            gained, without_gain, lowest = last, 0, energy
+    return without_gain >= LEAST_WITHOUT_GAIN and last - gained >= patience * num_steps
 
 
 def ends_part(before: int, done: int, num_steps: int, parts: int) -> bool:

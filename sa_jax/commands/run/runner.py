@@ -64,11 +64,11 @@ def run(
         then renamed, result.json last.
       operative_config: text of `operative.gin`.
       overwrite: whether to replace an earlier run's results.
-      on_progress: called after each chunk.
+      on_progress: called after each part of score search and each chunk of annealing.
       on_message: called with messages for the user, such as the memory that the run needs.
-      stop: called after each chunk; if it returns True, the run is saved and ends. A run is also saved every
-        `config.checkpoint_seconds`. A call with the same settings and workdir resumes from the latest valid
-        checkpoint; on the same platform the result is bit for bit that of an uninterrupted run.
+      stop: called after each part of score search and each chunk; if it returns True, the run is saved and ends. A
+        run is also saved every `config.checkpoint_seconds`. A call with the same settings and workdir resumes from
+        the latest valid checkpoint; on the same platform the result is bit for bit that of an uninterrupted run.
 
     Returns:
       The content of `result.json`. With several processes, all but the first return an empty dictionary.
@@ -204,10 +204,10 @@ def anneal_density(
       config: the settings, with a density.
       dataset: the data.
       network: the fixed weights.
-      on_progress: called after each chunk.
+      on_progress: called after each part of score search and each chunk of annealing.
       on_message: called with messages for the user.
       budget: budget of the method of `baselines.METHODS` that finds the initial mask, if there is one.
-      saving: where and when checkpoints are made, from which the chains resume; None for none.
+      saving: where and when score search and the chains are saved, from where they resume; None for nowhere.
 
     Returns:
       The result of annealing; and None, as there was no search for the density.
@@ -281,7 +281,7 @@ def anneal_to_target(
       config: the settings, without a density.
       dataset: the data.
       network: the fixed weights.
-      on_progress: called after each chunk.
+      on_progress: called after each part of score search and each chunk of annealing.
       on_message: called with messages for the user.
       saving: where and when checkpoints are made, from which the search resumes; None for none.
 

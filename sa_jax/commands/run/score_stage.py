@@ -59,8 +59,8 @@ def search(
     wall_start, cpu_start = time.perf_counter(), time.process_time()
     interrupts.defer(None)
     num_steps = pruning.score_steps(config.options, network.total, len(y), config.sizes(num_kept, len(y))[1])
-    name = f"score_search-{num_kept}.npz"
-    saved = {} if saving is None else _read(saving.folder / name, on_message)
+    file_name = f"score_search-{num_kept}.npz"
+    saved = {} if saving is None else _read(saving.folder / file_name, on_message)
     before = {name: float(saved.get(name, 0.0)) for name in ("seconds", "cpu_seconds")}
 
     def seconds() -> dict[str, float]:
@@ -91,13 +91,13 @@ def search(
             continue
         stopped, due = agreed(saves.stop(), time.monotonic() - last_saved >= saves.every)
         if first < num_steps and (stopped or due):
-            written = _write(saves.folder / name, {"step": first} | _named(state) | seconds(), on_message)
+            written = _write(saves.folder / file_name, {"step": first} | _named(state) | seconds(), on_message)
             last_saved = time.monotonic()
             if stopped and written:
                 raise Stopped(first, num_steps, None)
     mask = of_first(np.asarray(jax.jit(scores.mask_of, static_argnums=1)(state, num_kept)))
     if saves is not None:
-        written = _write(saves.folder / name, {"mask": np.packbits(mask)} | seconds(), on_message)
+        written = _write(saves.folder / file_name, {"mask": np.packbits(mask)} | seconds(), on_message)
         if stopped and written:
             raise Stopped(first, num_steps, None)
     return Searched(mask, num_steps, **seconds())

@@ -45,8 +45,9 @@ class RunConfig:
       energy: see `pruning.Options`, as for the following.
       move: 'informed', 'saliency' or 'uniform'.
       start: 'score_search'; for annealing alone 'magnitude', 'saliency' or 'random'; or a method of
-        `baselines.METHODS` that moves no weight, such as 'edge_popup', which finds the initial mask first, on the
-        training split, with its default budget.
+        `baselines.METHODS` that moves no weight, other than score search, such as 'edge_popup', which finds the
+        initial mask first, on the training split, with its default budget. For score search with the derivative
+        see `estimates`.
       schedule: 'geometric', 'linear', 'cosine', 'logarithmic', 'constant' or a callable.
       logit_scale: None calibrates it.
       temperature_start: None calibrates it.
@@ -55,7 +56,8 @@ class RunConfig:
       estimates: 'forward', which takes no derivative, or 'gradient'.
       score_steps: steps of score search; None chooses.
       patience: share of the proposals without gain on the validation split after which annealing from the mask of
-        score search ends, above 0; 1 never ends it early.
+        score search ends, above 0, but not before three validations without gain; 1 never ends it early. A gain
+        is a fall of the energy (of the cross-entropy, for 'error_rate').
       target_accuracy: wanted accuracy on the validation split, in (0, 1], where density is None; None for the
         accuracy of the dense network less the tolerance.
       tolerance: loss of accuracy that still counts as none, against the dense network; 0.005 is half a point.
@@ -89,6 +91,7 @@ class RunConfig:
     nudge_share: float = 0.0
     estimates: str = "forward"
     score_steps: int | None = None
+    # On validation samples of digits as good as making all proposals.
     patience: float = 0.2
     target_accuracy: float | None = None
     tolerance: float = 0.005

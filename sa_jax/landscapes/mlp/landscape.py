@@ -64,8 +64,7 @@ def masked_mlp(
 
     Raises:
       InputError: if the activation or the kind of estimates is unknown. While annealing, if the proposals change
-        weights and
-        `moves_weights` is False.
+        weights and `moves_weights` is False.
     """
     layout = layout_of(network, swaps, energy, activation, moves_weights, estimates, guide)
     landscape = Landscape(

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 
 from sa_jax import checks
 from sa_jax.moves.base import SwapProposal
-from sa_jax.networks.energies import Energy
-from sa_jax.networks.mlp import ACTIVATIONS, Network, check_activation
+from sa_jax.networks.energies import Energy, check_energy
+from sa_jax.networks.mlp import ACTIVATIONS, Network, check_activation, check_network
 from sa_jax.networks.slopes import ESTIMATES
 from sa_jax.types import PyTree
 
@@ -68,8 +68,10 @@ def layout_of(
     """Makes the fixed part of a landscape; arguments as in `masked_mlp`.
 
     Raises:
-      InputError: if the activation or the kind of estimates is unknown.
+      InputError: network or energy are something else, or the activation or the kind of estimates is unknown.
     """
+    check_network(network)
+    check_energy(energy)
     check_activation(activation)
     checks.choice("estimates", estimates, ESTIMATES)
     # A flat array per layer, because one flat array of all layers would be a second copy of the weights.

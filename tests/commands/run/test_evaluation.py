@@ -71,10 +71,10 @@ def test_the_run_says_whether_it_was_worth_it(finished):
 
 def test_a_loss_and_no_gain_are_said_plainly():
     assert worth_text(0.0, "OBD", 1.0, 0.5, True, 0.005).startswith(
-        "At 50 % of the branches annealing was not worth it: it gained no test accuracy over the best"
+        "At 50 % of the branches it was not worth it: annealing gained no test accuracy over the best"
     )
     lost = worth_text(-0.0123, "OBD", 1234.0, 0.5, True, 0.005)
-    assert "was not worth it" in lost and "it lost 1.23 points of test accuracy to" in lost and "1,234 s" in lost
+    assert "it was not worth it: annealing lost 1.23 points of test accuracy to" in lost and "1,234 s" in lost
     assert "not worth" not in worth_text(0.0002, "OBD", 1.0, 0.5, True, 0.005)
 
 

@@ -24,14 +24,15 @@ def test_a_history_is_that_of_its_arrays():
 @pytest.mark.parametrize(
     ("energies", "ends"),
     [
-        ([1.0, 1.0, 1.0], True),
-        ([1.0, 0.9, 0.9], False),
-        ([1.0, 0.9, 0.9, 0.9], True),
-        ([1.0, 0.9, 1.1, 0.8995], True),  # less than a thousandth is no gain
+        ([1.0, 1.0, 1.0], False),
+        ([1.0, 1.0, 1.0, 1.0], True),
+        ([1.0, 0.9, 0.9, 0.9], False),
+        ([1.0, 0.9, 0.9, 0.9, 0.9], True),
+        ([1.0, 0.9, 1.1, 0.9, 0.8995], True),  # less than a thousandth is no gain
         ([1.0, 0.9, 1.1, 0.8], False),
         ([1.0, 0.9995, 0.9985], False),  # small gains add up
-        ([1.0, np.nan, np.nan], True),
-        ([0.0, 0.0, 0.0], True),
+        ([1.0, np.nan, np.nan, np.nan], True),
+        ([0.0, 0.0, 0.0, 0.0], True),
         ([1.0], False),
         ([], False),
     ],
@@ -40,6 +41,13 @@ def test_what_gains_nothing_for_a_fifth_of_the_proposals_ends(energies, ends):
     validated = [(100 * i, energy) for i, energy in enumerate(energies)]
     assert history.gains_nothing(validated, 0.2, 1_000) == ends
     assert not history.gains_nothing(validated, 1, 1_000)
+
+
+def test_a_run_of_few_chunks_is_not_ended_by_one_validation():
+    """Its patience is shorter than a chunk."""
+    validated = [(1_000 * i, 1.0) for i in range(4)]
+    ends = [history.gains_nothing(validated[: 1 + number], 0.2, 5_000) for number in range(4)]
+    assert ends == [False, False, False, True]
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 10])

@@ -138,11 +138,11 @@ def draw(result: dict[str, Any], path: Path) -> None:
 
 
 def chains() -> dict[str, Any]:
-    """Runs configs/mlpnet_mnist.gin with several chains, nothing else overridden but the density."""
+    """Runs configs/mlpnet_mnist_alone.gin with several chains, nothing else overridden but the density."""
     rows = []
     for density in DENSITIES:
         with tempfile.TemporaryDirectory() as workdir:
-            command = [sys.executable, str(ROOT / "scripts/run.py"), "--gin_file=configs/mlpnet_mnist.gin"]
+            command = [sys.executable, str(ROOT / "scripts/run.py"), "--gin_file=configs/mlpnet_mnist_alone.gin"]
             command += [f"--gin_bindings=DENSITY={density}", f"--gin_bindings=NUM_CHAINS={CHAINS}"]
             subprocess.run([*command, f"--workdir={workdir}/run"], check=True, cwd=ROOT)
             run = json.loads((Path(workdir) / "run/result.json").read_text())

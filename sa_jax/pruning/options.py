@@ -23,6 +23,8 @@ SAMPLES_PER_ROOT = {"informed": 800, "saliency": 200, "uniform": 200}
 # short. Chosen on validation samples of MNIST and Fashion-MNIST, on 784-40-20-10, 784-300-100-10 and
 # 784-1000-1000-10.
 STEPS_PER_SAMPLE, FEWEST_STEPS, MOST_STEPS, STEPS_PER_PROPOSAL = 10_000, 4_000, 16_000, 4
+# Samples for each step above the fewest: with fewer, the same samples come again and again.
+SAMPLES_PER_STEP = 3
 
 
 class Options(NamedTuple):
@@ -79,12 +81,13 @@ def score_steps(options: Options, total: int, samples: int, num_steps: int | Non
 
     >>> score_steps(Options(), 266_200, 50_000), score_steps(Options(), 32_360, 50_000)
     (4000, 15451)
-    >>> score_steps(Options(), 32_360, 50_000, 500), score_steps(Options(score_steps=80), 32_360, 50_000)
-    (2000, 80)
+    >>> score_steps(Options(), 2_720, 1_079), score_steps(Options(), 2_720, 1_079, 500)
+    (4000, 2000)
     """
     if options.score_steps is not None:
         return options.score_steps
-    steps = min(max(STEPS_PER_SAMPLE * samples // total, FEWEST_STEPS), MOST_STEPS)
+    most = min(STEPS_PER_SAMPLE * samples // total, samples // SAMPLES_PER_STEP, MOST_STEPS)
+    steps = max(most, FEWEST_STEPS)
     return steps if num_steps is None else min(steps, STEPS_PER_PROPOSAL * num_steps)
 
 

@@ -172,7 +172,11 @@ def draw_bars(axes: Axes, found: list[dict[str, Any]], kept: dict[float, int]) -
 def drawn_rows(found: list[dict[str, Any]]) -> list[tuple[str, list[float]]]:
     """The label and the mean accuracies of each kind of bar, at `DRAWN_DENSITIES`."""
     rows = []
-    for label, kind in (("score search, then annealing", ""), ("global magnitude", "magnitude_"), ("random", "random_")):
+    for label, kind in (
+        ("score search, then annealing", ""),
+        ("global magnitude", "magnitude_"),
+        ("random", "random_"),
+    ):
         measured = [run | {"test_accuracy": run[f"{kind}test_accuracy"]} for run in found]
         rows.append((label, means_of(measured)))
     of_rival = [row for row in load_rows("compare_mlpnet") if row["method"] == RIVALS[0]]

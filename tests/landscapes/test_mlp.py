@@ -305,11 +305,14 @@ MOVES = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("swaps", [*MOVES.values(), swap_within(np.arange(8) // 4)], ids=[*MOVES, "within"])
-@pytest.mark.parametrize("kept", [3, 6])
-def test_fixed_temperature_visits_the_boltzmann_distribution(swaps, kept, request):
+@pytest.mark.parametrize(
+    ("move", "kept"),
+    [*itertools.product(["uniform", "saliency", "within"], [3, 6]), ("informed", 3), ("informed, forward", 6)],
+)
+def test_fixed_temperature_visits_the_boltzmann_distribution(move, kept):
+    swaps = swap_within(np.arange(8) // 4) if move == "within" else MOVES[move]
     all_masks = enumerate_masks(TINY.total, kept)
-    if "within" in request.node.callspec.id:  # each half of the branches keeps as many as it had
+    if move == "within":  # each half of the branches keeps as many as it had
         all_masks = all_masks[all_masks[:, :4].sum(1) == kept // 2]
     landscape = masked_mlp(TINY, swaps, cross_entropy(1.5))
     # 100 steps apart, the eight branches have forgotten where they were.

@@ -120,14 +120,19 @@ def test_a_search_for_the_density_resumes_with_the_probe_it_was_at(tmp_path):
 @pytest.mark.slow
 def test_a_search_for_the_density_resumes_in_the_score_search_it_was_at(tmp_path):
     """Each probe has a score search of its own. A probe whose annealing ended early is not made again."""
-    hot = {"schedule": "constant", "temperature_start": 1e6, "num_steps": 4_000, "hidden": (2,)}
+    hot = {"schedule": "constant", "temperature_start": 1e6, "num_steps": 6_000, "hidden": (2,)}
     config = dataclasses.replace(SEARCHED, density=None, target_accuracy=0.99, move="informed", **hot)
-    stop(config, tmp_path / "stopped", chunks=4 + 2 + 2)  # in the second part of the second search
+    stop(config, tmp_path / "stopped", chunks=4 + 4 + 2)  # in the second part of the second search
     assert not list((tmp_path / "stopped").glob("partial*"))
     progress, undisturbed = [], []
     resumed = runner.run(config, tmp_path / "stopped", on_progress=progress.append)
     whole = runner.run(config, tmp_path / "whole", on_progress=undisturbed.append)
-    assert [one.step for one in undisturbed if one.probe == 1 and not one.searching] == [1_000, 2_000]
+    assert [one.step for one in undisturbed if one.probe == 1 and not one.searching] == [
+        1_000,
+        2_000,
+        3_000,
+        4_000,
+    ]
     assert (progress[0].probe, progress[0].searching, progress[0].step) == (2, True, 300)
     for name in ("kept", "best_energy", "num_steps", "planned_steps", "validation_accuracy"):
         assert resumed[name] == whole[name], name
@@ -250,7 +255,7 @@ def test_none_are_made_where_they_are_turned_off(tmp_path):
 
 def command(workdir, *bindings):
     words = ["run", "--gin_file=configs/digits.gin", f"--workdir={workdir}", "--gin_bindings=WEIGHTS='random'"]
-    words += ["--gin_bindings=NUM_STEPS=60_000", "--gin_bindings=NUM_SAMPLES=200", "--gin_bindings=run.patience=1"]
+    words += ["--gin_bindings=NUM_STEPS=30_000", "--gin_bindings=NUM_SAMPLES=200", "--gin_bindings=run.patience=1"]
     words += ["--gin_bindings=CHECKPOINT_SECONDS=0.2", "--gin_bindings=NUM_CHAINS=3", *bindings]
     program = "from sa_jax.cli import entry_point; entry_point()"
     # Fully optimized, see conftest. The cache is theirs alone: a process that is killed may leave half a program,
@@ -310,7 +315,7 @@ def test_runs_of_one_or_two_processes_resume_when_killed_or_stopped(tmp_path):
 @pytest.mark.timeout(400)
 def test_score_search_of_one_or_two_processes_resumes_when_killed(tmp_path):
     """Each process searches, from the same file, and all take the mask of the first."""
-    long = ["--gin_bindings=run.score_steps=20_000", "--gin_bindings=NUM_STEPS=2_000"]
+    long = ["--gin_bindings=run.score_steps=8_000", "--gin_bindings=NUM_STEPS=2_000"]
     with command(tmp_path / "undisturbed", *long) as process:
         assert process.wait() == 0, process.stderr.read()
     workdir = tmp_path / "disturbed"

@@ -13,7 +13,7 @@ from sa_jax.types import Landscape, PyTree
 
 # Larger values are computed in each step: those of a whole block of steps would take much memory.
 MOST_BYTES = 4_096
-# Calls whose equations are told apart, by their names in the versions of JAX.
+# Calls that are replaced by their equations, by their names in the versions of JAX.
 CALLS = ("jit", "pjit")
 # What a value depends on. What depends on constants alone is computed wherever it is needed.
 CONSTANT, NOISE, STATE = range(3)
@@ -31,7 +31,7 @@ class _Equation:
 
 
 class _Proposal:
-    """A traced proposal. Calls that depend on noise and state are replaced by their equations.
+    """A traced proposal. Calls that depend on noise are replaced by their equations.
 
     Attributes:
       depends: what each value depends on, by number.
@@ -80,10 +80,11 @@ class _Proposal:
 
         for equation in jaxpr.eqns:
             entering = [numbers[one] for one in equation.invars if not isinstance(one, Literal)]
-            depends = self._dependence(equation, entering)
-            if equation.primitive.name in CALLS:
+            noisy = any(self.depends[number] == NOISE for number in entering)
+            if noisy and equation.primitive.name in CALLS:
                 leaving = self._add(equation.params["jaxpr"], map(numbered, equation.invars))
             else:
+                depends = self._dependence(equation, entering)
                 leaving = [self._value(depends) for _ in equation.outvars]
                 call = _as_function(jaxpr, equation)
                 self.equations.append(_Equation(call, entering, leaving, depends != STATE, depends != NOISE))
@@ -107,7 +108,8 @@ def drawn_ahead(landscape: Landscape, rng_key: jax.Array, walk: PyTree, temperat
     move. The annealer draws for a block of steps at once, which is many times faster. So the proposal is traced,
     and its equations that depend on the key alone move from `propose` to `draw`. The rest stays: what depends on
     the state, control flow that the state decides, and large values. Floats stay too, because their last bit may
-    depend on how many are computed at once. So the moves are the same, bit for bit.
+    depend on how many are computed at once. The random bits are the same. A float may still differ in its last bit
+    where XLA now fuses it with other operations.
 
     A landscape that draws by itself stays as it is. So do all with keys other than threefry, which draw other
     numbers under `vmap`.

@@ -25,8 +25,8 @@ def from_energy(
 ) -> Landscape:
     """Makes a landscape from an energy function and a move function. Both may be any jittable functions.
 
-    The random bits of a move that depend on its key alone are drawn for a block of steps at once, with the same
-    result as if the move drew them in each step: see `sa_jax.annealing.drawing.drawn_ahead`.
+    The random bits of a move that depend on its key alone are drawn for a block of steps at once. They are the
+    bits that the move would draw in each step: see `sa_jax.annealing.drawing.drawn_ahead`.
 
     Args:
       energy_fn: `(position, *data) -> energy`, a scalar; lower is better. A proposal of NaN energy is rejected.

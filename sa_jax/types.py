@@ -83,6 +83,21 @@ class RememberFn(Protocol[State]):
     def __call__(self, best: PyTree, state: State, improved: jax.Array, /) -> tuple[PyTree, State]: ...
 
 
+class SettleFn(Protocol[State, MoveIn]):
+    """Evaluates a move, accepts or rejects it: see `Landscape`; returns `(state, accepted, energy_change)`."""
+
+    def __call__(
+        self,
+        state: State,
+        move: MoveIn,
+        log_q_ratio: jax.Array,
+        log_u: jax.Array,
+        temperature: jax.Array,
+        data: tuple,
+        /,
+    ) -> tuple[State, jax.Array, jax.Array]: ...
+
+
 class Landscape(NamedTuple, Generic[State, Noise, Move, Pending]):
     """A problem to anneal, as pure functions over a state, in the manner of `optax.GradientTransformation`.
 
@@ -104,6 +119,9 @@ class Landscape(NamedTuple, Generic[State, Noise, Move, Pending]):
         it for positions that are expensive to copy. With None the position is copied.
       refresh_steps: number of steps between two calls of `refresh`, a multiple of
         `sa_jax.annealing.chain.BLOCK_STEPS`.
+      settle: `(state, move, log_q_ratio, log_u, temperature, data) -> (state, accepted, energy_change)`, for
+        landscapes that do the whole of a step at once: `delta`, the rule of `sa_jax.annealing.chain.accept`, and
+        `commit`. With None the step calls these three.
     """
 
     init: InitFn[State]
@@ -116,6 +134,7 @@ class Landscape(NamedTuple, Generic[State, Noise, Move, Pending]):
     # A full evaluation costs as much as some hundred proposals. The rounding error that it removes is below 1e-6
     # even after twice as many steps.
     refresh_steps: int = 10_000
+    settle: SettleFn[State, Move] | None = None
 
 
 class Schedule(Protocol):

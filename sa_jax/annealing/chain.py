@@ -100,17 +100,22 @@ def step(
     move, log_q_ratio = landscape.propose(noise, state.walk, temperature)
 
     def settle(_, state):
-        energy_change, pending = landscape.delta(state.walk, move, data)
-        accepted = accept(energy_change, log_q_ratio, temperature, log_u)
-        return _settle(landscape, state, move, pending, accepted, ~_finite(energy_change, temperature))
+        if landscape.settle is None:
+            energy_change, pending = landscape.delta(state.walk, move, data)
+            accepted = accept(energy_change, log_q_ratio, temperature, log_u)
+            walk = landscape.commit(state.walk, move, pending, accepted)
+        else:
+            rule = log_q_ratio, log_u, temperature
+            walk, accepted, energy_change = landscape.settle(state.walk, move, *rule, data)
+        return _settled(landscape, state, walk, accepted, ~_finite(energy_change, temperature))
 
     # A loop of one pass, or of none for a proposal to stay in place. XLA updates the carry of a loop in place; a
     # `lax.cond` would copy it.
     return jax.lax.fori_loop(0, batch_bound((log_q_ratio > -jnp.inf).astype(jnp.int32)), settle, state)
 
 
-def _settle(landscape, state, move, pending, accepted, not_finite):
-    state = _with_best(landscape, state, landscape.commit(state.walk, move, pending, accepted))
+def _settled(landscape, state, walk, accepted, not_finite):
+    state = _with_best(landscape, state, walk)
     return state._replace(
         num_accepted=state.num_accepted + accepted.astype(jnp.int32),
         num_not_finite=state.num_not_finite + not_finite.astype(jnp.int32),
@@ -193,7 +198,8 @@ def speculate(
             & (log_q_ratios > -jnp.inf)
         )
         not_finite = (made & ~_finite(changes, temperatures)).sum()
-        new = _settle(landscape, state, move, pending, accepted[first], not_finite)
+        walk = landscape.commit(state.walk, move, pending, accepted[first])
+        new = _settled(landscape, state, walk, accepted[first], not_finite)
         # The rejected proposals before the first accepted one leave the recorded values unchanged.
         records = jax.tree.map(
             lambda kept, before, after: jnp.where(

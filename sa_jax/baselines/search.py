@@ -75,7 +75,7 @@ def greedy_swaps(
     This is annealing at temperature 0, with the same incremental evaluation. Arguments and result as in
     `random_search`; each proposed swap counts as one evaluation.
     """
-    landscape = masked_mlp(network, uniform_swap(), energy or cross_entropy(), activation)
+    landscape = masked_mlp(network, uniform_swap(), energy or cross_entropy(), activation, backend="auto")
     start = masks.by_score(jnp.abs(masks.flatten(network.kernels)), num_kept)
     greedy = schedules.constant_schedule(0.0)
     return anneal(rng_key, landscape, start, greedy, num_evaluations, (x.T.astype(jnp.float32), y)).best

@@ -1,6 +1,7 @@
 """Energies (losses) of a network's outputs; lower is better. All map `(logits, labels, axis=-1)` to a scalar."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import reduce
 from typing import Any
 
@@ -34,6 +35,66 @@ def check_energy(energy: Any) -> None:
         raise InputError(f"energy must be a function such as cross_entropy(), not {energy.__name__} itself")
 
 
+# The energies are objects and not closures, so that native code can read their numbers. They compare by identity,
+# like functions, because their numbers may be traced.
+
+
+@dataclass(frozen=True, eq=False)
+class CrossEntropy:
+    """See `cross_entropy`."""
+
+    logit_scale: jax.Array | float
+    label_smoothing: float
+
+    def __call__(self, logits: jax.Array, labels: jax.Array, axis: int = -1) -> jax.Array:
+        """Returns the energy, float32 `[]`."""
+        logits = logits * self.logit_scale
+        others, largest = _softmax_sum(logits, axis)
+        wanted = (1 - self.label_smoothing) * _of_label(logits, labels, axis)
+        if self.label_smoothing:
+            wanted += self.label_smoothing * logits.mean(axis)
+        return _mean(others, jnp.log(others) + largest - wanted)
+
+
+@dataclass(frozen=True, eq=False)
+class KlToTeacher:
+    """See `kl_to_teacher`."""
+
+    logit_scale: jax.Array | float
+
+    def __call__(self, logits: jax.Array, predictions: jax.Array, axis: int = -1) -> jax.Array:
+        """Returns the energy, float32 `[]`."""
+        logits = logits * self.logit_scale
+        others, largest = _softmax_sum(logits, axis)
+        # x log x, and 0 at 0.
+        negative_entropy = -jax.scipy.special.entr(predictions).sum(axis)
+        return _mean(others, negative_entropy + jnp.log(others) + largest - (predictions * logits).sum(axis))
+
+
+@dataclass(frozen=True, eq=False)
+class MarginLoss:
+    """See `margin_loss`."""
+
+    margin: jax.Array | float
+
+    def __call__(self, logits: jax.Array, labels: jax.Array, axis: int = -1) -> jax.Array:
+        """Returns the energy, float32 `[]`."""
+        classes = jax.lax.broadcasted_iota(labels.dtype, logits.shape, axis % logits.ndim)
+        is_label = classes == jnp.expand_dims(labels, axis)
+        largest_other = jnp.where(is_label, -jnp.inf, logits).max(axis)
+        lacks = 1 - (_of_label(logits, labels, axis) - largest_other) / self.margin
+        return jnp.mean(jnp.maximum(lacks, 0))
+
+
+@dataclass(frozen=True, eq=False)
+class ErrorRate:
+    """See `error_rate`."""
+
+    def __call__(self, logits: jax.Array, labels: jax.Array, axis: int = -1) -> jax.Array:
+        """Returns the energy, float32 `[]`."""
+        return jnp.mean((logits.argmax(axis) != labels).astype(jnp.float32))
+
+
 def cross_entropy(logit_scale: jax.Array | float = 1.0, label_smoothing: float = 0.0) -> Energy:
     """Mean cross-entropy of the labels under `softmax(logit_scale * logits)`, in nats.
 
@@ -53,15 +114,7 @@ def cross_entropy(logit_scale: jax.Array | float = 1.0, label_smoothing: float =
     Array(1.3862944, dtype=float32)
     """
 
-    def energy(logits: jax.Array, labels: jax.Array, axis: int = -1) -> jax.Array:
-        logits = logits * logit_scale
-        others, largest = _softmax_sum(logits, axis)
-        wanted = (1 - label_smoothing) * _of_label(logits, labels, axis)
-        if label_smoothing:
-            wanted += label_smoothing * logits.mean(axis)
-        return _mean(others, jnp.log(others) + largest - wanted)
-
-    return energy
+    return CrossEntropy(logit_scale, label_smoothing)
 
 
 def kl_to_teacher(logit_scale: jax.Array | float = 1.0) -> Energy:
@@ -81,14 +134,7 @@ def kl_to_teacher(logit_scale: jax.Array | float = 1.0) -> Energy:
     0.0
     """
 
-    def energy(logits: jax.Array, predictions: jax.Array, axis: int = -1) -> jax.Array:
-        logits = logits * logit_scale
-        others, largest = _softmax_sum(logits, axis)
-        # x log x, and 0 at 0.
-        negative_entropy = -jax.scipy.special.entr(predictions).sum(axis)
-        return _mean(others, negative_entropy + jnp.log(others) + largest - (predictions * logits).sum(axis))
-
-    return energy
+    return KlToTeacher(logit_scale)
 
 
 def margin_loss(margin: jax.Array | float = 1.0) -> Energy:
@@ -106,14 +152,7 @@ def margin_loss(margin: jax.Array | float = 1.0) -> Energy:
     Array(0.25, dtype=float32)
     """
 
-    def energy(logits: jax.Array, labels: jax.Array, axis: int = -1) -> jax.Array:
-        classes = jax.lax.broadcasted_iota(labels.dtype, logits.shape, axis % logits.ndim)
-        is_label = classes == jnp.expand_dims(labels, axis)
-        largest_other = jnp.where(is_label, -jnp.inf, logits).max(axis)
-        lacks = 1 - (_of_label(logits, labels, axis) - largest_other) / margin
-        return jnp.mean(jnp.maximum(lacks, 0))
-
-    return energy
+    return MarginLoss(margin)
 
 
 def error_rate() -> Energy:
@@ -126,10 +165,7 @@ def error_rate() -> Energy:
     Array(0.25, dtype=float32)
     """
 
-    def energy(logits: jax.Array, labels: jax.Array, axis: int = -1) -> jax.Array:
-        return jnp.mean((logits.argmax(axis) != labels).astype(jnp.float32))
-
-    return energy
+    return ErrorRate()
 
 
 def _softmax_sum(logits, axis):

@@ -146,7 +146,8 @@ def _prune_pattern(rng_key, network, x, y, pattern, num_steps, options):
     swaps = swap_within(patterns.network_sets(pattern, network.shapes))
     schedule = make_schedule(problem, options, num_steps)
     if patterns.rule_of(pattern).block == (1, 1):
-        landscape = masked_mlp(network, swaps, make_energy(problem, options), options.activation)
+        energy = make_energy(problem, options)
+        landscape = masked_mlp(network, swaps, energy, options.activation, backend=options.backend)
         return anneal(chain_key, landscape, mask, schedule, num_steps, problem.data)
 
     def mask_of(blocks):

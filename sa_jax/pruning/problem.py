@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from sa_jax.annealing import schedules
-from sa_jax.landscapes.mlp import Weighted, masked_mlp
+from sa_jax.landscapes import native
+from sa_jax.landscapes.mlp import Weighted, chosen_backend, masked_mlp
 from sa_jax.moves import SwapProposal, informed_swap, nudge, saliency_swap, uniform_swap
 from sa_jax.networks import masks, mlp
 from sa_jax.networks.energies import Energy, cross_entropy, error_rate, kl_to_teacher
@@ -192,7 +193,24 @@ def make_landscape(problem: Problem, options: Options) -> Landscape:
         swaps = nudge(swaps, jnp.concatenate(scales), options.nudge_share)
     energy, guide = make_energy(problem, options), guiding_energy(problem.logit_scale, options)
     moves = options.nudge_share > 0
-    return masked_mlp(problem.network, swaps, energy, options.activation, moves, options.estimates, guide)
+    how = moves, options.estimates, guide, options.backend
+    return masked_mlp(problem.network, swaps, energy, options.activation, *how)
+
+
+def backend_of(options: Options) -> str:
+    """Returns 'native' or 'xla', what evaluates the proposals on the landscape of `make_landscape`.
+
+    Raises:
+      InputError: the backend is 'native', and that is not possible on this machine.
+    """
+    energy = error_rate() if options.energy == "error_rate" else guiding_energy(1.0, options)
+    return chosen_backend(options.backend, energy, options.activation)
+
+
+def described_backend(options: Options) -> str:
+    """Returns what `backend_of` returns, with the vector instructions and the compiler of native code."""
+    backend = backend_of(options)
+    return backend if backend == "xla" else f"native, {native.ready().description}"
 
 
 def refresh_steps(network: Network, options: Options) -> int:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sa_jax import baselines
+from sa_jax import baselines, pruning
 from sa_jax.commands.hardware import versions
 from sa_jax.commands.run.records import Annealed
 from sa_jax.commands.run.settings import RunConfig
@@ -269,6 +269,7 @@ def evaluate(
         "start": config.start,
         "score_steps": 0 if annealed.searched is None else annealed.searched.num_steps,
         "estimates": config.estimates,
+        "backend": pruning.described_backend(config.options),
         "patience": config.patience,
         "parts": _parts(annealed, found, on_validation, on_test),
         "schedule": config.schedule

@@ -8,6 +8,7 @@ import json
 import math
 import shutil
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,7 @@ from sa_jax.commands.run.records import Annealed, Progress, Saving, Stopped
 from sa_jax.commands.run.settings import RunConfig
 from sa_jax.files import datasets, workdirs
 from sa_jax.files.npz import npz_bytes
+from sa_jax.landscapes import native
 from sa_jax.networks import masks, mlp
 from sa_jax.networks.energies import Energy, cross_entropy
 from sa_jax.networks.mlp import Network
@@ -93,6 +95,7 @@ def run(
             on_message("this run was ended before its first checkpoint: it starts again")
         if first:
             at_end.callback(checkpoint.remove_unused, folder)
+        config = _with_backend(config, on_message)
         settings = _settings(config, dataset, network)
         if config.checkpoint_seconds or folder.is_dir():
             checkpoint.check_settings(folder, settings, overwrite)
@@ -151,6 +154,19 @@ def _writing(workdir: Path, on_message: Callable[[str], None]) -> Iterator[conte
         yield at_end
 
 
+def _with_backend(config: RunConfig, on_message: Callable[[str], None]) -> RunConfig:
+    """The settings with the backend that 'auto' means here. Native code is compiled if it is not in the cache."""
+    with warnings.catch_warnings(record=True) as reasons:
+        warnings.simplefilter("always")
+        config = dataclasses.replace(config, backend=pruning.backend_of(config.options))
+    for reason in reasons:
+        on_message(str(reason.message))
+    if config.backend == "native" and native.ready().compile_seconds:
+        library = native.ready()
+        on_message(f"compiled native code in {library.compile_seconds:.1f} s, for {library.description}")
+    return config
+
+
 def _by_kernel(names: Sequence[str], network: Network, flat: Any) -> dict[str, np.ndarray]:
     parts = masks.unflatten(flat, network.shapes)
     return {f"{name}/kernel": np.asarray(part) for name, part in zip(names, parts, strict=True)}
@@ -184,6 +200,7 @@ def _settings(config: RunConfig, dataset: datasets.Dataset, network: Network) ->
     digest = hashlib.sha256()
     for array in (*dataset.train, *jax.tree.leaves(network)):
         digest.update(np.ascontiguousarray(array).tobytes())
+    settings["backend"] = pruning.described_backend(config.options)
     settings |= {"data and weights": digest.hexdigest()[:16], "platform": jax.local_devices()[0].platform}
     settings["checkpoint format"] = CHECKPOINT_FORMAT
     return settings | {"jax": jax.__version__, "key implementation": str(jax.random.key_impl(jax.random.key(0)))}

@@ -55,6 +55,7 @@ class RunConfig:
       nudge_share: share of the proposals that change a weight; 0 changes no weight.
       estimates: 'forward', which takes no derivative, or 'gradient'.
       score_steps: steps of score search; None chooses.
+      backend: 'auto', 'native' or 'xla'.
       patience: share of the proposals without gain on the validation split after which annealing from the mask of
         score search ends, above 0, but not before three validations without gain; 1 never ends it early. A gain
         is a fall of the energy (of the cross-entropy, for 'error_rate').
@@ -91,6 +92,7 @@ class RunConfig:
     nudge_share: float = 0.0
     estimates: str = "forward"
     score_steps: int | None = None
+    backend: str = "auto"
     # On validation samples of digits as good as making all proposals.
     patience: float = 0.2
     target_accuracy: float | None = None

@@ -16,24 +16,37 @@ from sa_jax.types import PyTree
 def commit(layout: Layout, state: MlpState, swap: Swap, pending: Pending, accepted: jax.Array) -> MlpState:
     """Returns the state after the proposal; if not accepted, bool `[]`, only the scratch changes."""
     changes = jax.tree.map(lambda leaf: jnp.where(accepted, leaf, 0), pending.changes)
-    swapped = accepted & (swap.changes_mask)
+    # The position is written before it is read again. If it were read first, XLA would copy it.
+    state = moved(layout, state, swap, accepted, pending.energy).with_cache(scratch=pending.scratch)
+    return state.with_cache(outputs=_outputs(layout, state, swap, changes, pending, accepted))
+
+
+def moved(layout: Layout, state: MlpState, swap: Swap, accepted: jax.Array, energy: jax.Array) -> MlpState:
+    """Returns the state with the position, its energy and its lists after the proposal, but the old outputs.
+
+    Args:
+      layout: fixed part of the landscape.
+      state: state before the proposal.
+      swap: the proposal.
+      accepted: whether it is accepted, bool `[]`.
+      energy: energy of the proposed position, float32 `[]`.
+    """
+    swapped = accepted & swap.changes_mask
     fan_in = tuple(
         swapped_neighbours(neighbours, ends(layout, swap, layer), swapped)
         for layer, neighbours in enumerate(state.fan_in, 2)
     )
-    # The position is written before it is read again. If it were read first, XLA would copy it.
     position = swap_mask(mask_of(layout, state.position), swap, accepted)
     if layout.moves_weights:
         nudge = 0 if swap.nudge is None else jnp.where(accepted, swap.nudge, 0)
         position = Weighted(position, state.position.weights.at[swap.pruned].add(nudge))
-    state = state._replace(position=position, fan_in=fan_in).with_cache(scratch=pending.scratch)
-    outputs = _outputs(layout, state, swap, changes, pending, accepted)
     place = jnp.where(accepted, state.cache.num_notes, len(state.cache.notes))
     return state._replace(
-        energy=jnp.where(accepted, pending.energy, state.energy),
+        position=position,
+        energy=jnp.where(accepted, energy, state.energy),
         swaps=layout.swaps.commit(state.swaps, swap, accepted),
+        fan_in=fan_in,
     ).with_cache(
-        outputs=outputs,
         notes=state.cache.notes.at[place].set(jnp.stack([swap.pruned, swap.grown]), mode="drop"),
         num_notes=state.cache.num_notes + accepted.astype(jnp.int32),
     )

@@ -8,12 +8,16 @@ between proposals, but shapes are static. So the rows are processed in chunks, b
 proposal needs.
 """
 
+import functools
+import warnings
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 
+from sa_jax import checks
 from sa_jax.annealing.landscape import batch_bound
+from sa_jax.landscapes import native
 from sa_jax.landscapes.mlp.commit import commit, remember
 from sa_jax.landscapes.mlp.ends import changed_units, first_changes, places
 from sa_jax.landscapes.mlp.evaluation import init, refresh
@@ -21,11 +25,14 @@ from sa_jax.landscapes.mlp.hidden import hidden_activations
 from sa_jax.landscapes.mlp.layout import Layout, layout_of, mask_of
 from sa_jax.landscapes.mlp.logits import block_logits
 from sa_jax.landscapes.mlp.loops import BLOCK_SAMPLES, blocks, update
+from sa_jax.landscapes.mlp.settling import settle
 from sa_jax.landscapes.mlp.state import Block, Changes, MlpState, Pending
 from sa_jax.moves.base import Swap, SwapProposal
 from sa_jax.networks.energies import Energy
 from sa_jax.networks.mlp import Network
-from sa_jax.types import Landscape
+from sa_jax.types import InputError, Landscape
+
+BACKENDS = ("auto", "native", "xla")
 
 # Some proposals use estimates of the energy. Their landscape is refreshed after a number of steps: the number of
 # branches divided by BRANCHES_PER_STEP, rounded up to a multiple of LEAST_REFRESH_STEPS.
@@ -41,6 +48,7 @@ def masked_mlp(
     moves_weights: bool = False,
     estimates: str = "forward",
     guide: Energy | None = None,
+    backend: str = "xla",
 ) -> Landscape:
     """Makes the landscape of the masks of a multilayer perceptron.
 
@@ -58,12 +66,16 @@ def masked_mlp(
         'gradient', from the derivative of the energy. Unused by all other proposals.
       guide: the energy on which these effects are estimated; None for `energy` itself. An energy such as the error
         rate is flat almost everywhere, so that it needs another one.
+      backend: what evaluates the proposals: 'xla', on any device; 'native', C code for CPUs that is compiled at
+        its first use and is about twice as fast; or 'auto', see `chosen_backend`. The two give the same results up
+        to float rounding. `jax.export` needs 'xla'.
 
     Returns:
       A `Landscape`. Without `moves_weights` it equals `full_mlp` up to float rounding.
 
     Raises:
-      InputError: if the activation or the kind of estimates is unknown. While annealing, if the proposals change
+      InputError: if the activation, the kind of estimates or the backend is unknown, or the backend is 'native' and
+        there is no native code for this energy or on this machine. While annealing, if the proposals change
         weights and `moves_weights` is False.
     """
     layout = layout_of(network, swaps, energy, activation, moves_weights, estimates, guide)
@@ -75,12 +87,44 @@ def masked_mlp(
         commit=partial(commit, layout),
         refresh=partial(refresh, layout),
         remember=remember,
+        settle=partial(settle, layout) if chosen_backend(backend, energy, activation) == "native" else None,
     )
     if swaps.refresh is None:
         return landscape
     # With more branches the estimates cost more, and most of them stay accurate for longer.
     times = -(-network.total // (BRANCHES_PER_STEP * LEAST_REFRESH_STEPS))
     return landscape._replace(refresh_steps=times * LEAST_REFRESH_STEPS)
+
+
+def chosen_backend(backend: str, energy: Energy, activation: str) -> str:
+    """Returns 'native' or 'xla', what a landscape with these arguments uses.
+
+    With 'auto' it is 'native' if the default device is a CPU, the native code knows the energy, and it can be
+    compiled here. If it cannot be compiled, a warning says why, once.
+
+    Raises:
+      InputError: as `masked_mlp`.
+    """
+    checks.choice("backend", backend, BACKENDS)
+    if backend == "xla" or (backend == "auto" and jax.default_backend() != "cpu"):
+        return "xla"
+    if not native.supports(energy, activation):
+        if backend == "auto":
+            return "xla"
+        raise InputError(f"there is no native code for the energy {energy!r}: use one of sa_jax.networks.energies")
+    try:
+        native.ready()
+    except native.Unavailable as reason:
+        if backend == "native":
+            raise InputError(f"backend 'native' is not possible: {reason}") from reason
+        _warn_once(str(reason))
+        return "xla"
+    return "native"
+
+
+@functools.cache
+def _warn_once(reason: str) -> None:
+    warnings.warn(f"{reason}; XLA evaluates the proposals, at about half the speed", stacklevel=4)
 
 
 def propose(layout: Layout, noise: jax.Array, state: MlpState, temperature: jax.Array) -> tuple[Swap, jax.Array]:

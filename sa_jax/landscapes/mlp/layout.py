@@ -26,7 +26,7 @@ class Layout(NamedTuple):
       network: the weights.
       swaps: the proposals.
       energy: energy of the logits.
-      act: the activation function.
+      activation: its name, 'relu', 'tanh' or 'gelu'.
       moves_weights: whether positions are `Weighted`.
       estimates: 'forward' or 'gradient'.
       guide: the energy whose estimates guide the proposals.
@@ -40,7 +40,7 @@ class Layout(NamedTuple):
     network: Network
     swaps: SwapProposal
     energy: Energy
-    act: Callable[[jax.Array], jax.Array]
+    activation: str
     moves_weights: bool
     estimates: str
     guide: Energy
@@ -49,6 +49,11 @@ class Layout(NamedTuple):
     starts: list[int]
     head: int
     path: str
+
+    @property
+    def act(self) -> Callable[[jax.Array], jax.Array]:
+        """The activation function."""
+        return ACTIVATIONS[self.activation]
 
     @property
     def narrow(self) -> bool:
@@ -85,9 +90,8 @@ def layout_of(
         path = "narrow"
     else:
         path = ("no hidden layer", "one hidden layer", "two hidden layers", "deep")[min(head, 3)]
-    act = ACTIVATIONS[activation]
     options = moves_weights, estimates, energy if guide is None else guide
-    return Layout(network, swaps, energy, act, *options, weights, shapes, starts, head, path)
+    return Layout(network, swaps, energy, activation, *options, weights, shapes, starts, head, path)
 
 
 def mask_of(layout: Layout, position: PyTree) -> jax.Array:

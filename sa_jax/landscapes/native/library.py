@@ -1,0 +1,144 @@
+"""Compiles the C source at first use with the system's compiler, keeps the library in the user's cache, loads it.
+
+A library compiled here always fits the installed JAX and the processor, which one from a build farm may not.
+"""
+
+import contextlib
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+
+# The name of the foreign function.
+TARGET = "sa_jax_settle"
+SOURCE = Path(__file__).with_name("settle.c")
+COMPILERS = ("cc", "gcc", "clang")
+FLAGS = ("-std=gnu11", "-O3", "-fPIC", "-shared", "-fno-math-errno", "-fno-strict-aliasing", "-ffp-contract=fast")
+# The first that the compiler understands.
+PROCESSOR_FLAGS = (["-march=native"], ["-mcpu=native"], [])
+
+
+class Unavailable(Exception):
+    """There is no native code here; the message says why."""
+
+
+class Library(NamedTuple):
+    """The loaded library.
+
+    Attributes:
+      description: the vector instructions that it uses, and the compiler that made it. Two libraries of the same
+        description give the same bits.
+      compile_seconds: time that it took to compile and to check; 0 if it was in the cache.
+    """
+
+    description: str
+    compile_seconds: float
+
+
+def load(check: Callable[[], None]) -> Library:
+    """Loads the native code and registers it with JAX, and compiles it if this was not done before.
+
+    Args:
+      check: called after the code was compiled and registered. If it raises an exception, the library is not kept.
+
+    Raises:
+      Unavailable: there is no compiler, or it does not compile the source.
+    """
+    compiler, version = _compiler()
+    headers = jax.ffi.include_dir()
+    key = _digest(SOURCE.read_text(), version, *FLAGS, jax.lib.__version__, headers, _processor_features())
+    try:
+        folder = cache_folder()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = _locked(folder / f"{key}.lock")
+        except OSError:  # no place in the user's cache: this process compiles for itself
+            folder, lock = Path(tempfile.mkdtemp(prefix="sa_jax-")), contextlib.nullcontext()
+        with lock:
+            path = folder / f"{key}.so"
+            with contextlib.suppress(OSError):  # damaged: it is compiled again
+                return Library(_registered(path, version), 0.0)
+            start, aside = time.perf_counter(), path.with_suffix(f".{os.getpid()}")
+            try:
+                _compile(compiler, headers, aside)
+                description = _registered(aside, version)
+                check()
+                aside.replace(path)
+            finally:
+                aside.unlink(missing_ok=True)
+            return Library(description, time.perf_counter() - start)
+    except OSError as error:
+        raise Unavailable(f"the native code cannot be stored or loaded: {error}") from error
+
+
+def _registered(path: Path, version: str) -> str:
+    """Loads a library, registers its function, and returns its description."""
+    library = ctypes.CDLL(str(path))
+    library.vectors.restype = ctypes.c_char_p
+    jax.ffi.register_ffi_target(TARGET, jax.ffi.pycapsule(library.settle), platform="cpu")
+    return f"{library.vectors().decode()}, {version}"
+
+
+def cache_folder() -> Path:
+    """Returns the folder of the compiled libraries."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "sa_jax" / "native"
+
+
+def _compiler() -> tuple[str, str]:
+    """The path of the system's C compiler, and the first line of its version."""
+    wanted = os.environ.get("CC")
+    for name in (wanted,) if wanted else COMPILERS:
+        path = shutil.which(name)
+        if path is None:
+            continue
+        answer = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
+        if answer.returncode == 0 and answer.stdout:
+            return path, answer.stdout.splitlines()[0].strip()
+    raise Unavailable(f"no C compiler was found: looked for {wanted or ', '.join(COMPILERS)}")
+
+
+def _processor_features() -> str:
+    """What -march=native depends on, as far as the system tells."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith(("flags", "Features")):
+                return " ".join(sorted(line.split(":")[1].split()))
+    return f"{platform.machine()} {platform.processor()}"
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def _compile(compiler: str, headers: str, path: Path) -> None:
+    said = ""
+    for flags in PROCESSOR_FLAGS:
+        command = [compiler, *FLAGS, *flags, f"-I{headers}", str(SOURCE), "-o", str(path), "-lm"]
+        made = subprocess.run(command, capture_output=True, text=True, check=False)
+        if made.returncode == 0:
+            return
+        said = said or made.stderr.strip()
+    raise Unavailable(f"{compiler} cannot compile the native code: {said.splitlines()[0] if said else 'no message'}")
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Holds a lock between processes, so that one compiles while the others wait."""
+    try:
+        import fcntl
+    except ImportError:  # not on Windows: there each process compiles
+        yield
+        return
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -113,7 +113,6 @@ def cross_entropy(logit_scale: jax.Array | float = 1.0, label_smoothing: float =
     >>> cross_entropy()(jnp.zeros((3, 4)), jnp.array([0, 1, 2]))
     Array(1.3862944, dtype=float32)
     """
-
     return CrossEntropy(logit_scale, label_smoothing)
 
 
@@ -133,7 +132,6 @@ def kl_to_teacher(logit_scale: jax.Array | float = 1.0) -> Energy:
     >>> abs(round(float(kl_to_teacher()(logits, jax.nn.softmax(logits))), 6))
     0.0
     """
-
     return KlToTeacher(logit_scale)
 
 
@@ -151,7 +149,6 @@ def margin_loss(margin: jax.Array | float = 1.0) -> Energy:
     >>> margin_loss(2.0)(jnp.array([[1.0, 0.0, -3.0], [0.0, 1.0, 3.0]]), jnp.array([0, 2]))
     Array(0.25, dtype=float32)
     """
-
     return MarginLoss(margin)
 
 
@@ -164,7 +161,6 @@ def error_rate() -> Energy:
     >>> error_rate()(jnp.eye(4), jnp.array([0, 1, 2, 2]))
     Array(0.25, dtype=float32)
     """
-
     return ErrorRate()
 
 

@@ -50,8 +50,8 @@ class Options(NamedTuple):
         forward passes with perturbed units, or 'gradient', from the derivative of the energy. With the energy
         'error_rate' they estimate effects on the cross-entropy.
       score_steps: steps of score search; None to choose them by the numbers of branches, samples and proposals.
-      backend: what evaluates the proposals: 'xla'; 'native', C code for CPUs, compiled at its first use; or 'auto',
-        which takes 'native' where that is possible. The results are the same up to float rounding.
+      backend: what evaluates the proposals: 'xla'; 'native', C code for CPUs, compiled at its first use; or
+        'auto', which takes 'native' where that is possible. The results are the same up to float rounding.
     """
 
     activation: str = "relu"

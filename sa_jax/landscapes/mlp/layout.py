@@ -52,7 +52,7 @@ class Layout(NamedTuple):
 
     @property
     def act(self) -> Callable[[jax.Array], jax.Array]:
-        """The activation function."""
+        """The activation function, of arrays of any shape."""
         return ACTIVATIONS[self.activation]
 
     @property

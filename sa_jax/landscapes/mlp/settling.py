@@ -39,4 +39,8 @@ def settle(
         [state.position.weights] if layout.moves_weights else layout.weights,
         state.cache.outputs,
     )
-    return moved(layout, state, swap, accepted, energy).with_cache(outputs=outputs), accepted, energy - state.energy
+    return (
+        moved(layout, state, swap, accepted, energy).with_cache(outputs=outputs),
+        accepted,
+        energy - state.energy,
+    )

@@ -12,6 +12,7 @@ import numpy as np
 
 from sa_jax.landscapes.native.library import TARGET, Library, Unavailable, load
 from sa_jax.networks.energies import CrossEntropy, Energy, ErrorRate, KlToTeacher, MarginLoss
+from sa_jax.types import Scalar
 
 # In the order of the source.
 ACTIVATIONS = ("relu", "tanh", "gelu")
@@ -57,8 +58,8 @@ def settle(
     energy: Energy,
     activation: str,
     branches: Sequence[jax.Array],
-    nudge: jax.Array | float,
-    rule: Sequence[jax.Array],
+    nudge: Scalar,
+    rule: Sequence[Scalar],
     mask: jax.Array,
     inputs: jax.Array,
     targets: jax.Array,
@@ -92,7 +93,9 @@ def settle(
     targets = targets.astype(jnp.float32 if isinstance(energy, KlToTeacher) else jnp.int32)
     arrays = mask, inputs.astype(jnp.float32), targets, *weights
     # Under vmap and shard_map all operands have to vary like the outputs. This compiles to nothing.
-    zero = sum(array.ravel()[0].astype(jnp.int32) * 0 for array in (whole, reals, *arrays, *outputs))
+    zero = whole[0] * 0
+    for array in (reals, *arrays, *outputs):
+        zero += array.ravel()[0].astype(jnp.int32) * 0
     whole, outputs = whole + zero, [values + zero.astype(jnp.float32) for values in outputs]
     results = [jax.typeof(whole[0]), jax.typeof(outputs[0][0, 0]), *map(jax.typeof, outputs)]
     first = 2 + len(arrays)

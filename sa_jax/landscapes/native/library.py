@@ -6,6 +6,7 @@ A library compiled here always fits the installed JAX and the processor, which o
 import contextlib
 import ctypes
 import hashlib
+import importlib.metadata
 import os
 import platform
 import shutil
@@ -55,7 +56,8 @@ def load(check: Callable[[], None]) -> Library:
     """
     compiler, version = _compiler()
     headers = jax.ffi.include_dir()
-    key = _digest(SOURCE.read_text(), version, *FLAGS, jax.lib.__version__, headers, _processor_features())
+    made_from = version, *FLAGS, importlib.metadata.version("jaxlib"), headers, _processor_features()
+    key = _digest(SOURCE.read_text(), *made_from)
     try:
         folder = cache_folder()
         try:
@@ -64,20 +66,26 @@ def load(check: Callable[[], None]) -> Library:
         except OSError:  # no place in the user's cache: this process compiles for itself
             folder, lock = Path(tempfile.mkdtemp(prefix="sa_jax-")), contextlib.nullcontext()
         with lock:
-            path = folder / f"{key}.so"
-            with contextlib.suppress(OSError):  # damaged: it is compiled again
-                return Library(_registered(path, version), 0.0)
-            start, aside = time.perf_counter(), path.with_suffix(f".{os.getpid()}")
+            for path in folder.glob(f"{key}-*.so"):
+                # A damaged library would end the process.
+                if path.name == _name(key, path):
+                    return Library(_registered(path, version), 0.0)
+            start, aside = time.perf_counter(), folder / f"{key}.{os.getpid()}"
             try:
                 _compile(compiler, headers, aside)
                 description = _registered(aside, version)
                 check()
-                aside.replace(path)
+                aside.replace(folder / _name(key, aside))
             finally:
                 aside.unlink(missing_ok=True)
             return Library(description, time.perf_counter() - start)
     except OSError as error:
         raise Unavailable(f"the native code cannot be stored or loaded: {error}") from error
+
+
+def _name(key: str, path: Path) -> str:
+    """The name under which a library is kept: it tells what it was made from, and what it holds."""
+    return f"{key}-{hashlib.sha256(path.read_bytes()).hexdigest()[:16]}.so"
 
 
 def _registered(path: Path, version: str) -> str:
@@ -128,7 +136,9 @@ def _compile(compiler: str, headers: str, path: Path) -> None:
         if made.returncode == 0:
             return
         said = said or made.stderr.strip()
-    raise Unavailable(f"{compiler} cannot compile the native code: {said.splitlines()[0] if said else 'no message'}")
+    raise Unavailable(
+        f"{compiler} cannot compile the native code: {said.splitlines()[0] if said else 'no message'}"
+    )
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from sa_jax.baselines import linear as linear_methods
 from sa_jax.baselines import trained
 from sa_jax.landscapes import full
 from sa_jax.landscapes import linear as linear_landscapes
-from sa_jax.landscapes.mlp import Weighted, masked_mlp
+from sa_jax.landscapes.mlp import Weighted, chosen_backend, masked_mlp
 from sa_jax.networks import energies, masks, mlp, pretrain, slopes
 from sa_jax.networks.patterns import NM, Block, Columns, Layer, Rows, Unit
 from tests.settings import SETTINGS, new_key
@@ -264,8 +264,9 @@ for name, swaps in SWAPS.items():
         return annealed(key, network(), swaps(), moves_weights)
 
 
-def annealed(key, network, swaps, moves_weights=False, estimates="forward"):
-    landscape = masked_mlp(network, swaps, energies.cross_entropy(), "tanh", moves_weights, estimates)
+def annealed(key, network, swaps, moves_weights=False, estimates="forward", backend="xla"):
+    how = moves_weights, estimates, None, backend
+    landscape = masked_mlp(network, swaps, energies.cross_entropy(), "tanh", *how)
     mask = masks.random(key(1), network.total, network.total // 4)
     start = Weighted(mask, masks.flatten(network.kernels)) if moves_weights else mask
     return sa_jax.anneal(key(0), landscape, start, 0.1, NUM_STEPS, (X.T.astype(np.float32), Y))
@@ -273,6 +274,13 @@ def annealed(key, network, swaps, moves_weights=False, estimates="forward"):
 
 case("landscapes.masked_mlp:gradient")(
     lambda key: annealed(key, network(), moves.informed_swap(), estimates="gradient")
+)
+
+
+case("landscapes.masked_mlp:native", "landscapes.chosen_backend")(
+    lambda key: annealed(
+        key, network(), SWAPS["nudge"](), True, backend=chosen_backend("auto", energies.error_rate(), "relu")
+    )
 )
 
 

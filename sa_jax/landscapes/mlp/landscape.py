@@ -74,8 +74,8 @@ def masked_mlp(
       A `Landscape`. Without `moves_weights` it equals `full_mlp` up to float rounding.
 
     Raises:
-      InputError: if the activation, the kind of estimates or the backend is unknown, or the backend is 'native' and
-        there is no native code for this energy or on this machine. While annealing, if the proposals change
+      InputError: if the activation, the kind of estimates or the backend is unknown, or the backend is 'native'
+        and there is no native code for this energy or on this machine. While annealing, if the proposals change
         weights and `moves_weights` is False.
     """
     layout = layout_of(network, swaps, energy, activation, moves_weights, estimates, guide)

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sa_jax import pruning
 from sa_jax.commands.run import checkpoint, evaluation, runner
 from sa_jax.commands.run.records import Saving, Stopped
 from sa_jax.files import datasets
@@ -193,6 +194,10 @@ def test_other_settings_are_refused_with_the_difference_named(tmp_path):
         run(dataclasses.replace(SMALL, seed=1), tmp_path)
     with refusal("unfinished run with density = 0.2, not 0.3"):
         run(dataclasses.replace(SMALL, density=0.3, checkpoint_seconds=0.0), tmp_path)
+    backend = pruning.described_backend(SMALL.options)
+    if backend != "xla":
+        with refusal(f"unfinished run with backend = {backend!r}, not 'xla'"):
+            run(dataclasses.replace(SMALL, backend="xla"), tmp_path)
     run(dataclasses.replace(SMALL, seed=1), tmp_path, overwrite=True)
     assert json.loads((tmp_path / "result.json").read_text())["seed"] == 1
 

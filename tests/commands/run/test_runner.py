@@ -15,7 +15,11 @@ from sa_jax import InputError, baselines
 from sa_jax.commands.run import runner
 from sa_jax.commands.run.evaluation import SECONDS
 from sa_jax.commands.run.records import Progress
+from sa_jax.commands.run.settings import RunConfig
 from sa_jax.files import datasets, workdirs
+from sa_jax.landscapes import native
+from sa_jax.landscapes.mlp import landscape
+from sa_jax.landscapes.native import calls
 from sa_jax.networks import mlp
 from tests.commands.run.runs import SMALL, annealed
 from tests.conftest import refusal
@@ -461,3 +465,23 @@ def test_another_methods_mask_to_begin_with():
         "run.start must be one of score_search, magnitude, saliency, random", "edge_popup", "'woodfisher'"
     ):
         dataclasses.replace(TRAINED, start="woodfisher")
+
+
+def test_a_run_says_what_evaluates_its_proposals(monkeypatch):
+    """With the reason where there is no native code, and with the seconds where it was compiled now."""
+    said = []
+
+    def backend(found, wanted="auto"):
+        monkeypatch.setattr(calls, "_found", lambda: found)
+        landscape._warn_once.cache_clear()
+        return runner._with_backend(RunConfig(backend=wanted), said.append).backend
+
+    assert backend(native.Unavailable("no C compiler was found")) == "xla"
+    assert said == ["no C compiler was found; XLA evaluates the proposals, at about half the speed"]
+    with pytest.raises(InputError, match="backend 'native' is not possible: no C compiler"):
+        backend(native.Unavailable("no C compiler was found"), "native")
+    assert backend(native.Library("AVX2, gcc 1.0", 0.0)) == "native"
+    assert backend(None, "xla") == "xla"
+    assert len(said) == 1
+    backend(native.Library("AVX2, gcc 1.0", 1.23))
+    assert said[1:] == ["compiled native code in 1.2 s, for AVX2, gcc 1.0"]

@@ -5,7 +5,7 @@
     python scripts/results.py random     # never trained weights on MNIST, 4 densities, 3 seeds; over an hour
     python scripts/results.py speed      # incremental against full evaluation, side by side; 1 minute
     python scripts/results.py batching   # chains vmapped or not, proposals evaluated together; 3 minutes
-    python scripts/results.py vmapping   # chains vmapped or one after the other, small and large; 10 minutes
+    python scripts/results.py vmapping   # chains vmapped or one after the other, small and large; 15 minutes
     python scripts/results.py estimates  # what estimates without derivatives cost; 5 minutes
     python scripts/results.py export     # exported networks: bytes, latency, accuracy; 25 minutes
     python scripts/results.py compare    # configs/compare_mlpnet.gin and compare_lenet300.gin, into runs/; hours

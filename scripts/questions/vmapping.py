@@ -12,7 +12,10 @@ import jax.numpy as jnp
 
 from sa_jax import Landscape, anneal, from_energy
 from sa_jax.annealing.chain import init
-from sa_jax.commands.bench import proposals
+from sa_jax.commands.bench import problems
+from sa_jax.landscapes.mlp import masked_mlp
+from sa_jax.moves.uniform import uniform_swap
+from sa_jax.networks.energies import cross_entropy
 from sa_jax.types import PyTree
 
 from .timing import take_turns, use_one_core
@@ -66,7 +69,8 @@ def cases() -> list[Case]:
     """Cuts of small and large graphs, by their change and in full, and networks whose masks are annealed."""
     changed = [Case(f"cut of {size:,} vertices, by its change", changed_cut(), *graph(size)) for size in CHANGED]
     evaluated = [Case(f"cut of {size:,} vertices, in full", evaluated_cut(), *graph(size)) for size in EVALUATED]
-    return [*changed, *evaluated, masks((64, 32, 16, 10), 300), masks(proposals.NETWORKS[0], 2_000)]
+    networks = ((64, 32, 16, 10), 300), (problems.NETWORKS[0], 2_000)
+    return [*changed, *evaluated, *(masks(*one, backend) for one in networks for backend in ("xla", "native"))]
 
 
 def graph(size: int) -> tuple[jax.Array, tuple[jax.Array], float]:
@@ -112,11 +116,11 @@ def evaluated_cut() -> Landscape:
     return from_energy(energy, move)
 
 
-def masks(sizes: tuple[int, ...], samples: int) -> Case:
-    """The mask of a network, as `prune` anneals it."""
-    synthetic = proposals.synthesize(sizes, 0.05, samples)
-    name = f"mask of {'-'.join(map(str, sizes))}, {samples:,} samples"
-    landscape = proposals.incremental(synthetic.network)
+def masks(sizes: tuple[int, ...], samples: int, backend: str) -> Case:
+    """The mask of a network, evaluated by XLA or by native code."""
+    synthetic = problems.synthesize(sizes, 0.05, samples)
+    name = f"mask of {'-'.join(map(str, sizes))}, {samples:,} samples, {backend}"
+    landscape = masked_mlp(synthetic.network, uniform_swap(), cross_entropy(problems.LOGIT_SCALE), backend=backend)
     return Case(name, landscape, jnp.asarray(synthetic.mask), (synthetic.inputs, synthetic.labels), 1e-3)
 
 

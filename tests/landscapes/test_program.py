@@ -14,7 +14,7 @@ import pytest
 
 from sa_jax import landscapes
 from sa_jax.annealing.chain import init, run
-from sa_jax.landscapes.mlp import Weighted, masked_mlp
+from sa_jax.landscapes.mlp import Weighted, chosen_backend, masked_mlp
 from sa_jax.moves.informed import informed_swap
 from sa_jax.moves.nudges import nudge
 from sa_jax.moves.saliency import saliency_swap
@@ -35,13 +35,14 @@ DATA = jnp.ones((61, SAMPLES)), jnp.zeros(SAMPLES, jnp.int32)
 FULLY = {"xla_cpu_use_fusion_emitters": True, "xla_backend_optimization_level": 3}
 
 
-def program(sizes, make_swaps, moves_weights):
+def program(sizes, make_swaps, moves_weights, backend):
     """The compiled text of a chunk of steps as `runner` compiles it, and the sizes of what its state carries."""
     kernels = tuple(jnp.ones(shape) for shape in itertools.pairwise(sizes))
     network = mlp.Network(kernels, (None,) * len(kernels))
 
     def landscape(network):
-        return masked_mlp(network, make_swaps(network), cross_entropy(), moves_weights=moves_weights)
+        how = {"moves_weights": moves_weights, "backend": backend}
+        return masked_mlp(network, make_swaps(network), cross_entropy(), **how)
 
     def chunk(keys, network, states, data):
         def one_chain(chain):
@@ -78,13 +79,19 @@ def shape_text(leaf):
 @pytest.mark.slow
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="reads what XLA makes of it for a CPU")
 @pytest.mark.parametrize(
-    ("name", "move"),
+    ("name", "move", "backend"),
     [
-        *itertools.product(SIZES, ["saliency"]),
-        *itertools.product(["three, narrow"], ["uniform", "informed", "nudge"]),
+        *itertools.product(SIZES, ["saliency"], ["xla"]),
+        *itertools.product(["three, narrow"], ["uniform", "informed", "nudge"], ["xla"]),
+        ("three, narrow", "uniform", "native"),
+        ("three, wide", "nudge", "native"),
+        ("five", "saliency", "native"),
     ],
 )
-def test_no_step_copies_what_it_carries(name, move):
+def test_no_step_copies_what_it_carries(name, move, backend):
+    if backend == "native" and chosen_backend("auto", cross_entropy(), "relu") != "native":
+        pytest.skip("no native code here")
+
     def make_swaps(network):
         if move == "informed":
             return informed_swap()
@@ -92,7 +99,7 @@ def test_no_step_copies_what_it_carries(name, move):
             return nudge(informed_swap(), jnp.ones(network.total))
         return uniform_swap() if move == "uniform" else saliency_swap(mlp.saliency(network, DATA[0].T))
 
-    text, carried = program(SIZES[name], make_swaps, move == "nudge")
+    text, carried = program(SIZES[name], make_swaps, move == "nudge", backend)
     assert text.count(" while(") > 2
     logits = f"f32[7,{SAMPLES}]"
     mask = f"pred[{sum(itertools.starmap(operator.mul, itertools.pairwise(SIZES[name])))}]"

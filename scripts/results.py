@@ -4,6 +4,7 @@
     python scripts/results.py accuracy --configs=mlpnet_mnist   # of these, the short runs; 25 minutes
     python scripts/results.py random     # never trained weights on MNIST, 4 densities, 3 seeds; over an hour
     python scripts/results.py speed      # incremental against full evaluation, side by side; 1 minute
+    python scripts/results.py tour       # a generic chain beside a scan written by hand; 1 minute
     python scripts/results.py batching   # chains vmapped or not, proposals evaluated together; 3 minutes
     python scripts/results.py vmapping   # chains vmapped or one after the other, small and large; 15 minutes
     python scripts/results.py estimates  # what estimates without derivatives cost; 5 minutes
@@ -42,12 +43,14 @@ from questions import (
     runs,
     saved,
     speed,
+    tour,
     vmapping,
 )
 
 RUNS = {"accuracy": accuracy, "random": random_weights}
 MEASURES = {
     "speed": speed.measure,
+    "tour": tour.measure,
     "batching": batching.measure,
     "vmapping": vmapping.measure,
     "export": export.measure,
@@ -58,6 +61,7 @@ TEXTS = {
     "accuracy": accuracy.table,
     "random": random_weights.table,
     "speed": speed.sentence,
+    "tour": tour.sentence,
     "optimum": optimum.sentences,
     "chains": optimum.chains_table,
     "layers": layers.table,

@@ -16,6 +16,7 @@
 #if defined(__AVX512F__)
 #include <immintrin.h>
 #define LANES 16
+#define REGISTERS 32
 #define MAX(a, b) _mm512_max_ps(a, b)
 #elif defined(__AVX__)
 #include <immintrin.h>
@@ -29,8 +30,11 @@
 #define LANES 4
 #define MAX(a, b) choose(a > b, a, b)
 #endif
-#define BLOCK 256             /* samples of a block */
-#define VECTORS 8             /* vectors of sums that stay in registers */
+#ifndef REGISTERS
+#define REGISTERS 16
+#endif
+#define BLOCK 256               /* samples of a block */
+#define VECTORS (REGISTERS / 2) /* vectors of sums that stay in registers */
 #define PART (VECTORS * LANES)
 
 typedef float vec __attribute__((vector_size(LANES * 4), aligned(4), may_alias));

@@ -225,7 +225,7 @@ def _swapped(mask, pruned, grown, accepted):
 
 
 def _by_boltzmann(energies, temperature, *bits):
-    """Draws an index by its Boltzmann weight; at temperature 0 returns the first index of the lowest energy.
+    """Draws an index by its Boltzmann weight; at temperature 0, one of those of the lowest energy.
 
     A draw among many indices has two stages: first a part, then an index within this part.
     """

@@ -486,20 +486,28 @@ static int settle_one(Network *net, Move move, const Reals *reals, int32_t *acce
   return 1;
 }
 
-/* A buffer of a call for many chains: its leading axes count the chains, or are 1. */
+/* A buffer of a call for many chains. Its leading axes are those of the chains; one of size 1 is shared by all. */
 typedef struct {
   char *data;
-  int64_t step; /* bytes from chain to chain */
+  int64_t bytes, axes;      /* bytes of one chain, and the number of leading axes */
+  const int64_t *own, *all; /* sizes of the leading axes, of this buffer and of the chains */
 } Operand;
 
-static Operand operand(const XLA_FFI_Buffer *buffer, int rank, int64_t bytes, int64_t chains) {
-  int64_t found = 1;
-  for (int64_t axis = 0; axis < buffer->rank; ++axis)
-    *(axis < buffer->rank - rank ? &found : &bytes) *= buffer->dims[axis];
-  return (Operand){buffer->data, found == chains && chains > 1 ? bytes : 0};
+/* The last `rank` axes are those of one chain; `scalars` is an array of one value for each chain. */
+static Operand operand(const XLA_FFI_Buffer *buffer, int rank, int64_t bytes, const XLA_FFI_Buffer *scalars) {
+  for (int64_t axis = buffer->rank - rank; axis < buffer->rank; ++axis) bytes *= buffer->dims[axis];
+  return (Operand){buffer->data, bytes, scalars->rank, buffer->dims, scalars->dims};
 }
 
-static void *of_chain(Operand operand, int64_t chain) { return operand.data + chain * operand.step; }
+static void *of_chain(Operand operand, int64_t chain) {
+  char *data = operand.data;
+  for (int64_t axis = operand.axes - 1; axis >= 0; chain /= operand.all[axis--]) {
+    if (operand.own[axis] == 1) continue;
+    data += chain % operand.all[axis] * operand.bytes;
+    operand.bytes *= operand.own[axis];
+  }
+  return data;
+}
 
 static XLA_FFI_Error *failure(XLA_FFI_CallFrame *frame, const char *message) {
   XLA_FFI_Error_Create_Args args = {XLA_FFI_Error_Create_Args_STRUCT_SIZE, 0, message, XLA_FFI_Error_Code_INTERNAL};
@@ -528,8 +536,9 @@ XLA_FFI_Error *settle(XLA_FFI_CallFrame *frame) {
   if (described(frame) || frame->stage != XLA_FFI_ExecutionStage_EXECUTE) return NULL;
   XLA_FFI_Buffer **args = (XLA_FFI_Buffer **)frame->args.args, **rets = (XLA_FFI_Buffer **)frame->rets.rets;
   const int64_t layers = frame->rets.size - OUTPUTS, arrays = frame->args.size - WEIGHTS - layers;
+  const XLA_FFI_Buffer *scalars = rets[ACCEPTED];
   int64_t chains = 1, sizes[layers + 1], starts[layers + 1];
-  for (int64_t axis = 0; axis < rets[ACCEPTED]->rank; ++axis) chains *= rets[ACCEPTED]->dims[axis];
+  for (int64_t axis = 0; axis < scalars->rank; ++axis) chains *= scalars->dims[axis];
   sizes[0] = args[INPUTS]->dims[args[INPUTS]->rank - 2];
   starts[0] = 0;
   Operand weights[layers], outputs[layers];
@@ -539,12 +548,12 @@ XLA_FFI_Error *settle(XLA_FFI_CallFrame *frame) {
     const XLA_FFI_Buffer *of_layer = rets[OUTPUTS + l];
     sizes[l + 1] = of_layer->dims[of_layer->rank - 2];
     starts[l + 1] = starts[l] + sizes[l] * sizes[l + 1];
-    outputs[l] = operand(of_layer, 2, 4, chains);
+    outputs[l] = operand(of_layer, 2, 4, scalars);
     if (of_layer->data != args[WEIGHTS + arrays + l]->data) return failure(frame, "the outputs are not in place");
   }
-  for (int64_t i = 0; i < arrays; ++i) weights[i] = operand(args[WEIGHTS + i], 1, 4, chains);
-  const Operand whole = operand(args[WHOLE], 1, 4, chains), reals = operand(args[REALS], 1, 4, chains);
-  const Operand mask = operand(args[MASK], 1, 1, chains), inputs = operand(args[INPUTS], 2, 4, chains);
+  for (int64_t i = 0; i < arrays; ++i) weights[i] = operand(args[WEIGHTS + i], 1, 4, scalars);
+  const Operand whole = operand(args[WHOLE], 1, 4, scalars), reals = operand(args[REALS], 1, 4, scalars);
+  const Operand mask = operand(args[MASK], 1, 1, scalars), inputs = operand(args[INPUTS], 2, 4, scalars);
   for (int64_t chain = 0; chain < chains; ++chain) {
     const int32_t *numbers = of_chain(whole, chain);
     const Reals *real = of_chain(reals, chain);
@@ -559,7 +568,7 @@ XLA_FFI_Error *settle(XLA_FFI_CallFrame *frame) {
         .sizes = sizes,
         .starts = starts,
         .inputs = of_chain(inputs, chain),
-        .targets = of_chain(operand(args[TARGETS], rank, 4, chains), chain),
+        .targets = of_chain(operand(args[TARGETS], rank, 4, scalars), chain),
         .mask = of_chain(mask, chain),
         .weights = weights_of,
         .outputs = outputs_of,

@@ -1,5 +1,6 @@
 """The native form of a proposal against XLA's, in every respect that a chain depends on."""
 
+import operator
 from functools import partial
 
 import chex
@@ -137,7 +138,7 @@ def test_chunks_and_chains_change_no_bit():
     chex.assert_trees_all_equal(together, jax.tree.map(lambda *leaves: jnp.stack(leaves), *one_by_one))
 
 
-def test_works_under_shard_map_and_nested_vmap():
+def test_works_under_shard_map():
     network, mask, data = make_problem("three, narrow", "cross_entropy", 40)
     mesh = jax.make_mesh((1,), ("chains",), axis_types=(AxisType.Auto,))
     keys = jax.random.split(jax.random.key(2), 4)
@@ -152,12 +153,33 @@ def test_works_under_shard_map_and_nested_vmap():
         lambda keys: jax.lax.map(lambda key: one(key, mask), keys), mesh=mesh, in_specs=spec, out_specs=spec
     )
     np.testing.assert_array_equal(jax.jit(over_mesh)(keys), expected)
-    # Other masks and other networks of the same shape: every operand has its own axes of chains.
-    nested = jax.vmap(jax.vmap(one, (0, None)), (None, 0))
-    masks_of = jnp.stack([mask, mask[::-1]])
-    found = jax.jit(nested)(keys, masks_of)
-    np.testing.assert_array_equal(found[0], expected)
-    np.testing.assert_array_equal(found[1], jnp.stack([jax.jit(one)(key, mask[::-1]) for key in keys]))
+
+
+@pytest.mark.parametrize("mapped", ["kernels", "mask", "inputs"])
+@pytest.mark.parametrize("order", ["keys inside", "keys outside"])
+def test_nested_vmap_gives_each_chain_its_own_arrays(mapped, order):
+    """Keys are mapped by one vmap, and one of the other arrays by another, outside or inside of it."""
+    network, mask, (inputs, labels) = make_problem("three, narrow", "cross_entropy", 40)
+    arrays = {"kernels": network.kernels, "mask": jnp.asarray(mask), "inputs": inputs}
+    other = {"kernels": lambda kernel: kernel[::-1], "mask": lambda mask: mask[::-1], "inputs": lambda x: 2 * x}
+    both = jax.tree.map(lambda leaf: jnp.stack([leaf, other[mapped](leaf)]), arrays[mapped])
+    keys = jax.random.split(jax.random.key(2), 3)
+
+    @jax.jit
+    def one(key, value):
+        now = arrays | {mapped: value}
+        landscape = masked_mlp(
+            network._replace(kernels=now["kernels"]), uniform_swap(), cross_entropy(3.0), backend="native"
+        )
+        return anneal(key, landscape, now["mask"], 0.01, 300, (now["inputs"], labels)).best_energy
+
+    each = [jax.tree.map(operator.itemgetter(i), both) for i in range(2)]
+    expected = [[one(key, value) for key in keys] for value in each]
+    if order == "keys inside":
+        found = jax.vmap(jax.vmap(one, (0, None)), (None, 0))(keys, both)
+    else:
+        found = jax.vmap(jax.vmap(one, (None, 0)), (0, None))(keys, both).T
+    np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize(("scale", "temperature"), [(jnp.nan, 1.0), (1.0, jnp.nan), (1.0, -1.0), (1.0, 0.0)])

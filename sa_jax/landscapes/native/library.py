@@ -9,6 +9,7 @@ import hashlib
 import importlib.metadata
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -24,6 +25,8 @@ TARGET = "sa_jax_settle"
 SOURCE = Path(__file__).with_name("settle.c")
 COMPILERS = ("cc", "gcc", "clang")
 FLAGS = ("-std=gnu11", "-O3", "-fPIC", "-shared", "-fno-math-errno", "-fno-strict-aliasing", "-ffp-contract=fast")
+# Seconds after which a compiler is stopped.
+MOST_SECONDS = 120
 # The first that the compiler understands.
 PROCESSOR_FLAGS = (["-march=native"], ["-mcpu=native"], [])
 
@@ -56,7 +59,7 @@ def load(check: Callable[[], None]) -> Library:
     """
     compiler, version = _compiler()
     headers = jax.ffi.include_dir()
-    made_from = version, *FLAGS, importlib.metadata.version("jaxlib"), headers, _processor_features()
+    made_from = *compiler, version, *FLAGS, importlib.metadata.version("jaxlib"), headers, _processor_features()
     key = _digest(SOURCE.read_text(), *made_from)
     try:
         folder = cache_folder()
@@ -102,17 +105,24 @@ def cache_folder() -> Path:
     return Path(base) / "sa_jax" / "native"
 
 
-def _compiler() -> tuple[str, str]:
-    """The path of the system's C compiler, and the first line of its version."""
+def _compiler() -> tuple[list[str], str]:
+    """The command of the system's C compiler, and the first line of its version."""
     wanted = os.environ.get("CC")
     for name in (wanted,) if wanted else COMPILERS:
-        path = shutil.which(name)
-        if path is None:
+        command = shlex.split(name)
+        if not command or shutil.which(command[0]) is None:
             continue
-        answer = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
+        answer = _run([*command, "--version"])
         if answer.returncode == 0 and answer.stdout:
-            return path, answer.stdout.splitlines()[0].strip()
+            return command, answer.stdout.splitlines()[0].strip()
     raise Unavailable(f"no C compiler was found: looked for {wanted or ', '.join(COMPILERS)}")
+
+
+def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=MOST_SECONDS)
+    except subprocess.TimeoutExpired as error:
+        raise Unavailable(f"{command[0]} did not end within {MOST_SECONDS} s") from error
 
 
 def _processor_features() -> str:
@@ -128,16 +138,15 @@ def _digest(*parts: str) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
-def _compile(compiler: str, headers: str, path: Path) -> None:
+def _compile(compiler: list[str], headers: str, path: Path) -> None:
     said = ""
     for flags in PROCESSOR_FLAGS:
-        command = [compiler, *FLAGS, *flags, f"-I{headers}", str(SOURCE), "-o", str(path), "-lm"]
-        made = subprocess.run(command, capture_output=True, text=True, check=False)
+        made = _run([*compiler, *FLAGS, *flags, f"-I{headers}", str(SOURCE), "-o", str(path), "-lm"])
         if made.returncode == 0:
             return
         said = said or made.stderr.strip()
     raise Unavailable(
-        f"{compiler} cannot compile the native code: {said.splitlines()[0] if said else 'no message'}"
+        f"{compiler[0]} cannot compile the native code: {said.splitlines()[0] if said else 'no message'}"
     )
 
 

@@ -62,6 +62,19 @@ def test_a_compiler_that_fails_is_quoted(new_process, monkeypatch, tmp_path):
     assert not list(new_process.glob("*.so"))
 
 
+def test_a_compiler_with_options_and_one_that_hangs(new_process, monkeypatch, tmp_path):
+    compiler, version = library._compiler()
+    monkeypatch.setenv("CC", f"{compiler[0]} -g0")
+    assert library._compiler() == ([compiler[0], "-g0"], version)
+    slow = tmp_path / "slow"
+    slow.write_text("#!/bin/sh\nexec sleep 60\n")
+    slow.chmod(0o755)
+    monkeypatch.setenv("CC", str(slow))
+    monkeypatch.setattr(library, "MOST_SECONDS", 0.2)
+    with pytest.raises(native.Unavailable, match=r"slow did not end within 0.2 s"):
+        native.ready()
+
+
 def test_the_library_is_kept_only_if_its_results_are_right(new_process, monkeypatch):
     monkeypatch.setattr(calls, "TOLERANCE", 0.0)
     with pytest.raises(native.Unavailable, match="is wrong by"):
@@ -105,7 +118,7 @@ def test_the_source_is_clean_under_sanitizers(flags, tmp_path):
     compiler, _ = library._compiler()
     test = Path(__file__).with_name("check_settle.c")
     program = tmp_path / "check"
-    command = [compiler, "-std=gnu11", *SANITIZERS, "-Wall", "-Wextra", "-Werror", "-ffp-contract=fast", *flags]
+    command = [*compiler, "-std=gnu11", *SANITIZERS, "-Wall", "-Wextra", "-Werror", "-ffp-contract=fast", *flags]
     command += [f"-I{library.SOURCE.parent}", f"-I{jax.ffi.include_dir()}", str(test), "-o", str(program), "-lm"]
     made = subprocess.run(command, capture_output=True, text=True, check=False)
     if made.returncode:

@@ -35,6 +35,16 @@ SETTINGS = {
 }
 
 
+# What readers of the pages may have, in as few contexts as can be.
+READERS = {"strict, rbg keys": lambda: _both(strict(), SETTINGS["rbg keys"]()), "x64, legacy keys": x64}
+
+
+@contextmanager
+def _both(one, other):
+    with one, other:
+        yield
+
+
 def new_key(setting):
     """The maker of keys, `jax.random.key` but for one setting."""
     return jax.random.PRNGKey if "legacy keys" in setting else jax.random.key

@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import jax
@@ -19,7 +20,7 @@ from sa_jax import cli
 from sa_jax.commands.compare.settings import CompareConfig
 from sa_jax.commands.layers.settings import LayersConfig
 from sa_jax.commands.run.settings import RunConfig
-from tests.settings import SETTINGS
+from tests.settings import READERS
 from tests.test_structure import MAY_IMPORT
 
 ROOT = Path(__file__).parents[1]
@@ -85,13 +86,13 @@ def test_blocks_run_from_top_to_bottom(page, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("setting", [name for name in SETTINGS if name not in ("default", "no jit")])
+@pytest.mark.parametrize("setting", READERS)
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if blocks(page, "python") and page != EXPORT], ids=name_of
 )
 def test_examples_run_under(page, setting, tmp_path, monkeypatch):
     """Readers have settings of their own. Without jit, the examples would take hours."""
-    if setting == "rbg keys" and jax.__version_info__[:2] == (0, 7) and "shard_map" in page.read_text():
+    if "rbg keys" in setting and jax.__version_info__[:2] == (0, 7) and "shard_map" in page.read_text():
         pytest.skip("JAX 0.7 draws no rbg bits inside shard_map")
     monkeypatch.chdir(tmp_path)
     run_blocks(page, tmp_path, setting=setting)
@@ -107,7 +108,7 @@ def run_blocks(page, folder, run_python=True, setting="default"):
         elif run_python:
             if "legacy keys" in setting:
                 text = text.replace("random.key(", "random.PRNGKey(")
-            with SETTINGS[setting]():
+            with READERS.get(setting, nullcontext)():
                 exec(compile(text, name_of(page), "exec"), {} if page in STAND_ALONE else names)
 
 

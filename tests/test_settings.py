@@ -366,7 +366,8 @@ FUNCTIONS = {function: name for name, function in reversed(CASES.items())}
 
 
 MINUTES_WITHOUT_JIT = {name for name in CASES if name.startswith(("prune:", "prune_linear:", "testing."))}
-MINUTES_WITHOUT_JIT = MINUTES_WITHOUT_JIT - {"prune:cold", f"prune_linear:{PATTERNS[0]}"} | {"prune", "calibrate"}
+MINUTES_WITHOUT_JIT -= {"prune:cold", f"prune_linear:{PATTERNS[0]}"}
+MINUTES_WITHOUT_JIT |= {"prune", "calibrate", "collect_moments", "pruning.prune_linear_sharded", "export.clean"}
 
 
 def called(function, setting, folder):

@@ -43,7 +43,7 @@ def check_energy(energy: Any) -> None:
 class CrossEntropy:
     """See `cross_entropy`."""
 
-    logit_scale: jax.Array | float
+    logit_scale: jax.Array | float  # float32 []
     label_smoothing: float
 
     def __call__(self, logits: jax.Array, labels: jax.Array, axis: int = -1) -> jax.Array:
@@ -60,7 +60,7 @@ class CrossEntropy:
 class KlToTeacher:
     """See `kl_to_teacher`."""
 
-    logit_scale: jax.Array | float
+    logit_scale: jax.Array | float  # float32 []
 
     def __call__(self, logits: jax.Array, predictions: jax.Array, axis: int = -1) -> jax.Array:
         """Returns the energy, float32 `[]`."""
@@ -75,7 +75,7 @@ class KlToTeacher:
 class MarginLoss:
     """See `margin_loss`."""
 
-    margin: jax.Array | float
+    margin: jax.Array | float  # float32 []
 
     def __call__(self, logits: jax.Array, labels: jax.Array, axis: int = -1) -> jax.Array:
         """Returns the energy, float32 `[]`."""

@@ -290,47 +290,34 @@ def commands(workdir, processes, *bindings):
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_runs_of_one_or_two_processes_resume_when_killed_or_stopped(tmp_path):
-    short = "--gin_bindings=run.score_steps=200"
-    with command(tmp_path / "undisturbed", short) as process:
+    """Killed in score search, one of two killed while annealing, and stopped: it ends as an undisturbed run.
+
+    Two processes search from the same file, and both take the mask of the first.
+    """
+    searching = "--gin_bindings=run.score_steps=8_000"
+    with command(tmp_path / "undisturbed", searching) as process:
         assert process.wait() == 0, process.stderr.read()
     workdir = tmp_path / "disturbed"
-    with command(workdir, short) as process:
-        wait_for_checkpoint(process, workdir)
+    with command(workdir, searching) as process:
+        wait_for_checkpoint(process, workdir, "score_search-*.npz")
         process.kill()
-    with command(workdir, short) as process:
+    first, second = commands(workdir, 2, searching)
+    assert any("resuming score search from step" in line for line in iter(first.stderr.readline, ""))
+    wait_for_checkpoint(first, workdir)
+    second.kill()
+    _, said = first.communicate()
+    assert first.returncode == 75 and "lost another process (" in said, said
+    assert "resuming score search from step" in second.communicate()[1]
+    with command(workdir, searching) as process:
         assert any("resuming from step" in line for line in iter(process.stderr.readline, ""))
         process.terminate()
         said = process.stderr.read()
         assert process.wait() == 75, said
     assert "repeat the command to resume" in said and (workdir / "partial_report.html").exists()
-    first, second = commands(workdir, 2, short)
-    assert any("resuming from step" in line for line in iter(first.stderr.readline, ""))
-    second.kill()
-    _, said = first.communicate()
-    assert first.returncode == 75 and "lost another process (" in said, said
-    second.communicate()
-    started = commands(workdir, 2, short)
+    started = commands(workdir, 2, searching)
     said = [process.communicate()[1] for process in started]
     assert [process.returncode for process in started] == [0, 0], said
     assert all("resuming from step" in one for one in said)
-    assert_same(tmp_path / "undisturbed", workdir, but=["devices", "memory_bytes"])
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(400)
-def test_score_search_of_one_or_two_processes_resumes_when_killed(tmp_path):
-    """Each process searches, from the same file, and all take the mask of the first."""
-    long = ["--gin_bindings=run.score_steps=8_000", "--gin_bindings=NUM_STEPS=2_000"]
-    with command(tmp_path / "undisturbed", *long) as process:
-        assert process.wait() == 0, process.stderr.read()
-    workdir = tmp_path / "disturbed"
-    with command(workdir, *long) as process:
-        wait_for_checkpoint(process, workdir, "score_search-*.npz")
-        process.kill()
-    started = commands(workdir, 2, *long)
-    said = [process.communicate()[1] for process in started]
-    assert [process.returncode for process in started] == [0, 0], said
-    assert all("resuming score search from step" in one for one in said)
     assert_same(tmp_path / "undisturbed", workdir, but=["devices", "memory_bytes"])
 
 

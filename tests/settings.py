@@ -26,23 +26,23 @@ def x64():
     return where.enable_x64(True)
 
 
+@contextmanager
+def rbg(*others):
+    """Keys of the other kind, with other settings."""
+    with ExitStack() as stack:
+        for setting in (jax.default_prng_impl("rbg"), *others):
+            stack.enter_context(setting)
+        yield
+
+
+# In as few contexts as can be.
 SETTINGS = {
     "default": nullcontext,
     "strict": strict,
-    "x64, legacy keys": x64,
-    "rbg keys": lambda: jax.default_prng_impl("rbg"),
+    "x64, rbg, legacy keys": lambda: rbg(x64()),
     "no jit": jax.disable_jit,
 }
-
-
-# What readers of the pages may have, in as few contexts as can be.
-READERS = {"strict, rbg keys": lambda: _both(strict(), SETTINGS["rbg keys"]()), "x64, legacy keys": x64}
-
-
-@contextmanager
-def _both(one, other):
-    with one, other:
-        yield
+READERS = {"strict, rbg keys": lambda: rbg(strict()), "x64, legacy keys": x64}  # of the pages
 
 
 def new_key(setting):

@@ -85,6 +85,7 @@ def run(
     first = jax.process_index() == 0
     with _writing(workdir, on_message) as at_end:
         workdirs.check(workdir, overwrite)
+        config = _with_backend(config, on_message)
         dataset = datasets.load_dataset(config.dataset, config.input_mean, config.input_std)
         names, network = load_network(config, dataset, on_message)
         for split in (dataset.train, dataset.validation, dataset.test):
@@ -95,7 +96,6 @@ def run(
             on_message("this run was ended before its first checkpoint: it starts again")
         if first:
             at_end.callback(checkpoint.remove_unused, folder)
-        config = _with_backend(config, on_message)
         settings = _settings(config, dataset, network)
         if config.checkpoint_seconds or folder.is_dir():
             checkpoint.check_settings(folder, settings, overwrite)

@@ -23,7 +23,8 @@ TOLERANCE = 1e-5
 
 def supports(energy: Energy, activation: str) -> bool:
     """Returns whether the native code knows an energy and an activation."""
-    return isinstance(energy, ENERGIES) and activation in ACTIVATIONS
+    # A derived class may compute something else.
+    return type(energy) in ENERGIES and activation in ACTIVATIONS
 
 
 def ready() -> Library:
@@ -48,8 +49,11 @@ def _found() -> Library | Unavailable:
 
 def _check() -> None:
     # A thread of its own, because this may be called while a program is traced.
-    with ThreadPoolExecutor(1) as executor:
-        difference = executor.submit(_largest_difference).result()
+    try:
+        with ThreadPoolExecutor(1) as executor:
+            difference = executor.submit(_largest_difference).result()
+    except Exception as error:
+        raise Unavailable(f"the compiled native code cannot be called: {error}") from error
     if not difference < TOLERANCE:
         raise Unavailable(f"the compiled native code is wrong by {difference:.2g}: please report this compiler")
 
@@ -90,8 +94,13 @@ def settle(
     log_q_ratio, log_u, temperature, now = rule
     numbers = nudge, log_q_ratio, log_u, temperature, now - constant, scale, smoothing
     reals = jnp.stack([jnp.asarray(number, jnp.float32) for number in numbers])
-    targets = targets.astype(jnp.float32 if isinstance(energy, KlToTeacher) else jnp.int32)
-    arrays = mask, inputs.astype(jnp.float32), targets, *weights
+    # What is read there has to have these types and shapes, or else it would be read past its end.
+    samples, classes = inputs.shape[1], outputs[-1].shape[0]
+    is_teacher = isinstance(energy, KlToTeacher)
+    targets = jnp.broadcast_to(targets, (classes, samples) if is_teacher else (samples,))
+    targets = targets.astype(jnp.float32 if is_teacher else jnp.int32)
+    weights = [of_layer.astype(jnp.float32) for of_layer in weights]
+    arrays = mask.astype(bool), inputs.astype(jnp.float32), targets, *weights
     # Under vmap and shard_map all operands have to vary like the outputs. This compiles to nothing.
     zero = whole[0] * 0
     for array in (reals, *arrays, *outputs):
@@ -147,6 +156,7 @@ def _largest_difference() -> float:
         rule = 0.0, -jnp.inf, 1.0, jnp.float32(now)
         return settle(CrossEntropy(1.0, 0.0), "relu", (pruned, grown), 0.0, rule, *arrays)
 
-    accepted, energy, outputs = call(mask, inputs, labels, [kernel.ravel() for kernel in kernels], before)
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        accepted, energy, outputs = call(mask, inputs, labels, [kernel.ravel() for kernel in kernels], before)
     differences = [np.abs(one - other).max() for one, other in zip(outputs, after, strict=True)]
     return float(max(*differences, abs(energy - wanted))) if accepted else math.inf

@@ -57,33 +57,37 @@ def load(check: Callable[[], None]) -> Library:
     Raises:
       Unavailable: there is no compiler, or it does not compile the source.
     """
+    try:
+        return _loaded(check)
+    except (OSError, ValueError) as error:  # such as a CC that is no program, or an unclosed quotation in it
+        raise Unavailable(f"the native code cannot be stored or loaded: {error}") from error
+
+
+def _loaded(check: Callable[[], None]) -> Library:
     compiler, version = _compiler()
     headers = jax.ffi.include_dir()
     made_from = *compiler, version, *FLAGS, importlib.metadata.version("jaxlib"), headers, _processor_features()
     key = _digest(SOURCE.read_text(), *made_from)
-    try:
-        folder = cache_folder()
+    with contextlib.ExitStack() as stack:
         try:
+            folder = cache_folder()
             folder.mkdir(parents=True, exist_ok=True)
-            lock = _locked(folder / f"{key}.lock")
-        except OSError:  # no place in the user's cache: this process compiles for itself
-            folder, lock = Path(tempfile.mkdtemp(prefix="sa_jax-")), contextlib.nullcontext()
-        with lock:
-            for path in folder.glob(f"{key}-*.so"):
-                # A damaged library would end the process.
-                if path.name == _name(key, path):
-                    return Library(_registered(path, version), 0.0)
-            start, aside = time.perf_counter(), folder / f"{key}.{os.getpid()}"
-            try:
-                _compile(compiler, headers, aside)
-                description = _registered(aside, version)
-                check()
-                aside.replace(folder / _name(key, aside))
-            finally:
-                aside.unlink(missing_ok=True)
-            return Library(description, time.perf_counter() - start)
-    except OSError as error:
-        raise Unavailable(f"the native code cannot be stored or loaded: {error}") from error
+            stack.enter_context(_locked(folder / f"{key}.lock"))
+        except (OSError, RuntimeError):  # no place in the user's cache: this process compiles for itself
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sa_jax-")))
+        for path in folder.glob(f"{key}-*.so"):
+            # A damaged library would end the process.
+            if path.name == _name(key, path):
+                return Library(_registered(path, version), 0.0)
+        start, aside = time.perf_counter(), folder / f"{key}.{os.getpid()}"
+        try:
+            _compile(compiler, headers, aside)
+            description = _registered(aside, version)
+            check()
+            aside.replace(folder / _name(key, aside))
+        finally:
+            aside.unlink(missing_ok=True)
+        return Library(description, time.perf_counter() - start)
 
 
 def _name(key: str, path: Path) -> str:
@@ -100,9 +104,15 @@ def _registered(path: Path, version: str) -> str:
 
 
 def cache_folder() -> Path:
-    """Returns the folder of the compiled libraries."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "sa_jax" / "native"
+    """Returns the folder of the compiled libraries.
+
+    Raises:
+      RuntimeError: the user has no home.
+    """
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    if not base.is_absolute():
+        raise RuntimeError(f"{base} is not an absolute path")
+    return base / "sa_jax" / "native"
 
 
 def _compiler() -> tuple[list[str], str]:
@@ -120,7 +130,9 @@ def _compiler() -> tuple[list[str], str]:
 
 def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=MOST_SECONDS)
+        return subprocess.run(
+            command, capture_output=True, text=True, errors="replace", check=False, timeout=MOST_SECONDS
+        )
     except subprocess.TimeoutExpired as error:
         raise Unavailable(f"{command[0]} did not end within {MOST_SECONDS} s") from error
 

@@ -279,14 +279,16 @@ static inline __attribute__((always_inline)) void add_losses_of(int energy, cons
     vec largest = load(rows[0] + v * LANES), wanted = choose(label == 0, largest, splat(0)), all = largest;
     if (energy == MARGIN_LOSS) {
       largest = splat(-INFINITY);
+      ivec is_nan = {0};
       for (int64_t c = 0; c < classes; ++c) {
         const vec logit = load(rows[c] + v * LANES);
         const ivec is_label = label == (int32_t)c;
         largest = larger(choose(is_label, splat(-INFINITY), logit), largest);
         wanted = choose(is_label, logit, wanted);
+        is_nan |= logit != logit;
       }
       const vec lacks = 1.0f - (wanted - largest) / scale;
-      sum += choose(inside, larger(splat(0), lacks), splat(0));
+      sum += choose(inside, choose(is_nan, splat(NAN), larger(splat(0), lacks)), splat(0));
       continue;
     }
     for (int64_t c = 1; c < classes; ++c) largest = larger(load(rows[c] + v * LANES), largest);
@@ -455,6 +457,12 @@ typedef struct {
   float nudge, log_q_ratio, log_u, temperature, energy, scale, smoothing;
 } Reals;
 
+/* The mean of the losses. That of errors is rounded as XLA does it, so that equal numbers of errors stay equal. */
+static float mean(const Network *net, double total) {
+  if (net->energy == ERROR_RATE) return (float)total * (1.0f / (float)net->samples);
+  return (float)(total / net->samples);
+}
+
 /* Settles one proposal of one chain. Returns whether there was memory for it. */
 static int settle_one(Network *net, Move move, const Reals *reals, int32_t *accepted, float *energy) {
   *accepted = 0;
@@ -468,7 +476,7 @@ static int settle_one(Network *net, Move move, const Reals *reals, int32_t *acce
   float *rows = reserve(&kept_arena, (keep ? blocks * step : step) * 4);
   if (!rows) return 0;
   if (plan.first[layers - 1] != touched)
-    *energy = (float)(evaluate(net, &plan, &work, rows, keep ? step : 0, 0) / net->samples);
+    *energy = mean(net, evaluate(net, &plan, &work, rows, keep ? step : 0, 0));
   *accepted = accepts(*energy - reals->energy, reals->log_q_ratio, reals->temperature, reals->log_u);
   if (!*accepted) return 1;
   if (!keep || plan.first[layers - 1] == touched) { /* the rows were not kept, or not computed */

@@ -200,6 +200,29 @@ def test_what_is_not_finite_is_rejected_and_counted(scale, temperature):
     assert (counts[0][1] > 0) == (not temperature >= 0 or bool(jnp.isnan(scale)))
 
 
+def test_other_types_and_shapes_are_not_read_past_their_end():
+    network, mask, (inputs, _) = make_problem("two layers", "cross_entropy", 300)
+    half = network._replace(kernels=tuple(kernel.astype(jnp.float16) for kernel in network.kernels))
+    data = inputs, jnp.array([1])  # one label for all samples
+    own, xla = (annealed(half, mask, data, backend, num_steps=300).best_energy for backend in ("native", "xla"))
+    np.testing.assert_allclose(own, xla, rtol=1e-4)
+
+
+@pytest.mark.parametrize("samples", [7, 100, 300, 1000])
+def test_equal_numbers_of_errors_are_equal_energies(samples):
+    """Greedy descent accepts ties, so the rounding of the mean must be that of XLA."""
+    problem = make_problem("two layers", "error_rate", samples)
+    own, xla = (annealed(*problem, backend, energy=error_rate(), num_steps=1_000) for backend in ("native", "xla"))
+    np.testing.assert_array_equal(own.trace.energy, xla.trace.energy)
+
+
+def test_a_logit_that_is_not_a_number_is_rejected():
+    network, mask, data = make_problem("two layers", "margin_loss", 20)
+    broken = network._replace(biases=(None, jnp.array([0.0, jnp.nan, 0.0])))
+    result = annealed(broken, mask, data, "native", energy=margin_loss(1.0), num_steps=200)
+    assert result.num_accepted < 200 and result.num_not_finite > 0
+
+
 def test_a_proposal_to_stay_changes_nothing():
     network, mask, data = make_problem("three, wide", "cross_entropy", 20)
     landscape = masked_mlp(network, uniform_swap(), cross_entropy(3.0), backend="native")

@@ -50,6 +50,24 @@ def test_without_a_compiler_xla_takes_over(new_process, monkeypatch):
         chosen_backend("native", cross_entropy(), "relu")
 
 
+def test_nothing_else_is_raised_where_the_compiler_or_the_home_is_odd(new_process, monkeypatch, tmp_path):
+    program = tmp_path / "no program"
+    program.write_bytes(b"\xff\x00")
+    program.chmod(0o755)
+    for compiler in (f"'{program}'", "gcc '"):
+        monkeypatch.setenv("CC", compiler)
+        calls._found.cache_clear()
+        with pytest.raises(native.Unavailable):
+            native.ready()
+    monkeypatch.delenv("CC")
+    for cache in ("relative/path", ""):
+        monkeypatch.setenv("XDG_CACHE_HOME", cache)
+        monkeypatch.setenv("HOME", "")
+        calls._found.cache_clear()
+        assert native.ready().compile_seconds > 0
+    assert not Path("relative").exists()
+
+
 def test_a_compiler_that_fails_is_quoted(new_process, monkeypatch, tmp_path):
     compiler = tmp_path / "broken"
     compiler.write_text(

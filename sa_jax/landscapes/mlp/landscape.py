@@ -68,7 +68,7 @@ def masked_mlp(
         rate is flat almost everywhere, so that it needs another one.
       backend: what evaluates the proposals: 'xla', on any device; 'native', C code for CPUs that is compiled at
         its first use and is about twice as fast; or 'auto', see `chosen_backend`. The two give the same results up
-        to float rounding. `jax.export` needs 'xla'.
+        to float rounding. `jax.export` and derivatives need 'xla'.
 
     Returns:
       A `Landscape`. Without `moves_weights` it equals `full_mlp` up to float rounding.

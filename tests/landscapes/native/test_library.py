@@ -60,11 +60,9 @@ def test_nothing_else_is_raised_where_the_compiler_or_the_home_is_odd(new_proces
         with pytest.raises(native.Unavailable):
             native.ready()
     monkeypatch.delenv("CC")
-    for cache in ("relative/path", ""):
-        monkeypatch.setenv("XDG_CACHE_HOME", cache)
-        monkeypatch.setenv("HOME", "")
-        calls._found.cache_clear()
-        assert native.ready().compile_seconds > 0
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative/path")
+    calls._found.cache_clear()
+    assert native.ready().compile_seconds > 0
     assert not Path("relative").exists()
 
 

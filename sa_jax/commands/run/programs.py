@@ -154,7 +154,7 @@ def chunk_steps(num_steps: int, refresh_steps: int) -> int:
 
 
 def default_chain_batch(platform: str, chains: int) -> int:
-    """Returns how many of a device's chains to vmap together: one on a CPU, where one is fastest, else all.
+    """Returns how many of a device's chains to vmap together: one on a CPU, else all.
 
     >>> default_chain_batch("cpu", 64), default_chain_batch("gpu", 64)
     (1, 64)

@@ -107,7 +107,7 @@ def cache_folder() -> Path:
     """Returns the folder of the compiled libraries.
 
     Raises:
-      RuntimeError: the user has no home.
+      RuntimeError: the user has no home, or the path is relative.
     """
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     if not base.is_absolute():

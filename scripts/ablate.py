@@ -226,9 +226,10 @@ def draw(result: dict[str, Any], path: Path) -> None:
                 axes.plot(x, y, style, marker="." if len(x) < 2 else "", color=color, label=variant)
             axes.set(xlabel=across.replace("cpu_", "CPU "), title=f"{100 * density:g} % kept", xscale="log")
             # The worst would press the others together: they leave the picture below.
-            best, usual = max(ends), statistics.quantiles(ends, n=10)[0] if len(ends) > 1 else min(ends)
+            best, usual = max(ends), statistics.quantiles(ends, n=4)[0] if len(ends) > 1 else min(ends)
             axes.set(ylim=(usual - 2 * (best - usual) - 0.5, best + 0.5 * (best - usual) + 0.2))
-            axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+            low, high = axes.get_xlim()
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 3) if high < 100 * low else (1,)))
             axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
             axes.xaxis.set_minor_locator(NullLocator())
         row[0].set(ylabel="validation accuracy (%)")

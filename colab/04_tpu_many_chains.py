@@ -199,6 +199,6 @@ print(f"{os.cpu_count()} CPU cores")
 # ## Next steps
 #
 # - `sa-jax run` spreads chains in the same way, saves checkpoints, and can run on many hosts. For 64 chains, add
-#   `--gin_bindings='NUM_CHAINS=64'`.
+#   `--set NUM_CHAINS=64`.
 # - Chains can also help each other: `sa_jax.tempering.temper(..., axis_name="chains")` exchanges replicas between
 #   devices.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sa_jax import baselines, export, files, testing
-    from sa_jax.annealing import tempering
+    from sa_jax.annealing import chain, tempering
     from sa_jax.annealing.chain import anneal
     from sa_jax.annealing.landscape import from_energy
     from sa_jax.annealing.schedules import (
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         linear_schedule,
         logarithmic_schedule,
     )
+    from sa_jax.commands.prune.host import prune_file
     from sa_jax.networks import patterns
     from sa_jax.networks.masks import apply_masks
     from sa_jax.pruning import (
@@ -52,6 +53,7 @@ _LATER = {
     "apply_masks": "sa_jax.networks.masks",
     "collect_moments": "sa_jax.pruning",
     "prune": "sa_jax.pruning",
+    "prune_file": "sa_jax.commands.prune.host",
     "prune_kernels": "sa_jax.pruning",
     "prune_layers": "sa_jax.pruning",
     "prune_linear": "sa_jax.pruning",
@@ -59,6 +61,7 @@ _LATER = {
 }
 _MODULES = {
     "baselines": "sa_jax.baselines",
+    "chain": "sa_jax.annealing.chain",
     "export": "sa_jax.export",
     "files": "sa_jax.files",
     "patterns": "sa_jax.networks.patterns",
@@ -76,6 +79,7 @@ __all__ = [
     "apply_masks",
     "baselines",
     "calibrate",
+    "chain",
     "collect_moments",
     "constant_schedule",
     "cosine_schedule",
@@ -87,6 +91,7 @@ __all__ = [
     "logarithmic_schedule",
     "patterns",
     "prune",
+    "prune_file",
     "prune_kernels",
     "prune_layers",
     "prune_linear",

@@ -4,6 +4,7 @@ JAX and the commands are imported where they are used. That takes seconds, and s
 """
 
 import argparse
+import ast
 import contextlib
 import dataclasses
 import difflib
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import sa_jax
 from sa_jax.commands import interrupts
 from sa_jax.commands.messages import RESUMABLE, first_line, tell
+from sa_jax.commands.prune.arguments import add_arguments
 from sa_jax.commands.run.macros import MACROS
 
 if TYPE_CHECKING:
@@ -31,6 +33,9 @@ if TYPE_CHECKING:
 # The settings of each command as gin knows them, see `_gin`.
 CONFIGURABLES: dict[str, Any] = {}
 COMPARE_MACROS = ("METHODS", "DENSITIES", "SEEDS")
+# As in `sa_jax.export`, whose import takes a second.
+EXPORT_FORMATS = ("c", "c_packed", "packed", "npz", "safetensors", "safetensors_packed", "onnx", "stablehlo")
+EXPORT_FOLDERS, EXPORT_BUDGETED = ("c", "c_packed"), ("c", "c_packed", "packed")
 
 
 class Parser(argparse.ArgumentParser):
@@ -64,20 +69,30 @@ def make_parser() -> Parser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     running = commands.add_parser("run", help="prune one network, with the settings of a gin file")
     comparing = commands.add_parser("compare", help="compare pruning methods over densities, seeds and data sets")
+    pruning = commands.add_parser("prune", help="prune a model of your own on data of your own")
+    add_arguments(pruning)
     pruning_layers = commands.add_parser("layers", help="prune the linear layers of any pretrained model")
     examples = {
-        running: ("configs/digits.gin", "DENSITY=0.05 or DATASET=\"'mnist'\""),
+        running: ("configs/digits.gin", "DENSITY=0.05 or DATASET=mnist"),
         comparing: ("configs/compare_digits.gin", "SEEDS=[0,1] or compare.epochs=3"),
-        pruning_layers: ("configs/layers.gin", "layers.pattern=\"'2:4'\" or layers.refit=True"),
+        pruning_layers: ("configs/layers.gin", "layers.pattern=2:4 or layers.refit=True"),
     }
-    for command, (file, binding) in examples.items():
+    for command, (file, setting) in examples.items():
         command.add_argument("--gin_file", required=True, metavar="FILE", help=f"settings file, such as {file}")
+        command.add_argument(
+            "--set",
+            action="append",
+            default=[],
+            type=as_binding,
+            dest="gin_bindings",
+            metavar="NAME=VALUE",
+            help=f"setting that replaces one of the file, such as {setting}; may be repeated",
+        )
         command.add_argument(
             "--gin_bindings",
             action="append",
-            default=[],
             metavar="BINDING",
-            help=f"setting that replaces one of the file, such as {binding}; may be repeated",
+            help="the same in the syntax of gin, where text needs quotes: DATASET=\"'mnist'\"",
         )
         command.add_argument("--workdir", type=Path, metavar="DIR", help="output folder, made if missing")
         command.add_argument("--dry_run", action="store_true", help="print all settings and exit")
@@ -85,6 +100,8 @@ def make_parser() -> Parser:
     running.add_argument("--num_processes", type=int, metavar="N", help="number of processes")
     running.add_argument("--process_id", type=int, metavar="I", help="index of this process, from 0")
     running.add_argument("--overwrite", action="store_true", help="replace the results of an earlier run")
+    densities_help = "a run at each of these densities, and one picture of all; such as 0.5,0.2,0.1,0.05,0.02"
+    running.add_argument("--densities", metavar="LIST", help=densities_help)
     comparing.add_argument(
         "--jobs", type=int, metavar="N", help="number of worker processes (default: one per core)"
     )
@@ -93,18 +110,40 @@ def make_parser() -> Parser:
     return parser
 
 
-def _add_export(parser: argparse.ArgumentParser) -> None:
-    from sa_jax import export
+def as_binding(setting: str) -> str:
+    """Returns the binding of gin that a setting `NAME=VALUE` means: text gets its quotes.
 
+    Literals of Python and references of gin stay as they are, and so does what has quotes.
+
+    >>> as_binding("DATASET=mnist"), as_binding("DENSITY=0.05"), as_binding("METHODS=[snip, obd]")
+    ("DATASET='mnist'", 'DENSITY=0.05', "METHODS=['snip', 'obd']")
+    """
+    name, equals, value = setting.partition("=")
+    return f"{name}{equals}{_literal(value.strip())}" if value.strip() else setting
+
+
+def _literal(value: str) -> str:
+    """A value as a literal of Python."""
+    with contextlib.suppress(ValueError, SyntaxError):
+        ast.literal_eval(value)
+        return value
+    if value[:1] in "@%" or any(sign in value for sign in "'\"\n"):
+        return value
+    if value[0] == "[" and value[-1] == "]" and not any(sign in value[1:-1] for sign in "[]"):
+        return f"[{', '.join(_literal(part.strip()) for part in value[1:-1].split(','))}]"
+    return repr(value)
+
+
+def _add_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("rundir", type=Path, metavar="WORKDIR", help="folder of a finished run")
-    parser.add_argument("--format", required=True, metavar="FORMAT", help=f"one of {', '.join(export.FORMATS)}")
-    folders = " and ".join(export.FOLDERS)
+    parser.add_argument("--format", required=True, metavar="FORMAT", help=f"one of {', '.join(EXPORT_FORMATS)}")
+    folders = " and ".join(EXPORT_FOLDERS)
     out_help = f"output file, or output folder for the formats {folders}"
     parser.add_argument("--out", type=Path, required=True, metavar="PATH", help=out_help)
     width = parser.add_mutually_exclusive_group()
     bits_help = "bits per kept weight: 1, 2, 3, 4, 8 or 32 (default 32)"
     width.add_argument("--bits", type=int, metavar="N", help=bits_help)
-    formats = ", ".join(export.BUDGETED)
+    formats = ", ".join(EXPORT_BUDGETED)
     budget_help = f"largest size in bytes, for C of the tables; chooses the bits per layer (formats {formats})"
     width.add_argument("--max_bytes", type=int, metavar="N", help=budget_help)
     parser.add_argument("--overwrite", action="store_true", help="replace existing files")
@@ -122,7 +161,12 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line and returns the exit code: 0 done, 2 bad input, 75 to be resumed, 130 interrupted."""
-    arguments = make_parser().parse_args(argv)
+    parser = make_parser()
+    if "_ARGCOMPLETE" in os.environ:  # the shell asks what could come next
+        import argcomplete
+
+        argcomplete.autocomplete(parser)
+    arguments = parser.parse_args(argv)
     from sa_jax.types import InputError
 
     try:
@@ -156,9 +200,10 @@ def _interrupted(arguments: argparse.Namespace) -> int:
 
     workdirs.abandon()
     in_run = "checkpoints/*/*", "checkpoints/score_search-*.npz"
-    saved = {"run": in_run, "compare": ("*/*.*",), "layers": ("layers/*.npz",)}
+    in_run += tuple(f"density_*/{place}" for place in in_run)
+    saved = {"run": in_run, "prune": in_run, "compare": ("*/*.*",), "layers": ("layers/*.npz",)}
     if arguments.command in saved and arguments.workdir is not None:
-        running = arguments.command == "run"
+        running = arguments.command in ("run", "prune")
         found = (path for place in saved[arguments.command] for path in arguments.workdir.glob(place))
         # Of a run, checkpoints that are whole.
         if any(path.name.isdecimal() or path.suffix == ".npz" or not running for path in found):
@@ -185,7 +230,10 @@ def _configured_command(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.workdir is None:
         raise InputError("--workdir=DIR is missing: it names the folder for the results")
+    from sa_jax.commands import compiling
+
     console = importlib.import_module(f"sa_jax.commands.{arguments.command}.console")
+    compiling.begin(tell)
     interrupts.begin()
     return console.command(config, operative, arguments)
 
@@ -194,6 +242,16 @@ def _bench_command(arguments: argparse.Namespace) -> int:
     """`sa-jax bench`."""
     from sa_jax.commands.bench import console
 
+    interrupts.begin()
+    return console.command(arguments)
+
+
+def _prune_command(arguments: argparse.Namespace) -> int:
+    """`sa-jax prune`."""
+    from sa_jax.commands import compiling
+    from sa_jax.commands.prune import console
+
+    compiling.begin(tell)
     interrupts.begin()
     return console.command(arguments)
 
@@ -219,6 +277,7 @@ COMMANDS = {
     "run": _configured_command,
     "compare": _configured_command,
     "layers": _configured_command,
+    "prune": _prune_command,
     "export": _export_command,
     "bench": _bench_command,
 }
@@ -333,7 +392,7 @@ def _gin_errors(where: str, macros: Sequence[str]):
             raise InputError(message) from None
         fix = ""
         if "Expected newline" in message:
-            message, fix = "more than one binding", "; give --gin_bindings once for each"
+            message, fix = "more than one binding", "; give --set or --gin_bindings once for each"
         elif isinstance(error, RecursionError):
             message = "a name refers to itself"
         elif "malformed node" in message or "Unable to parse value" in message:

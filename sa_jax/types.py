@@ -6,10 +6,11 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import jax
 import jax.export
+import numpy as np
 
 PyTree = Any
 Tuple = TypeVar("Tuple", bound=tuple)
-Scalar = jax.Array | float
+Scalar = jax.Array | np.floating | float
 Masks = Mapping[str, jax.Array]
 """Masks by layer name: one bool array `[inputs, outputs]` per kernel, True where the branch is kept."""
 
@@ -195,6 +196,8 @@ class AnnealResult(NamedTuple):
       num_accepted: number of accepted proposals.
       trace: a `Trace`, or None if `trace_every` is 0.
       num_not_finite: see `AnnealState`.
+      num_steps: number of steps made, those of a resumed chain included.
+      state: the chain after the last step, or None without `keep_state`.
     """
 
     best: PyTree
@@ -204,3 +207,5 @@ class AnnealResult(NamedTuple):
     num_accepted: jax.Array  # int32 []
     trace: Trace | None
     num_not_finite: jax.Array | int = 0  # int32 []
+    num_steps: jax.Array | int = 0  # int32 []
+    state: AnnealState | None = None

@@ -59,9 +59,8 @@ def rng_key():
 def finished(tmp_path_factory):
     """The folder of a finished run on the digits, which no test changes."""
     workdir = tmp_path_factory.mktemp("run")
-    config = RunConfig(
-        weights="random", hidden=(12, 8), density=0.1, num_steps=1_000, num_samples=100, num_chains=1
-    )
+    small = {"weights": "random", "hidden": (12, 8), "density": 0.1, "rival": None}
+    config = RunConfig(**small, num_steps=1_000, num_samples=100, num_chains=1)
     runner.run(config, workdir)
     return workdir
 

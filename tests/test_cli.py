@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import re
 import shutil
 import signal
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 import sa_jax
-from sa_jax import cli
+from sa_jax import cli, export
 from sa_jax.files import workdirs
 
 ROOT = Path(__file__).parents[1]
@@ -21,7 +22,7 @@ OTHERS = {"compare_digits", "compare_lenet300", "compare_mlpnet"}
 OTHERS |= {"paper", "paper_schedules", "layers"}
 CONFIGS = [path for path in sorted(ROOT.glob("configs/*.gin")) if path.stem not in OTHERS]
 DIGITS = str(ROOT / "configs/digits.gin")
-TINY = ["WEIGHTS='random'", "HIDDEN=[12]", "DENSITY=0.05", "NUM_STEPS=400", "NUM_SAMPLES=200"]
+TINY = ["run.rival=None", "WEIGHTS='random'", "HIDDEN=[12]", "DENSITY=0.05", "NUM_STEPS=400", "NUM_SAMPLES=200"]
 
 
 def arguments(workdir, *bindings, gin_file=DIGITS):
@@ -36,9 +37,12 @@ def test_run_with_overridden_macros(tmp_path, capsys):
     assert result["kept"] == 44 and result["total"] == 888 and result["num_steps"] == 400
     assert "44 of 888 branches kept" in output.out and str(tmp_path / "run" / "report.html") in output.out
     assert f"  {result['worth']}\n" in output.out
-    # No progress display where there is no terminal.
-    search, memory = output.err.splitlines()
-    assert search == "sa-jax: score search: 1,600 steps" and memory.startswith("sa-jax: needs ")
+    # Without a terminal there is no bar, but a line for what is being done.
+    doing = [re.fullmatch(r"sa-jax: \d:\d\d  (.*)", line)[1] for line in output.err.splitlines()]
+    doing = [line for line in doing if "steps/s" not in line]
+    assert doing[0] == "network 64-12-10 with random weights, and 1,079 samples of digits"
+    assert doing[1:3] == ["score search: 1,600 steps", "compiling the programs of annealing"]
+    assert doing[-2] == "annealing: 400 proposals on 200 samples" and doing[-1].startswith("measuring")
 
     # The settings it leaves behind are the run.
     again = arguments(tmp_path / "again", gin_file=tmp_path / "run" / "operative.gin")
@@ -67,6 +71,53 @@ def test_every_config_opens_with_the_same_macros(path, capsys):
     assert cli.main(["run", f"--gin_file={name}", "--gin_bindings=NUM_STEPS=77", "--dry_run"]) == 0
     printed = capsys.readouterr().out
     assert "NUM_STEPS = 77" in printed and "run.num_steps = %NUM_STEPS" in printed
+
+
+def test_settings_need_no_quotes(capsys):
+    words = ["--set", "DATASET=mnist", "--set", "HIDDEN=[30, 20]", "--set", "run.schedule=cosine"]
+    assert cli.main(["run", f"--gin_file={DIGITS}", *words, "--gin_bindings=SEED=3", "--dry_run"]) == 0
+    printed = capsys.readouterr().out
+    for line in ("DATASET = 'mnist'", "HIDDEN = [30, 20]", "run.schedule = 'cosine'", "SEED = 3"):
+        assert f"{line}\n" in printed
+
+
+@pytest.mark.parametrize(
+    ("setting", "binding"),
+    [
+        ("DATASET=mnist", "DATASET='mnist'"),
+        ("DATASET='mnist'", "DATASET='mnist'"),
+        ("WEIGHTS=~/my model.pt", "WEIGHTS='~/my model.pt'"),
+        ("DENSITY=None", "DENSITY=None"),
+        ("DENSITY=%OTHER", "DENSITY=%OTHER"),
+        ("run.schedule=@mine.sawtooth", "run.schedule=@mine.sawtooth"),
+        ("METHODS=[snip, obd, 3]", "METHODS=['snip', 'obd', 3]"),
+        ("layers.pattern=2:4", "layers.pattern='2:4'"),
+        ("DATASET=it's", "DATASET=it's"),
+        ("DENSITY=", "DENSITY="),
+        ("DENSITY 0.1", "DENSITY 0.1"),
+    ],
+)
+def test_a_setting_is_a_binding_with_quotes_where_needed(setting, binding):
+    assert cli.as_binding(setting) == binding
+
+
+def test_the_export_formats_of_the_help_are_those_that_exist():
+    assert tuple(export.FORMATS) == cli.EXPORT_FORMATS
+    assert (export.FOLDERS, export.BUDGETED) == (cli.EXPORT_FOLDERS, cli.EXPORT_BUDGETED)
+
+
+def test_help_loads_nothing_heavy():
+    script = "import sys; from sa_jax import cli; cli.make_parser().format_help(); print('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout == "False\n"
+
+
+def test_the_shell_completes(tmp_path):
+    environment = os.environ | {"_ARGCOMPLETE": "1", "_ARGCOMPLETE_IFS": "\n", "_ARGCOMPLETE_SUPPRESS_SPACE": "1"}
+    environment |= {"COMP_LINE": "sa-jax run --gin_f", "COMP_POINT": "18", "COMP_TYPE": "9"}
+    environment |= {"_ARGCOMPLETE_STDOUT_FILENAME": str(tmp_path / "words")}
+    script = "from sa_jax.cli import entry_point; entry_point()"
+    subprocess.run([sys.executable, "-c", script, "sa-jax"], env=environment, capture_output=True)
+    assert (tmp_path / "words").read_text().strip() == "--gin_file"
 
 
 def test_all_configs_are_there():
@@ -116,7 +167,7 @@ BAD_BINDINGS = {
     "run.densty=0.1": "run has no setting 'densty'; did you mean density?",
     "ran.density=0.1": "unknown name 'ran'",
     "density=0.1": "did you mean DENSITY?",
-    "DENSITY=0.1, SEED=1": "give --gin_bindings once for each",
+    "DENSITY=0.1, SEED=1": "give --set or --gin_bindings once for each",
     "DENSITY=%DENSITY": "a name refers to itself",
     "run.schedule=@geometric": "the built-in schedules are given by name, such as 'geometric'",
     "run.initializer=['he_normal']": "run.initializer must be one of",
@@ -160,9 +211,9 @@ def test_bad_gin_files(tmp_path, capsys):
     ("argv", "message"),
     [
         ([], "required: COMMAND"),
-        (["prune"], "invalid choice: 'prune'"),
+        (["trim"], "invalid choice: 'trim'"),
         (["run"], "required: --gin_file"),
-        (["run", "--gin_file=a", "--fast"], "sa-jax run: unrecognized arguments: --fast; see sa-jax run --help"),
+        (["run", "--gin_file=a", "--quick"], "sa-jax run: unrecognized arguments: --quick; see sa-jax run --help"),
         (["run", "--gin_file=a", "--workdri=b"], "--workdri=b; did you mean --workdir for --workdri?; see"),
         (["run", "--ginfile=a"], "required: --gin_file; did you mean --gin_file for --ginfile?; see"),
         (["compare", "--gin_file=a", "--job", "x"], "argument --jobs: invalid int value: 'x'; see"),
@@ -303,7 +354,7 @@ def test_a_run_that_is_interrupted_after_its_score_search_resumes_there(tmp_path
     argv = arguments(tmp_path, "WEIGHTS='random'", "CHECKPOINT_SECONDS=60", "run.score_steps=150")
     said = (75, "sa-jax: interrupted; repeat the command to resume from the last checkpoint")
     assert interrupted("sa_jax.commands.run.chains:compile_run", signal.SIGTERM, *argv) == said
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints", "metrics.jsonl"]
 
 
 @pytest.mark.slow

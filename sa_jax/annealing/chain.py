@@ -1,4 +1,4 @@
-"""Simulated annealing of one chain: a pure function around a `lax.scan`, not jitted.
+"""Simulated annealing of one chain: a pure function around a `lax.scan`, compiled once when called outside `jit`.
 
 Sources: Metropolis et al. 1953 and Hastings 1970 for the acceptance rule; Kirkpatrick, Gelatt & Vecchi 1983 for
 annealing; Kuo, Kuruoglu & Chan 2022 for annealing the structure of a network.
@@ -10,11 +10,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 
 from sa_jax.annealing.drawing import drawn_ahead
 from sa_jax.annealing.inputs import MOST_STEPS, as_data, as_position, check_key, check_landscape, described
 from sa_jax.annealing.landscape import batch_bound, float_dtype
+from sa_jax.annealing.programs import call_compiled
 from sa_jax.annealing.schedules import as_schedule, temperature_at
 from sa_jax.checks import whole
 from sa_jax.types import AnnealResult, AnnealState, InputError, Landscape, PyTree, Scalar, Schedule, Trace
@@ -40,7 +42,11 @@ def init(landscape: Landscape, position: PyTree, data: tuple = ()) -> AnnealStat
     Array(9., dtype=float32)
     """
     check_landscape(landscape)
-    walk = landscape.init(as_position(position), as_data(data))
+    return call_compiled(partial(_initial, landscape), as_position(position), as_data(data))
+
+
+def _initial(landscape, position, data):
+    walk = landscape.init(position, data)
     return AnnealState(walk, walk.position, walk.energy, jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
 
 
@@ -231,7 +237,8 @@ def run(
     """Makes the steps `first_step` to `first_step + num_steps - 1` of a chain.
 
     The random numbers of a step depend only on `rng_key` and on the number of the step. So a chain that is run in
-    chunks is bit for bit the same as a chain that is run in one call.
+    chunks is bit for bit the same as a chain that is run in one call. As with `anneal`, chunks of the same number
+    of steps compile once.
 
     Args:
       rng_key: a key, `[]`, the same for all chunks of a chain.
@@ -255,16 +262,22 @@ def run(
     """
     check_key(rng_key)
     check_landscape(landscape)
-    num_steps, trace_every, parallel_proposals = _checked_counts(num_steps, trace_every, parallel_proposals)
+    counts = _checked_counts(num_steps, trace_every, parallel_proposals)
     schedule, data = as_schedule(schedule), as_data(data)
     if not isinstance(state, AnnealState):
         raise InputError(f"state must be an AnnealState, as init and run return it, not {described(state)}")
     if isinstance(first_step, Tracer):
-        first_step = first_step.astype(jnp.int32)
+        first = first_step
     else:
-        first_step = whole("first_step", first_step, most=MOST_STEPS)
-        if first_step % BLOCK_STEPS:
-            raise InputError(f"first_step must be a multiple of {BLOCK_STEPS}, not {first_step}")
+        first = np.int32(whole("first_step", first_step, most=MOST_STEPS))
+        if first % BLOCK_STEPS:
+            raise InputError(f"first_step must be a multiple of {BLOCK_STEPS}, not {first}")
+    return call_compiled(partial(_run, landscape, counts), rng_key, state, schedule, first, data)
+
+
+def _run(landscape, counts, rng_key, state, schedule, first_step, data):
+    num_steps, trace_every, parallel_proposals = counts
+    first_step = first_step.astype(jnp.int32)
     entries = num_steps // trace_every if trace_every else 0
     steps, energies = jnp.zeros(entries, jnp.int32), jnp.zeros(entries, state.best_energy.dtype)
     trace = Trace(steps, jnp.zeros(entries, jnp.float32), energies, energies, steps)
@@ -319,17 +332,21 @@ def anneal(
     data: tuple = (),
     trace_every: int = 0,
     parallel_proposals: int = 1,
+    resume: AnnealResult | None = None,
+    keep_state: bool = False,
 ) -> AnnealResult:
     """Anneals one position on a landscape. Works inside `jit`, `vmap`, `scan` and `shard_map`.
 
-    `anneal` is a pure function and is not jitted. If you call it repeatedly, wrap it in `jax.jit` and pass key and
-    data as arguments. Reverse-mode differentiation does not work, because a proposal is evaluated inside a loop.
+    A call from outside of these is compiled once, and later calls with the same functions and shapes reuse the
+    program, also with another key, position, data or temperature. So all functions must be pure: as under
+    `jax.jit`, an object that a function reads and that is changed in place is not noticed. Reverse-mode
+    differentiation does not work, because a proposal is evaluated inside a loop.
 
     Args:
       rng_key: a key, `[]`; the only source of randomness. For many chains, use `vmap` over keys.
       landscape: a landscape from `from_energy` or `masked_mlp`, or your own.
       position: initial position, any pytree that the landscape accepts. Its energy must be finite: a chain that
-        starts at NaN never leaves it.
+        starts at NaN never leaves it. Unused with `resume`.
       schedule: `step -> temperature`, such as a schedule of optax, or a number for a constant temperature. It must
         return a temperature of at least 0: a step with a NaN or negative temperature is greedy, and is counted in
         `num_not_finite`.
@@ -339,15 +356,21 @@ def anneal(
       parallel_proposals: number of proposals evaluated at once against the same state, at least 1; static under
         `jit`. The first accepted proposal is made. The chain stays the same. It is faster on hardware with many
         parallel units, if few proposals are accepted.
+      resume: the result of a chain to continue, or None to begin one. With the same key, landscape, schedule and
+        data, the chain is bit for bit the same as in one call. The number of steps already made must be a multiple
+        of `BLOCK_STEPS`; under `jit` this is not checked.
+      keep_state: whether the result holds the state of the landscape; static under `jit`. `resume` needs it if the
+        landscape keeps more than a position and its energy, as `masked_mlp` does.
 
     Returns:
-      An `AnnealResult`, with the best position and the final one.
+      An `AnnealResult`, with the best position and the final one. With `resume`, its counts and its best position
+      are those of the whole chain, and its trace has the new steps.
 
     Raises:
       InputError: `num_steps` or `trace_every` is not a whole number of at least 0, `parallel_proposals` is not a
         whole number of at least 1, `rng_key` is not one key, the landscape is not a `Landscape`, a leaf of the
         position is not an array, `data` is not a tuple, the schedule is neither a number nor a function of the
-        step, or it does not return a number, or a plain number below 0.
+        step, or it does not return a number, or a plain number below 0, or `resume` cannot be continued.
 
     An energy with thirteen minima, and the position of the lowest one:
 
@@ -360,21 +383,26 @@ def anneal(
     >>> round(float(result.best), 1)
     7.8
     """
-    # Before the landscape evaluates the position, which may take long.
     check_key(rng_key)
-    num_steps, trace_every, parallel_proposals = _checked_counts(num_steps, trace_every, parallel_proposals)
+    check_landscape(landscape)
+    counts = _checked_counts(num_steps, trace_every, parallel_proposals)
     schedule, data = as_schedule(schedule), as_data(data)
-    state, trace = run(
-        rng_key,
-        landscape,
-        init(landscape, position, data),
-        schedule,
-        0,
-        num_steps,
-        data,
-        trace_every,
-        parallel_proposals,
-    )
+    if resume is None:
+        position = as_position(position)
+    else:
+        _check_resumed(resume, num_steps)
+        position = None
+    options = landscape, counts, bool(keep_state)
+    return call_compiled(partial(_anneal, *options), rng_key, position, resume, schedule, data)
+
+
+def _anneal(landscape, counts, keep_state, rng_key, position, resume, schedule, data):
+    if resume is None:
+        first_step, state = np.int32(0), _initial(landscape, position, data)
+    else:
+        # All chains of a `vmap` have made the same number of steps.
+        first_step, state = batch_bound(jnp.asarray(resume.num_steps)), _resumed(landscape, data, resume)
+    state, trace = _run(landscape, counts, rng_key, state, schedule, first_step, data)
     return AnnealResult(
         state.best,
         state.best_energy,
@@ -383,7 +411,39 @@ def anneal(
         state.num_accepted,
         trace,
         state.num_not_finite,
+        first_step + jnp.int32(counts[0]),
+        state if keep_state else None,
     )
+
+
+def _check_resumed(result: AnnealResult, num_steps: int) -> None:
+    if not isinstance(result, AnnealResult):
+        raise InputError(f"resume must be an AnnealResult, as anneal returns it, not {described(result)}")
+    if isinstance(result.num_steps, Tracer):
+        return
+    made = whole("the number of steps of resume", result.num_steps)
+    if made % BLOCK_STEPS:
+        near = BLOCK_STEPS * max(round(made / BLOCK_STEPS), 1)
+        raise InputError(
+            f"resume needs a result after a multiple of {BLOCK_STEPS} steps, not {made}: "
+            f"make it with num_steps={near}"
+        )
+    whole("num_steps", num_steps, most=MOST_STEPS - made, otherwise=f", after the {made} of resume")
+
+
+def _resumed(landscape: Landscape, data: tuple, result: AnnealResult) -> AnnealState:
+    """The state of a chain after its last step."""
+    if result.state is not None:
+        return result.state
+    walk = jax.eval_shape(lambda position: landscape.init(position, data), result.final)
+    if {*getattr(walk, "_fields", ())} != {"position", "energy"}:
+        raise InputError(
+            "resume needs the state of this landscape: make the result with keep_state=True, or use "
+            "sa_jax.chain.init and run"
+        )
+    walk = walk._replace(position=result.final, energy=result.final_energy)
+    counts = result.num_accepted, jnp.asarray(result.num_not_finite)
+    return AnnealState(walk, result.best, result.best_energy, *counts)
 
 
 def _keys_as_data(noise: PyTree) -> tuple[PyTree, Callable[[PyTree], PyTree]]:

@@ -1,10 +1,14 @@
 """Temperature schedules `step -> temperature`, and calibration of temperatures from sampled energy changes.
 
 Any callable can be a schedule, for example a schedule of optax. Steps count from 0. Temperatures are in units of
-the energy.
+the energy. The schedules made here are pytrees, whose leaves are their numbers: a program compiled for one of them
+serves for other temperatures too.
 """
 
 import math
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +24,7 @@ from sa_jax.annealing.inputs import (
     check_landscape,
     check_takes,
 )
+from sa_jax.annealing.programs import call_compiled
 from sa_jax.checks import number, whole
 from sa_jax.types import InputError, Landscape, PyTree, Scalar, Schedule
 
@@ -27,6 +32,75 @@ from sa_jax.types import InputError, Landscape, PyTree, Scalar, Schedule
 CALIBRATION_MOVES = 1000
 # Start and end temperature that `calibrate` returns, as multiples of the median absolute energy change.
 START_SHARE, END_SHARE = 0.25, 0.0025
+
+
+class _Progress(NamedTuple):
+    """How the share of the steps that were made grows from 0 to 1.
+
+    Attributes:
+      last: the number of the last step, but at least 1.
+      per_step: the growth in a step, `1 / last`. As a number of its own, because XLA computes a division by an
+        argument of a program and one by a constant to different last bits.
+    """
+
+    last: Scalar  # float32 []
+    per_step: Scalar  # float32 []
+
+    def at(self, step: jax.Array) -> jax.Array:
+        step = jnp.asarray(step, jnp.float32)
+        return jnp.where(step < self.last, jnp.maximum(step, 0.0) * self.per_step, 1.0)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class _Constant:
+    temperature: Scalar  # float32 []
+
+    def __call__(self, step: jax.Array, /) -> jax.Array:
+        del step
+        return jnp.asarray(self.temperature)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class _Geometric:
+    start: Scalar  # float32 []
+    ratio: Scalar  # float32 []
+    progress: _Progress
+
+    def __call__(self, step: jax.Array, /) -> jax.Array:
+        return self.start * jnp.asarray(self.ratio) ** self.progress.at(step)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class _Linear:
+    start: Scalar  # float32 []
+    change: Scalar  # float32 []
+    progress: _Progress
+
+    def __call__(self, step: jax.Array, /) -> jax.Array:
+        return self.start + self.change * self.progress.at(step)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class _Cosine:
+    end: Scalar  # float32 []
+    half: Scalar  # float32 []
+    progress: _Progress
+
+    def __call__(self, step: jax.Array, /) -> jax.Array:
+        return self.end + self.half * (1 + jnp.cos(jnp.pi * self.progress.at(step)))
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class _Logarithmic:
+    scale: Scalar  # float32 []
+
+    def __call__(self, step: jax.Array, /) -> jax.Array:
+        return self.scale / jnp.log(2.0 + jnp.asarray(step, jnp.float32))
 
 
 def constant_schedule(temperature: Scalar) -> Schedule:
@@ -38,8 +112,7 @@ def constant_schedule(temperature: Scalar) -> Schedule:
     >>> constant_schedule(0.5)(7)
     Array(0.5, dtype=float32)
     """
-    temperature = _temperature("temperature", temperature)
-    return lambda step: jnp.asarray(temperature, jnp.float32)
+    return _Constant(_float32(_temperature("temperature", temperature)))
 
 
 def geometric_schedule(start: Scalar, end: Scalar, num_steps: int) -> Schedule:
@@ -55,10 +128,9 @@ def geometric_schedule(start: Scalar, end: Scalar, num_steps: int) -> Schedule:
     [1.0, 0.1, 0.01, 0.01]
     """
     start, end = _temperature("start", start, above=0), _temperature("end", end, above=0)
-    num_steps = _num_steps(num_steps)
     # A traced temperature may be 0: `calibrate` returns 0 if all energies are equal. Then the chain is greedy.
-    ratio = end / (start if isinstance(start, float) else jnp.where(start > 0, start, 1.0))
-    return lambda step: start * ratio ** _progress(step, num_steps)
+    ratio = end / (jnp.where(start > 0, start, 1.0) if isinstance(start, Tracer) else start)
+    return _Geometric(_float32(start), _float32(ratio), _progress(num_steps))
 
 
 def linear_schedule(start: Scalar, end: Scalar, num_steps: int) -> Schedule:
@@ -73,8 +145,8 @@ def linear_schedule(start: Scalar, end: Scalar, num_steps: int) -> Schedule:
     >>> [float(linear_schedule(1.0, 0.0, 3)(step)) for step in range(4)]
     [1.0, 0.5, 0.0, 0.0]
     """
-    start, end, num_steps = _temperature("start", start), _temperature("end", end), _num_steps(num_steps)
-    return lambda step: start + (end - start) * _progress(step, num_steps)
+    start, end = _temperature("start", start), _temperature("end", end)
+    return _Linear(_float32(start), _float32(end - start), _progress(num_steps))
 
 
 def cosine_schedule(start: Scalar, end: Scalar, num_steps: int) -> Schedule:
@@ -89,8 +161,8 @@ def cosine_schedule(start: Scalar, end: Scalar, num_steps: int) -> Schedule:
     >>> [round(float(cosine_schedule(1.0, 0.0, 3)(step)), 4) for step in range(4)]
     [1.0, 0.5, 0.0, 0.0]
     """
-    start, end, num_steps = _temperature("start", start), _temperature("end", end), _num_steps(num_steps)
-    return lambda step: end + (start - end) * 0.5 * (1 + jnp.cos(jnp.pi * _progress(step, num_steps)))
+    start, end = _temperature("start", start), _temperature("end", end)
+    return _Cosine(_float32(end), _float32((start - end) * 0.5), _progress(num_steps))
 
 
 def logarithmic_schedule(start: Scalar) -> Schedule:
@@ -105,8 +177,7 @@ def logarithmic_schedule(start: Scalar) -> Schedule:
     >>> [round(float(logarithmic_schedule(1.0)(step)), 4) for step in (0, 2, 14)]
     [1.0, 0.5, 0.25]
     """
-    start = _temperature("start", start)
-    return lambda step: start * math.log(2) / jnp.log(2.0 + jnp.asarray(step, jnp.float32))
+    return _Logarithmic(_float32(_temperature("start", start) * math.log(2)))
 
 
 def as_schedule(schedule: Schedule | float) -> Schedule:
@@ -172,8 +243,12 @@ def calibrate(
     """
     check_key(rng_key)
     check_landscape(landscape)
-    shares, data = (_temperature("start", start), _temperature("end", end)), as_data(data)
-    state = landscape.init(as_position(position), data)
+    shares = _float32(_temperature("start", start)), _float32(_temperature("end", end))
+    return call_compiled(partial(_calibrated, landscape), rng_key, as_position(position), as_data(data), shares)
+
+
+def _calibrated(landscape, rng_key, position, data, shares):
+    state = landscape.init(position, data)
 
     def sample(rng_key):
         move, log_q_ratio = landscape.propose(landscape.draw(rng_key), state, jnp.zeros((), jnp.float32))
@@ -192,15 +267,13 @@ def _median_of_finite(values):
     return jnp.where(count > 0, middle, 0)
 
 
-def _progress(step, num_steps):
-    """The share of the steps that were made, float32 `[]`, from 0 to 1."""
-    last = jnp.maximum(num_steps - 1, 1).astype(jnp.float32)
-    return jnp.clip(jnp.asarray(step, jnp.float32) / last, 0.0, 1.0)
-
-
-def _num_steps(num_steps: int) -> int:
-    """The number, after checking it unless it is traced."""
-    return num_steps if isinstance(num_steps, Tracer) else whole("num_steps", num_steps, most=MOST_STEPS)
+def _progress(num_steps: int) -> _Progress:
+    """How a schedule of a number of steps progresses, after checking the number unless it is traced."""
+    if isinstance(num_steps, Tracer):
+        last = jnp.maximum(num_steps - 1, 1).astype(jnp.float32)
+    else:
+        last = np.float32(max(whole("num_steps", num_steps, most=MOST_STEPS) - 1, 1))
+    return _Progress(last, 1 / last)
 
 
 def _temperature(name: str, value: Scalar, above: float | None = None) -> Scalar:
@@ -208,5 +281,9 @@ def _temperature(name: str, value: Scalar, above: float | None = None) -> Scalar
     if isinstance(value, Tracer):
         return as_scalar(name, value).astype(jnp.float32)
     checked = number(name, value, above=above, least=0 if above is None else None)
-    # A float stays one until it meets a float32, so that `end / start` is rounded once.
-    return float(checked) if isinstance(value, int | float | np.ndarray) else jnp.asarray(value, jnp.float32)
+    # A float stays one until it becomes a leaf of a schedule, so that `end / start` is rounded once.
+    return float(checked) if isinstance(value, int | float | np.ndarray) else np.float32(checked)
+
+
+def _float32(value: Scalar) -> Scalar:
+    return value if isinstance(value, Tracer) else np.float32(value)

@@ -6,6 +6,8 @@ All shuffle the samples by their key and lower the learning rate as a cosine. Th
 import itertools
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -27,16 +29,18 @@ MOMENTUM, SCALE_DECAY, MOMENTUM_RATE = 0.9, 0.999, 0.1
 GATE_TEMPERATURE, GATE_LOW, GATE_HIGH = 2 / 3, -0.1, 1.1
 
 
-class Training(NamedTuple):
-    """How long and how fast to train; hashable.
+@partial(jax.tree_util.register_dataclass, data_fields=["epochs"], meta_fields=["learning_rate", "optimizer"])
+@dataclass(frozen=True)
+class Training:
+    """How long and how fast to train. Under `jit` the number of epochs is traced: any number is one program.
 
     Attributes:
-      epochs: passes over the samples.
+      epochs: passes over the samples, int32 `[]`.
       learning_rate: learning rate at the first step; it falls to 0.
       optimizer: makes the optimizer from the schedule of the learning rate: `optax.adam`, or `momentum`.
     """
 
-    epochs: int = 10
+    epochs: int | jax.Array = 10
     learning_rate: float = 1e-2
     optimizer: Callable[[optax.Schedule], optax.GradientTransformation] = optax.adam
 
@@ -75,7 +79,7 @@ def momentum(learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransformat
     return optax.chain(optax.GradientTransformation(init, update), optax.scale_by_learning_rate(learning_rate))
 
 
-@jit(static_argnames=("num_kept", "activation", "energy", "training"))
+@jit(static_argnames=("num_kept", "activation", "energy"))
 def edge_popup(
     rng_key: jax.Array,
     network: Network,
@@ -116,7 +120,7 @@ def edge_popup(
     return masks.by_score(_train(rng_key, start, use, network, x, y, activation, energy, training), num_kept)
 
 
-@jit(static_argnames=("num_kept", "activation", "energy", "training"))
+@jit(static_argnames=("num_kept", "activation", "energy"))
 def movement(
     rng_key: jax.Array,
     network: Network,
@@ -145,7 +149,7 @@ def movement(
     return masks.by_score(_train(rng_key, start, use, network, x, y, activation, energy, training), num_kept)
 
 
-@jit(static_argnames=("num_kept", "activation", "energy", "training"))
+@jit(static_argnames=("num_kept", "activation", "energy"))
 def l0_gates(
     rng_key: jax.Array,
     network: Network,
@@ -187,7 +191,7 @@ def l0_gates(
     return masks.by_score(trained["log_odds"], num_kept)
 
 
-@jit(static_argnames=("num_kept", "activation", "energy", "training"))
+@jit(static_argnames=("num_kept", "activation", "energy"))
 def magnitude_finetuned(
     rng_key: jax.Array,
     network: Network,
@@ -220,7 +224,7 @@ def magnitude_finetuned(
     return mask, mlp.masked(trained, mask)
 
 
-@jit(static_argnames=("sizes", "use_bias", "activation", "energy", "training"))
+@jit(static_argnames=("sizes", "use_bias", "activation", "energy"))
 def train_dense(
     rng_key: jax.Array,
     sizes: tuple[int, ...],
@@ -310,8 +314,8 @@ def _widest(sizes: tuple[int, ...], num_kept: int) -> tuple[int, ...]:
     return scaled(low)
 
 
-def _num_steps(samples: int, training: Training) -> int:
-    return training.epochs * (samples // min(BATCH_SIZE, samples))
+def _num_steps(samples: int, training: Training) -> jax.Array:
+    return jnp.float32(training.epochs * (samples // min(BATCH_SIZE, samples)))
 
 
 def _train(rng_key, start, use, network: Network, x, y, activation, energy, training) -> Any:
@@ -337,9 +341,13 @@ def _train_any(
     energy = cross_entropy() if energy is None else energy
     batch_size = min(BATCH_SIZE, len(x))
     batches, steps = len(x) // batch_size, _num_steps(len(x), training)
-    optimizer = training.optimizer(optax.cosine_decay_schedule(training.learning_rate, steps))
 
-    def epoch(carry, number):
+    def rate(step):
+        return training.learning_rate * (1 + jnp.cos(jnp.pi * step.astype(jnp.float32) / steps)) / 2
+
+    optimizer = training.optimizer(rate)
+
+    def epoch(number, carry):
         epoch_key = jax.random.fold_in(rng_key, number)
         order = jax.random.permutation(epoch_key, len(x))[: batches * batch_size].reshape(batches, batch_size)
 
@@ -357,10 +365,9 @@ def _train_any(
                 updates, optimizer_state = optimizer.update(slopes, optimizer_state)
             return (optax.apply_updates(position, updates), optimizer_state), None
 
-        return jax.lax.scan(update, carry, jnp.arange(batches))[0], None
+        return jax.lax.scan(update, carry, jnp.arange(batches))[0]
 
-    carry = start, optimizer.init(start)
-    return jax.lax.scan(epoch, carry, jnp.arange(training.epochs))[0][0]
+    return jax.lax.fori_loop(0, training.epochs, epoch, (start, optimizer.init(start)))[0]
 
 
 def _spread(values: jax.Array) -> jax.Array:

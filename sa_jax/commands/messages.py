@@ -13,6 +13,17 @@ def tell(message: str) -> None:
     print(f"sa-jax: {message}", file=sys.stderr, flush=True)
 
 
+def clock(seconds: float) -> str:
+    """Returns a duration as minutes and seconds, or hours, minutes and seconds.
+
+    >>> clock(7.9), clock(3_600)
+    ('0:07', '1:00:00')
+    """
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
 def first_line(error: BaseException) -> str:
     r"""Returns the first line of an error's message, or the error's name if there is no message.
 

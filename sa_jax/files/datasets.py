@@ -1,4 +1,4 @@
-"""Loads data sets as plain arrays in three splits: digits (packaged), MNIST, Fashion-MNIST, or any .npz file.
+"""Loads data sets in three splits: digits (packaged), MNIST, Fashion-MNIST, or any .npz or .csv file.
 
 Annealing uses the training split. Settings are chosen on the validation split. The test split gives the final
 figures only.
@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sa_jax import checks
+from sa_jax.files import tables
 from sa_jax.files.npz import read_npz
 from sa_jax.types import InputError
 
@@ -27,6 +28,8 @@ IDX_FILES = (
     "t10k-images-idx3-ubyte",
     "t10k-labels-idx1-ubyte",
 )
+# What the names of the arrays of each split end in; those of samples that are yet to be cut have no ending.
+PARTS = ("", "_train", "_validation", "_test")
 IDX_HEADERS = {0x801: 1, 0x803: 3}
 DEBIAN_DATA = Path("/usr/share/datasets")
 
@@ -84,15 +87,35 @@ class Dataset(NamedTuple):
     image_shape: tuple[int, int] | None
 
 
+class Samples(NamedTuple):
+    """What a data set holds before it is cut into splits.
+
+    Attributes:
+      arrays: by name, `x, y` or `x_train, y_train, x_test, y_test` and perhaps `x_validation, y_validation`:
+        inputs `[samples, ...]` and labels `[samples]`. Without the labels where there are none.
+      classes: names of the classes, where the data set has them: label `i` stands for `classes[i]`. Else empty.
+    """
+
+    arrays: dict[str, np.ndarray]
+    classes: tuple[str, ...] = ()
+
+    @property
+    def labelled(self) -> bool:
+        """Whether there are labels."""
+        return any(name[0] == "y" for name in self.arrays)
+
+
 def load_dataset(name: str, input_mean: float = 0.0, input_std: float = 1.0) -> Dataset:
     """Loads a data set in three splits, which are the same every time.
 
     Args:
-      name: 'digits' from scikit-learn, 'mnist' or 'fashion_mnist' from IDX files, or the path of an .npz.
+      name: 'digits' from scikit-learn, 'mnist' or 'fashion_mnist' from IDX files, or the path of an .npz or .csv.
         IDX files are searched in `$SA_JAX_DATA`, in /usr/share/datasets and in the user's cache; if they are in
         none of these, they are downloaded to the cache and their checksums compared. An .npz holds either `x, y`,
         or `x_train, y_train, x_test, y_test` and optionally `x_validation, y_validation`. Inputs are
-        `[samples, ...]`, labels are whole numbers from 0.
+        `[samples, ...]`. Labels are whole numbers from 0, or text, which is sorted and numbered; `classes`, the
+        names of all classes, may give another order, and classes that do not occur. A .csv holds a sample in each
+        line, and the label in its last column; 'data.csv#NAME' names another column.
       input_mean: subtracted from the inputs. Before that, inputs of dtype uint8 are divided by 255, and those of
         digits by 16.
       input_std: divides the inputs after the subtraction; above 0.
@@ -102,7 +125,8 @@ def load_dataset(name: str, input_mean: float = 0.0, input_std: float = 1.0) -> 
       validation split. A data set without splits is cut 60 : 20 : 20.
 
     Raises:
-      InputError: an unknown name, missing or damaged files, values that are not finite, or labels out of range.
+      InputError: an unknown name, missing or damaged files, no labels, values that are not finite, or labels out
+        of range.
 
     >>> digits = load_dataset("digits")
     >>> digits.train.inputs.shape, digits.validation.inputs.shape, digits.test.inputs.shape
@@ -110,41 +134,110 @@ def load_dataset(name: str, input_mean: float = 0.0, input_std: float = 1.0) -> 
     """
     checks.number("input_mean", input_mean)
     checks.number("input_std", input_std, above=0)
+    return split_samples(name, read_samples(name), input_mean, input_std)
+
+
+def read_samples(name: str) -> Samples:
+    """Reads a data set as `load_dataset` does, with or without labels, and does not cut it into splits.
+
+    Args:
+      name: as for `load_dataset`. 'data.csv#none' names no column of labels.
+
+    Raises:
+      InputError: an unknown name, missing or damaged files, or labels that are neither numbers nor text.
+    """
     if name == "digits":
         from sklearn.datasets import load_digits
 
         pixels, labels = load_digits(return_X_y=True)
-        arrays = {"x": (np.asarray(pixels) / 16).astype(np.float32).reshape(-1, 8, 8), "y": np.asarray(labels)}
-    elif name in SOURCES:
-        arrays = _idx_arrays(SOURCES[name])
-    elif name.endswith(".npz"):
-        arrays = _npz_arrays(data_file(name))
-    else:
-        known = ", ".join(("digits", *SOURCES))
-        raise InputError(f"unknown dataset {name!r}; known: {known}, or the path of an .npz")
+        inputs = (np.asarray(pixels) / 16).astype(np.float32).reshape(-1, 8, 8)
+        return Samples({"x": inputs, "y": np.asarray(labels)})
+    if name in SOURCES:
+        return Samples(_idx_arrays(SOURCES[name]))
+    if name.endswith(".npz"):
+        return _npz_samples(data_file(name))
+    path, label = table_of(name)
+    if path is not None:
+        table = tables.read_table(data_file(path), label)
+        labels = {} if table.labels is None else {"y": table.labels}
+        return Samples({"x": table.inputs} | labels, table.classes)
+    known = ", ".join(("digits", *SOURCES))
+    raise InputError(f"unknown dataset {name!r}; known: {known}, or the path of an .npz or .csv")
+
+
+def table_of(name: str) -> tuple[str | None, str | None]:
+    """Returns the path of the .csv file that a name means, or None, and the column that it names, or None.
+
+    >>> table_of("irises.csv"), table_of("irises.csv#species"), table_of("digits")
+    (('irises.csv', None), ('irises.csv', 'species'), (None, None))
+    """
+    path, _, label = name.rpartition("#")
+    if path.endswith(".csv"):
+        return path, label
+    return (name if name.endswith(".csv") else None), None
+
+
+def split_samples(name: str, samples: Samples, input_mean: float = 0.0, input_std: float = 1.0) -> Dataset:
+    """Checks samples and returns them in three splits, as `load_dataset` does.
+
+    Args:
+      name: name of the data set, as for `load_dataset`.
+      samples: its samples.
+      input_mean: as for `load_dataset`.
+      input_std: as for `load_dataset`.
+
+    Raises:
+      InputError: there are no labels, values are not finite, or labels are out of range.
+    """
+    arrays = samples.arrays
+    if not samples.labelled:
+        raise InputError(f"{name} holds no labels; only sa-jax prune takes data without labels")
     image_shape = arrays["x" if "x" in arrays else "x_train"].shape[1:]
     splits = _three_splits(name, arrays)
     # Counted before the split, so that a class too rare for the training split is known.
     occurring = np.unique(arrays["y" if "y" in arrays else "y_train"])
-    num_classes = len(occurring)
-    if num_classes < 2 or not np.array_equal(occurring, np.arange(num_classes)):
-        found = ", ".join(f"{label:g}" for label in occurring[:5]) + (", ..." if num_classes > 5 else "")
+    num_classes = len(samples.classes or occurring)
+    if num_classes < 2 or not (samples.classes or np.array_equal(occurring, np.arange(num_classes))):
+        found = ", ".join(f"{label:g}" for label in occurring[:5]) + (", ..." if len(occurring) > 5 else "")
         raise InputError(
             f"{name}: labels must run from 0 to the number of classes - 1, with two classes or more, and each "
             f"class must occur; found {found}; np.unique(y, return_inverse=True)[1] relabels them"
         )
-    for kind, split in zip(("validation", "test"), splits[1:], strict=True):
+    for kind, split in zip(("training", "validation", "test"), splits, strict=True):
         if split.labels.max() >= num_classes:
+            whose = "the classes" if samples.classes else "the training labels"
             raise InputError(
-                f"{name}: {kind} label {split.labels.max()} is out of range: "
-                f"the training labels run from 0 to {num_classes - 1}"
+                f"{name}: {kind} label {split.labels.max()} is out of range: {whose} run from 0 to "
+                f"{num_classes - 1}"
             )
     train, validation, test = (
-        split._replace(inputs=(split.inputs - np.float32(input_mean)) / np.float32(input_std)) for split in splits
+        split._replace(inputs=_normalized(split.inputs, input_mean, input_std)) for split in splits
     )
-    return Dataset(
-        Path(name).stem, train, validation, test, num_classes, image_shape if len(image_shape) == 2 else None
-    )
+    shape = image_shape if len(image_shape) == 2 else None
+    return Dataset(_short(name), train, validation, test, num_classes, shape)
+
+
+def scaled_inputs(name: str, inputs: np.ndarray, input_mean: float = 0.0, input_std: float = 1.0) -> np.ndarray:
+    """Returns the inputs of a data set as a network gets them, float32 `[samples, features]`.
+
+    Args:
+      name: what the inputs are, for messages.
+      inputs: of `read_samples`, `[samples, ...]`.
+      input_mean: as for `load_dataset`.
+      input_std: as for `load_dataset`.
+
+    Raises:
+      InputError: not an array of finite numbers, one row for each sample.
+    """
+    return _normalized(_flat(name, inputs), input_mean, input_std)
+
+
+def _normalized(inputs: np.ndarray, mean: float, std: float) -> np.ndarray:
+    return (inputs - np.float32(mean)) / np.float32(std)
+
+
+def _short(name: str) -> str:
+    return Path(table_of(name)[0] or name).stem
 
 
 def data_file(name: str) -> Path:
@@ -279,24 +372,47 @@ def _has_digest(path: Path, digest: str) -> bool:
         return False
 
 
-def _npz_arrays(path: Path) -> dict[str, np.ndarray]:
+def _npz_samples(path: Path) -> Samples:
     arrays = read_npz(path)
+    # Other arrays may be labels under a name that is not known.
+    labelled = bool(set(arrays) - {f"x{part}" for part in PARTS})
     layouts = (("x", "y"), ("x_train", "y_train", "x_test", "y_test"))
-    layout = next((layout for layout in layouts if set(layout) <= set(arrays)), None)
+    wanted = ([name for name in layout if labelled or name[0] == "x"] for layout in layouts)
+    layout = next((names for names in wanted if set(names) <= set(arrays)), None)
     if layout is None:
         raise InputError(
             f"{path} must hold x, y or x_train, y_train, x_test, y_test; it holds {', '.join(arrays)}"
         )
     optional = ("x_validation", "y_validation") if layout[0] == "x_train" else ()
-    if optional and len(set(optional) & set(arrays)) == 1:
+    if labelled and optional and len(set(optional) & set(arrays)) == 1:
         raise InputError(f"{path} holds only one of x_validation, y_validation")
-    return {name: arrays[name] for name in (*layout, *optional) if name in arrays}
+    chosen = {name: arrays[name] for name in (*layout, *optional) if name in arrays}
+    return _with_numbers(path, chosen, arrays.get("classes"))
+
+
+def _with_numbers(path: Path, arrays: dict[str, np.ndarray], classes: np.ndarray | None) -> Samples:
+    """The arrays of a file, with labels in text replaced by the numbers of their classes."""
+    texts = {name: array for name, array in arrays.items() if name[0] == "y" and array.dtype.kind == "U"}
+    if classes is None:
+        found = tables.numbered([word for array in texts.values() for word in array.ravel().tolist()])[1]
+        if not found:
+            return Samples(arrays | {name: array.astype(np.float64) for name, array in texts.items()})
+        classes = np.array(found)
+    elif classes.ndim != 1 or classes.dtype.kind != "U" or len(set(classes.tolist())) < len(classes):
+        raise InputError(f"{path}: classes must be the names of all classes, text, each of them once")
+    numbers = {name: number for number, name in enumerate(classes.tolist())}
+    for name, array in texts.items():
+        if strange := set(array.ravel().tolist()) - set(numbers):
+            raise InputError(f"{path}: {name} holds the label {min(strange)!r}, which is not one of classes")
+        known = [numbers[word] for word in array.ravel().tolist()]
+        arrays = arrays | {name: np.array(known, np.int64).reshape(array.shape)}
+    return Samples(arrays, tuple(numbers))
 
 
 def _three_splits(name: str, arrays: Mapping[str, np.ndarray]) -> list[Split]:
     parts = {
         suffix: _checked(name, suffix, arrays[f"x{suffix}"], arrays[f"y{suffix}"])
-        for suffix in ("", "_train", "_validation", "_test")
+        for suffix in PARTS
         if f"x{suffix}" in arrays
     }
     widths = {part.inputs.shape[1] for part in parts.values()}
@@ -321,24 +437,33 @@ def _cut(name: str, split: Split, sizes: list[int]) -> list[Split]:
 
 
 def _checked(name: str, suffix: str, inputs: np.ndarray, labels: np.ndarray) -> Split:
-    if inputs.ndim < 2 or inputs.size == 0:
-        raise InputError(f"{name}: x{suffix} must be [samples, features], not {list(inputs.shape)}")
+    flat = _flat(f"{name}: x{suffix}", inputs)
     if labels.shape != inputs.shape[:1]:
         raise InputError(
             f"{name}: y{suffix} {list(labels.shape)} must hold one label for each of the {len(inputs)} rows "
             f"of x{suffix}"
         )
-    if inputs.dtype.kind not in "fiub" or labels.dtype.kind not in "fiu":
-        raise InputError(
-            f"{name}: x{suffix} and y{suffix} must hold numbers, not {inputs.dtype} and {labels.dtype}"
-        )
-    with np.errstate(over="ignore"):  # values beyond float32 become infinite
-        flat = inputs.reshape(len(inputs), -1).astype(np.float32)
-    for what, array in ((f"x{suffix}", flat.reshape(inputs.shape)), (f"y{suffix}", labels)):
-        if not (finite := np.isfinite(array)).all():
-            place = np.argwhere(~finite)[0].tolist()
-            raise InputError(f"{name}: {what} holds NaN or infinite values, first at {what}{place}")
+    if labels.dtype.kind not in "fiu":
+        raise InputError(f"{name}: y{suffix} must hold numbers, not {labels.dtype}")
+    _check_finite(f"{name}: y{suffix}", labels)
     if (labels != np.floor(labels)).any() or labels.min() < 0 or int(labels.max()) >= 2**31:
         raise InputError(f"{name}: labels y{suffix} must be whole numbers from 0")
-    scale = np.float32(255 if inputs.dtype == np.uint8 else 1)
-    return Split(flat / scale, labels.astype(np.int32))
+    return Split(flat, labels.astype(np.int32))
+
+
+def _flat(what: str, inputs: np.ndarray) -> np.ndarray:
+    """Inputs as float32 `[samples, features]`; those of dtype uint8 are divided by 255."""
+    if inputs.ndim < 2 or inputs.size == 0:
+        raise InputError(f"{what} must be [samples, features], not {list(inputs.shape)}")
+    if inputs.dtype.kind not in "fiub":
+        raise InputError(f"{what} must hold numbers, not {inputs.dtype}")
+    with np.errstate(over="ignore"):  # values beyond float32 become infinite
+        flat = inputs.reshape(len(inputs), -1).astype(np.float32)
+    _check_finite(what, flat.reshape(inputs.shape))
+    return flat / np.float32(255 if inputs.dtype == np.uint8 else 1)
+
+
+def _check_finite(what: str, array: np.ndarray) -> None:
+    if not (finite := np.isfinite(array)).all():
+        place = np.argwhere(~finite)[0].tolist()
+        raise InputError(f"{what} holds NaN or infinite values, first at {what.rpartition(' ')[2]}{place}")

@@ -19,7 +19,8 @@ import numpy as np
 
 from sa_jax.types import InputError
 
-FILES = ("masks.npz", "weights.npz", "survival.npz", "operative.gin", "trace.csv", "report.html", "result.json")
+ARRAYS = ("masks.npz", "weights.npz", "survival.npz", "scores.npz")
+FILES = (*ARRAYS, "operative.gin", "trace.csv", "report.html", "result.json")
 # Files that a stopped run leaves until it is finished.
 PARTIAL = ("partial_masks.npz", "partial_report.html")
 

@@ -1,5 +1,7 @@
 """Trains the dense network with Adam, before annealing. Optional."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +16,13 @@ BATCH_SIZE = 128
 
 
 def pretrain(
-    rng_key: jax.Array, model: MLP, x: np.ndarray, y: np.ndarray, epochs: int, learning_rate: float
+    rng_key: jax.Array,
+    model: MLP,
+    x: np.ndarray,
+    y: np.ndarray,
+    epochs: int,
+    learning_rate: float,
+    on_epoch: Callable[[int, PyTree], None] = lambda epoch, params: None,
 ) -> PyTree:
     """Trains an MLP with Adam (Kingma & Ba 2015) and a cosine learning-rate schedule.
 
@@ -25,6 +33,7 @@ def pretrain(
       y: labels, int32 `[samples]`.
       epochs: number of passes over the samples, at least 1.
       learning_rate: learning rate at the first step, above 0; it falls to 0.
+      on_epoch: called after each epoch with its number, from 1, and the params.
 
     Returns:
       The trained params, without the outer level `params`.
@@ -56,6 +65,7 @@ def pretrain(
     params = model.init(init_key, x[:1])["params"]
     optimizer_state = optimizer.init(params)
     samples = jnp.asarray(x), jnp.asarray(y)
-    for key in jax.random.split(order_key, epochs):
+    for number, key in enumerate(jax.random.split(order_key, epochs), 1):
         params, optimizer_state = epoch(params, optimizer_state, key, *samples)
+        on_epoch(number, params)
     return params

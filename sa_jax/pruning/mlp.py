@@ -12,12 +12,11 @@ from sa_jax.annealing.chain import anneal
 from sa_jax.annealing.inputs import check_key
 from sa_jax.checks import whole
 from sa_jax.landscapes.full import full_mlp
-from sa_jax.landscapes.mlp import masked_mlp
 from sa_jax.moves import swap_within
 from sa_jax.networks import masks, mlp, patterns
 from sa_jax.networks.patterns import Pattern, Rows
 from sa_jax.networks.samples import check_samples
-from sa_jax.pruning.options import Options, check_options, refuse_unknown, score_steps
+from sa_jax.pruning.options import Options, check_options, check_pattern, refuse_unknown, score_steps
 from sa_jax.pruning.problem import (
     calibrated_search,
     guiding_energy,
@@ -25,6 +24,7 @@ from sa_jax.pruning.problem import (
     make_landscape,
     make_schedule,
     prepare,
+    start_scores,
 )
 from sa_jax.pruning.scores import ScoreSettings, found_mask
 from sa_jax.types import AnnealResult, InputError, PyTree
@@ -79,7 +79,7 @@ def prune(
     >>> bool((apply(params, masks, x).argmax(-1) == y).mean() > 0.9)
     True
     """
-    refuse_unknown(options, Options._fields, prune)
+    refuse_unknown(options, [name for name in Options._fields if name != "pattern"], prune)
     check_key(rng_key)
     num_steps = whole("num_steps", num_steps, 1)
     patterns.refuse_text(density)
@@ -95,7 +95,10 @@ def prune(
     arrays = network, jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.int32)
     if isinstance(density, Pattern):
         _check_pattern(density, chosen, network)
-        result = _prune_pattern(rng_key, *arrays, density, num_steps, chosen)
+        if patterns.rule_of(density).block == (1, 1):
+            result = _prune(rng_key, *arrays, 0, num_steps, chosen._replace(pattern=density))
+        else:
+            result = _prune_blocks(rng_key, *arrays, density, num_steps, chosen)
     else:
         result = _prune(rng_key, *arrays, masks.num_kept(density, network.total), num_steps, chosen)
     if not isinstance(result.best_energy, Tracer) and not np.isfinite(result.best_energy):
@@ -104,10 +107,7 @@ def prune(
 
 
 def _check_pattern(pattern: Pattern, options: Options, network: mlp.Network) -> None:
-    if options.move != "uniform":
-        raise InputError(f"{pattern!r} needs move 'uniform', not {options.move!r}")
-    if options.start == "score_search":
-        raise InputError(f"{pattern!r} needs another start than 'score_search', such as 'magnitude'")
+    check_pattern(pattern, options)
     if isinstance(pattern, Rows):
         raise InputError(
             f"Rows would prune classes, the outputs of the last layer: use Columns({pattern.density})"
@@ -131,28 +131,17 @@ def _prune(rng_key, network, x, y, num_kept, num_steps, options):
 
 
 @partial(jax.jit, static_argnums=(4, 5, 6))
-def _prune_pattern(rng_key, network, x, y, pattern, num_steps, options):
+def _prune_blocks(rng_key, network, x, y, pattern, num_steps, options):
     setup_key, chain_key, score_key = jax.random.split(rng_key, 3)
-    scores = {
-        "magnitude": lambda: [jnp.abs(kernel) for kernel in network.kernels],
-        "saliency": lambda: masks.unflatten(mlp.saliency(network, x, options.activation), network.shapes),
-        "random": lambda: masks.unflatten(
-            jax.random.uniform(score_key, (network.total,), jnp.float32), network.shapes
-        ),
-    }
-    blocks = patterns.network_best(pattern, scores[options.start]())
-    mask = patterns.network_mask(pattern, blocks, network.shapes)
-    problem = prepare(setup_key, network, x, y, 0, options, mask)
-    swaps = swap_within(patterns.network_sets(pattern, network.shapes))
-    schedule = make_schedule(problem, options, num_steps)
-    if patterns.rule_of(pattern).block == (1, 1):
-        energy = make_energy(problem, options)
-        landscape = masked_mlp(network, swaps, energy, options.activation, backend=options.backend)
-        return anneal(chain_key, landscape, mask, schedule, num_steps, problem.data)
+    saliency = mlp.saliency(network, x, options.activation)
+    blocks = patterns.network_best(pattern, start_scores(score_key, network, saliency, options))
 
     def mask_of(blocks):
         return patterns.network_mask(pattern, blocks, network.shapes)
 
+    problem = prepare(setup_key, network, x, y, 0, options, mask_of(blocks))
+    swaps = swap_within(patterns.network_sets(pattern, network.shapes))
+    schedule = make_schedule(problem, options, num_steps)
     landscape = full_mlp(network, swaps, make_energy(problem, options), options.activation, mask_of)
     result = anneal(chain_key, landscape, (blocks, swaps.init(blocks)), schedule, num_steps, problem.data)
     return result._replace(best=mask_of(result.best[0]), final=mask_of(result.final[0]))

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from sa_jax import checks
 from sa_jax.landscapes.mlp import BACKENDS
 from sa_jax.networks import mlp
+from sa_jax.networks.patterns import Pattern, rule_of
 from sa_jax.networks.slopes import ESTIMATES
 from sa_jax.types import InputError, Schedule
 
@@ -52,6 +53,9 @@ class Options(NamedTuple):
       score_steps: steps of score search; None to choose them by the numbers of branches, samples and proposals.
       backend: what evaluates the proposals: 'xla'; 'native', C code for CPUs, compiled at its first use; or
         'auto', which takes 'native' where that is possible. The results are the same up to float rounding.
+      pattern: which weights of each layer may be kept: `Unit`, `Layer` or `NM` of `sa_jax.patterns`, in place of
+        the density. It needs the move 'uniform', which then swaps within the sets of the pattern, and a start
+        other than 'score_search'. None for the density alone.
     """
 
     activation: str = "relu"
@@ -66,6 +70,7 @@ class Options(NamedTuple):
     estimates: str = "forward"
     score_steps: int | None = None
     backend: str = "auto"
+    pattern: Pattern | None = None
 
 
 def uses_gradients(options: Options) -> bool:
@@ -138,6 +143,13 @@ def check_options(options: Options, named: Callable[[str], str] = str) -> Option
         choices["schedule"] = SCHEDULES
     for name, allowed in choices.items():
         checks.choice(named(name), getattr(options, name), allowed)
+    if options.pattern is not None:
+        if rule_of(options.pattern).block != (1, 1):
+            raise InputError(
+                f"{named('pattern')} = {str(options.pattern)!r}: only patterns of single weights are possible, as "
+                "'2:4', 'unit:0.1' or 'layer:0.1'; in Python, sa_jax.prune takes blocks and columns"
+            )
+        check_pattern(options.pattern, options, named)
     numbers = {"nudge_share": checks.number(named("nudge_share"), options.nudge_share, least=0, below=1)}
     if options.score_steps is not None:
         otherwise = ", or None to choose it; for annealing alone choose another start, such as 'magnitude'"
@@ -150,3 +162,20 @@ def check_options(options: Options, named: Callable[[str], str] = str) -> Option
         bound = {"least": 0} if name != "logit_scale" and options.schedule != "geometric" else {"above": 0}
         numbers[name] = checks.number(named(name), value, **bound, otherwise=", or None to calibrate it")
     return options._replace(**numbers)
+
+
+def check_pattern(pattern: Pattern, options: Options, named: Callable[[str], str] = str) -> None:
+    """Refuses options that exclude a pattern.
+
+    Args:
+      pattern: the pattern.
+      options: how to anneal with it.
+      named: as for `check_options`.
+
+    Raises:
+      InputError: the move or the start cannot hold to a pattern.
+    """
+    if options.move != "uniform":
+        raise InputError(f"{pattern!r} needs {named('move')} 'uniform', not {options.move!r}")
+    if options.start == "score_search":
+        raise InputError(f"{pattern!r} needs another {named('start')} than 'score_search', such as 'magnitude'")

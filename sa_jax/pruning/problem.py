@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from sa_jax.annealing import schedules
 from sa_jax.landscapes import native
 from sa_jax.landscapes.mlp import Weighted, chosen_backend, masked_mlp
-from sa_jax.moves import SwapProposal, informed_swap, nudge, saliency_swap, uniform_swap
-from sa_jax.networks import masks, mlp
+from sa_jax.moves import SwapProposal, informed_swap, nudge, saliency_swap, swap_within, uniform_swap
+from sa_jax.networks import masks, mlp, patterns
 from sa_jax.networks.energies import Energy, cross_entropy, error_rate, kl_to_teacher
 from sa_jax.networks.mlp import Network
 from sa_jax.pruning.options import Options
@@ -72,7 +72,7 @@ def prepare(
       network: the fixed weights, `total` branches.
       x: inputs, float `[samples, features]`.
       y: labels, int `[samples]`.
-      num_kept: number of branches that stay; static.
+      num_kept: number of branches that stay; unused where a pattern tells it; static.
       options: how to anneal; static.
       mask: initial mask, flat, bool `[total]`; None for the one that `num_kept` and `options.start` give. Without
         the mask that score search has found, 'score_search' gives the one from which it starts.
@@ -81,7 +81,9 @@ def prepare(
     x = x.astype(jnp.float32)
     saliency = mlp.saliency(network, x, options.activation)
     magnitude = jnp.abs(masks.flatten(network.kernels))
-    if options.start == "random" and mask is None:
+    if options.pattern is not None:
+        first = patterns.network_best(options.pattern, start_scores(mask_key, network, saliency, options))
+    elif options.start == "random" and mask is None:
         first = masks.random(mask_key, network.total, num_kept)
     else:
         first = masks.by_score(saliency if options.start == "saliency" else magnitude, num_kept)
@@ -97,11 +99,30 @@ def prepare(
     data = (x.T, targets)
     nothing = jnp.float32(0)
     problem = Problem(network, data, given, saliency, logit_scale, nothing, nothing)
-    # Calibrated on plain swaps, so that temperatures are the same with nudges or informed swaps.
+    # Calibrated on plain swaps, so that temperatures are the same with nudges, informed swaps or a pattern.
     move = "saliency" if options.move == "informed" else options.move
-    plain = make_landscape(problem, options._replace(nudge_share=0.0, move=move))
+    plain = make_landscape(problem, options._replace(nudge_share=0.0, move=move, pattern=None))
     start, end = calibrated_temperatures(calibration_key, plain, given, data, trained, options)
     return problem._replace(temperature_start=start, temperature_end=end)
+
+
+def start_scores(rng_key: jax.Array, network: Network, saliency: jax.Array, options: Options) -> list[jax.Array]:
+    """Returns the scores whose highest, as far as a pattern allows, make its initial mask.
+
+    Args:
+      rng_key: a key, `[]`, for random scores.
+      network: the fixed weights.
+      saliency: `|w| * norm(input)`, float32 `[total]`.
+      options: how to anneal; its start gives the scores.
+
+    Returns:
+      One array `[inputs, outputs]` for each kernel, float32.
+    """
+    if options.start == "random":
+        return masks.unflatten(jax.random.uniform(rng_key, (network.total,), jnp.float32), network.shapes)
+    if options.start == "saliency":
+        return masks.unflatten(saliency, network.shapes)
+    return [jnp.abs(kernel) for kernel in network.kernels]
 
 
 def calibrated_search(
@@ -185,7 +206,7 @@ def make_landscape(problem: Problem, options: Options) -> Landscape:
     makers: dict[str, Callable[[], SwapProposal]] = {
         "saliency": lambda: saliency_swap(problem.saliency),
         "informed": informed_swap,
-        "uniform": uniform_swap,
+        "uniform": lambda: uniform_swap() if options.pattern is None else _within(problem, options.pattern),
     }
     swaps = makers[options.move]()
     if options.nudge_share:
@@ -195,6 +216,10 @@ def make_landscape(problem: Problem, options: Options) -> Landscape:
     moves = options.nudge_share > 0
     how = moves, options.estimates, guide, options.backend
     return masked_mlp(problem.network, swaps, energy, options.activation, *how)
+
+
+def _within(problem: Problem, pattern: patterns.Pattern) -> SwapProposal:
+    return swap_within(patterns.network_sets(pattern, problem.network.shapes))
 
 
 def backend_of(options: Options) -> str:

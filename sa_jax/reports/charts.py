@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
 
 _MIN_ERROR = 1e-4  # where an error of zero is drawn on a log scale
 _LABEL = 8  # font size of the names in charts, in points
+_LINE = 1.25 * _LABEL  # height of a line of a name
+_WIDEST = 24  # most letters in a line of a name
 
 
 class Look(NamedTuple):
@@ -116,18 +119,19 @@ def put_ticks(
 def name_ends(axes: "Axes", ends: Sequence[Point]) -> None:
     """Writes names to the right of the lines' ends, moved apart where they would overlap."""
     settled = _settle(axes)
-    gap = (_LABEL + 2.5) / settled.height
     to_axes = axes.transData + axes.transAxes.inverted()
     own = {point: to_axes.transform((point.x, point.y))[1] for point in ends}
     ordered = sorted(own, key=lambda point: -own[point])
-    heights, ceiling = [], 1.02
-    for point in ordered:
-        heights.append(min(own[point], ceiling))
-        ceiling = heights[-1] - gap
-    floor = 0.0
+    # Half of the height of each name, with the space around it.
+    halves = [(_LINE * len(_lines(point.name)) + 0.5) / 2 / settled.height for point in ordered]
+    heights, ceiling = [], 1.04
+    for point, half in zip(ordered, halves, strict=True):
+        heights.append(min(own[point], ceiling - half))
+        ceiling = heights[-1] - half
+    floor = -halves[-1]
     for i in reversed(range(len(heights))):
-        heights[i] = max(heights[i], floor)
-        floor = heights[i] + gap
+        heights[i] = max(heights[i], floor + halves[i])
+        floor = heights[i] + halves[i]
     for point, height in zip(ordered, heights, strict=True):
         place = {"xy": (point.x, point.y), "xytext": (1.05, height), "textcoords": "axes fraction"}
         _annotate(axes, point, "left", True, **place)
@@ -140,8 +144,9 @@ def name_points(axes: "Axes", points: Sequence[Point]) -> None:
     taken = [(x - 2, y - 2, x + 2, y + 2) for x, y in spots]
     for i in sorted(range(len(points)), key=lambda i: not points[i].look.named):
         others = taken[:i] + taken[i + 1 :]
-        places = _places(spots[i], 0.6 * _LABEL * len(points[i].name))
-        place = min(places, key=lambda place: _cost(place, others, frame))
+        lines = _lines(points[i].name)
+        places = _places(spots[i], 0.6 * _LABEL * max(map(len, lines)), _LINE * len(lines))
+        place = min(places, key=lambda place: _cost(place, spots[i], others, frame))
         taken.append(place.box)
         where = {"xy": (points[i].x, points[i].y), "xytext": place.shift, "textcoords": "offset points"}
         # There is room beside the chart already, so the layout does not have to make any.
@@ -179,23 +184,42 @@ class _Place(NamedTuple):
     box: tuple[float, float, float, float]
 
 
-def _places(spot: Sequence[float], width: float) -> Iterator[_Place]:
-    for distance, angle in itertools.product((5, 9, 14, 20, 27, 35, 44, 54, 66, 80), range(0, 360, 30)):
+def _lines(name: str) -> list[str]:
+    return textwrap.wrap(name, _WIDEST)
+
+
+def _places(spot: Sequence[float], width: float, height: float) -> Iterator[_Place]:
+    for distance, angle in itertools.product((5, 9, 14, 20, 27, 35, 44, 54, 66, 80, 100, 125), range(0, 360, 15)):
         dx, dy = distance * math.cos(math.radians(angle)), distance * math.sin(math.radians(angle))
         align = "left" if dx > 1 else "right" if dx < -1 else "center"
         left = spot[0] + dx - {"left": 0, "right": width, "center": width / 2}[align]
-        bottom = spot[1] + dy - _LABEL / 2
-        yield _Place(distance, (dx, dy), align, (left, bottom, left + width, bottom + _LABEL))
+        bottom = spot[1] + dy - height / 2
+        yield _Place(distance, (dx, dy), align, (left, bottom, left + width, bottom + height))
 
 
-def _cost(place: _Place, others: Sequence[Sequence[float]], frame: _Frame) -> tuple[bool, float, float]:
+def _cost(
+    place: _Place, spot: Sequence[float], others: Sequence[Sequence[float]], frame: _Frame
+) -> tuple[bool, float, int, float]:
+    """What a place would cost: first of all text outside, then covered names, then names under the pointer."""
     left, bottom, right, top = place.box
     outside = left < frame.left - 4 or bottom < frame.bottom or right > frame.right + 4 or top > frame.top
     shared = sum(
         max(min(right, other[2]) - max(left, other[0]), 0) * max(min(top, other[3]) - max(bottom, other[1]), 0)
         for other in others
     )
-    return outside, shared, place.distance
+    end = spot[0] + place.shift[0], spot[1] + place.shift[1]
+    crossed = sum(_crosses(spot, end, other) for other in others) if place.distance > 9 else 0
+    return outside, shared, crossed, place.distance
+
+
+def _crosses(start: Sequence[float], end: Sequence[float], box: Sequence[float]) -> bool:
+    """Returns whether a straight line runs through a box."""
+    first, last = 0.0, 1.0
+    for axis in (0, 1):
+        way = end[axis] - start[axis]
+        low, high = sorted((edge - start[axis]) / (way or 1e-9) for edge in (box[axis], box[axis + 2]))
+        first, last = max(first, low), min(last, high)
+    return first < last
 
 
 def _annotate(axes: "Axes", point: Point, align: str, pointed: bool, **where: Any) -> Any:
@@ -205,4 +229,4 @@ def _annotate(axes: "Axes", point: Point, align: str, pointed: bool, **where: An
     pointer = {"arrowstyle": "-", "color": color, "alpha": 0.45, "linewidth": 0.6, "relpos": (side, 0.5)}
     pointer |= {"shrinkA": 0, "shrinkB": 2}
     style = {"color": color, "alpha": alpha, "fontsize": _LABEL, "ha": align, "va": "center"}
-    return axes.annotate(point.name, arrowprops=pointer if pointed else None, **style, **where)
+    return axes.annotate("\n".join(_lines(point.name)), arrowprops=pointer if pointed else None, **style, **where)

@@ -39,13 +39,15 @@ DENSE = "dense"
 CLASSES = ("Needs no labels", "Needs labels, no derivative", "Takes derivatives of the loss", "Moves weights")
 _MARKERS = ("o", "s", "^", "D")  # one per class
 _MOVES = len(CLASSES) - 1
-# Names of ways to anneal; all other methods have the labels of `METHODS`.
+# Names of usual ways to anneal, where the settings do not say more; other methods have the labels of `METHODS`.
 _ANNEALERS = {
-    "anneal": "Annealing",
+    "anneal": "Score search, then annealing",
     "anneal_alone": "Annealing alone",
-    "anneal_gradient": "Annealing, derivative",
-    "anneal_nudged": "Annealing, nudged weights",
+    "anneal_gradient": "Score search, then annealing, derivative",
+    "anneal_nudged": "Score search, then annealing, nudged weights",
 }
+# How often the page of a comparison that is not finished loads itself again.
+RELOAD_SECONDS = 10
 _SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 Rows = Sequence[Mapping[str, Any]]
@@ -63,7 +65,7 @@ def display_name(method: str) -> str:
     return _ANNEALERS.get(method, words[:1].upper() + words[1:])
 
 
-def markdown_tables(rows: Rows, paired: Rows) -> str:
+def markdown_tables(rows: Rows, paired: Rows, names: Mapping[str, str] = {}) -> str:
     """Returns one table of test accuracies per data set, network and weights.
 
     Args:
@@ -71,12 +73,20 @@ def markdown_tables(rows: Rows, paired: Rows) -> str:
         validation_accuracy, None where the cell is impossible, and then the reason; cpu_seconds; uses_labels,
         uses_gradients, moves_weights. The method 'dense', with density 1, is the unpruned network.
       paired: one row per tested difference: dataset, network, weights, density, reference, method and real.
+      names: names to show of methods; `display_name` names the others.
     """
-    return "\n".join(_markdown(group) for group in _groups(rows, paired))
+    return "\n".join(_markdown(group) for group in _groups(rows, paired, names))
 
 
 def render_comparison(
-    rows: Rows, paired: Rows, worth: Sequence[str], command: str, versions: Mapping[str, str], machine: str
+    rows: Rows,
+    paired: Rows,
+    worth: Sequence[str],
+    command: str,
+    versions: Mapping[str, str],
+    machine: str,
+    names: Mapping[str, str] = {},
+    num_cells: int | None = None,
 ) -> str:
     """Renders a comparison as one HTML page; the same input gives the same text.
 
@@ -88,14 +98,18 @@ def render_comparison(
       command: command that repeats the comparison.
       versions: versions of the libraries, by name.
       machine: machine that it ran on.
+      names: see `markdown_tables`.
+      num_cells: number of all cells, where some are not measured yet; None where all are.
     """
     import matplotlib
 
-    groups = _groups(rows, paired)
+    groups = _groups(rows, paired, names)
     with matplotlib.rc_context(CHARTS):
         sections = [_headline(rows, worth), *(_section(group, f"g{i}") for i, group in enumerate(groups))]
     sections += [_uses(groups), _saves(rows, paired), _reproduce(command, versions, machine)]
-    return page_html("Pruning methods compared", sections)
+    if num_cells is not None:
+        sections.insert(1, _unfinished(len(rows), num_cells))
+    return page_html("Pruning methods compared", sections, None if num_cells is None else RELOAD_SECONDS)
 
 
 class _Group(NamedTuple):
@@ -104,6 +118,11 @@ class _Group(NamedTuple):
     title: str
     rows: Rows
     paired: Rows
+    names: Mapping[str, str]
+
+    def name(self, method: str) -> str:
+        """The name of a method to show to people."""
+        return self.names.get(method) or display_name(method)
 
     @property
     def densities(self) -> list[float]:
@@ -130,12 +149,13 @@ class _Group(NamedTuple):
         return [(density, statistics.fmean(values), _deviation(values)) for density, values in found if values]
 
 
-def _groups(rows: Rows, paired: Rows) -> list[_Group]:
+def _groups(rows: Rows, paired: Rows, names: Mapping[str, str]) -> list[_Group]:
     def of(rows, key):
         return [row for row in rows if (row["dataset"], row["network"], row["weights"]) == key]
 
     keys = dict.fromkeys((row["dataset"], row["network"], row["weights"]) for row in rows)
-    return [_Group(f"{key[0]}, {key[1]}, {weights_name(key[2])}", of(rows, key), of(paired, key)) for key in keys]
+    titles = {key: f"{key[0]}, {key[1]}, {weights_name(key[2])}" for key in keys}
+    return [_Group(titles[key], of(rows, key), of(paired, key), names) for key in keys]
 
 
 def weights_name(source: str) -> str:
@@ -183,14 +203,14 @@ def _accuracies(group: _Group) -> tuple[dict[str, list[_Line]], list[str]]:
         for method, density in itertools.product(group.classes, group.densities)
         if (mean := group.mean("test_accuracy", method, density)) is not None
     }
-    best: dict[tuple[bool, float], float] = {}
+    rivals: dict[tuple[bool, float], list[float]] = {}
     for (method, density), mean in means.items():
-        key = (group.classes[method] == _MOVES, density)
-        best[key] = max(best.get(key, 0.0), round(mean, 3))
+        rivals.setdefault((group.classes[method] == _MOVES, density), []).append(round(mean, 3))
 
     def cell(method, density):
         if (method, density) in means:
-            bold = round(means[method, density], 3) == best[group.classes[method] == _MOVES, density]
+            of_kind = rivals[group.classes[method] == _MOVES, density]
+            bold = len(of_kind) > 1 and round(means[method, density], 3) == max(of_kind)
             text = _spread(group.values("test_accuracy", method, density))
             return _Cell(text, bold, (method, density) in same)
         given = [row["reason"] for row in group.rows if (row["method"], row["density"]) == (method, density)]
@@ -239,7 +259,7 @@ def _notes(group: _Group, reasons: Sequence[str]) -> list[str]:
         "them. CPU s: mean CPU seconds per cell."
     ]
     if any(not row["real"] for row in group.paired):
-        reference = display_name(group.paired[0]["reference"])
+        reference = group.name(group.paired[0]["reference"])
         notes.append(
             f"=: no significant difference from {reference} (paired test, adjusted for the number of tests)."
             + (" With so few seeds the test finds only large differences." if 1 < seeds < 5 else "")
@@ -259,7 +279,7 @@ def _markdown(group: _Group) -> str:
         table.append([f"*{title}*", *[""] * (len(heads) - 1)])
         for line in of_class:
             cells = [(f"**{c.text}**" if c.bold else c.text) + (" =" if c.same else "") for c in line.cells]
-            table.append([display_name(line.method), *cells, line.seconds])
+            table.append([group.name(line.method), *cells, line.seconds])
     parts = [f"### {group.title}", _dense_line(group)]
     parts.append("\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in table))
     parts.append("\n".join(f"- {note}" for note in _notes(group, reasons)) if lines else "")
@@ -270,13 +290,13 @@ def _class_row(title: str, columns: int) -> str:
     return f'<tr class="class"><th colspan="{columns}" scope="rowgroup"><span>{title}</span></th></tr>'
 
 
-def _grid_row(method: str, cells: Sequence[_Cell]) -> str:
+def _grid_row(name: str, cells: Sequence[_Cell]) -> str:
     texts = (
         f"<td>{f'<strong>{cell.text}</strong>' if cell.bold else cell.text}"
         f'<span class="mark">{"=" if cell.same else ""}</span></td>'
         for cell in cells
     )
-    return f'<tr><th scope="row">{html.escape(display_name(method))}</th>{"".join(texts)}</tr>'
+    return f'<tr><th scope="row">{html.escape(name)}</th>{"".join(texts)}</tr>'
 
 
 def _accuracy_table(group: _Group) -> str:
@@ -285,7 +305,7 @@ def _accuracy_table(group: _Group) -> str:
     body = []
     for title, of_class in lines.items():
         body.append(_class_row(title, len(heads)))
-        body += [_grid_row(line.method, [*line.cells, _Cell(line.seconds)]) for line in of_class]
+        body += [_grid_row(group.name(line.method), [*line.cells, _Cell(line.seconds)]) for line in of_class]
     notes = "<br>".join(map(html.escape, _notes(group, reasons)))
     table = numbers_html(f"Test accuracy, {group.title}", heads, body, "numbers marked")
     return f'<h3>Test accuracy</h3>{table}<p class="soft">{notes}</p>'
@@ -295,7 +315,7 @@ def _paired(group: _Group) -> str:
     """States how many differences the paired test finds significant, and names the others."""
     if not group.paired:
         return ""
-    reference = display_name(group.paired[0]["reference"])
+    reference = group.name(group.paired[0]["reference"])
     better = sum(bool(row["real"]) and row["difference"] > 0 for row in group.paired)
     worse = sum(bool(row["real"]) and row["difference"] <= 0 for row in group.paired)
     counted = (
@@ -305,7 +325,7 @@ def _paired(group: _Group) -> str:
     unreal = []
     for density, head in zip(group.densities, _heads(group), strict=True):
         names = [
-            display_name(row["method"]) for row in group.paired if row["density"] == density and not row["real"]
+            group.name(row["method"]) for row in group.paired if row["density"] == density and not row["real"]
         ]
         if names:
             unreal.append("<li>" + html.escape(f"{head}: {'; '.join(names)}") + "</li>")
@@ -325,11 +345,11 @@ def _differences(group: _Group) -> str:
     }
     tested = {method for method, _ in cells}
     lines = [
-        _grid_row(method, [cells.get((method, density), _Cell("")) for density in group.densities])
+        _grid_row(group.name(method), [cells.get((method, density), _Cell("")) for density in group.densities])
         for method in group.classes
         if method in tested
     ]
-    reference = display_name(group.paired[0]["reference"])
+    reference = group.name(group.paired[0]["reference"])
     note = f"{reference} minus the method, in points, ± standard error. =: no significant difference."
     title = f"All differences from {reference}"
     table = numbers_html(f"{title}, {group.title}", ["Method", *_heads(group)], lines, "numbers marked")
@@ -348,7 +368,7 @@ def _uses(groups: Sequence[_Group]) -> str:
         for row in of_class:
             uses = ("yes" if row[name] else "no" for name in ("uses_labels", "uses_gradients", "moves_weights"))
             costs = (_seconds(group.mean("cpu_seconds", row["method"])) for group in groups)
-            lines.append(row_html(display_name(row["method"]), *uses, *costs))
+            lines.append(row_html(groups[0].name(row["method"]), *uses, *costs))
     note = "CPU seconds per cell, mean over densities and seeds."
     title = "What each method may use, and its cost"
     return f"""<section><h2>{title}</h2>
@@ -370,6 +390,14 @@ def _headline(rows: Rows, worth: Sequence[str]) -> str:
 <p>Every method keeps the same number of branches of the same networks; a smaller dense network has at most as
 many. Accuracies are measured on test samples, which no method has used.</p><dl>{facts}</dl></div>
 <div>{gained}</div></section>"""
+
+
+def _unfinished(done: int, num_cells: int) -> str:
+    said = (
+        f"{done:,} of {num_cells:,} cells are measured. While the command runs, this page fills and loads itself "
+        "again. If the command was stopped, repeat it to measure the others."
+    )
+    return f'<aside role="status"><h2>Not finished yet</h2><p>{said}</p></aside>'
 
 
 def _saves(rows: Rows, paired: Rows) -> str:
@@ -448,7 +476,7 @@ def _accuracy_chart(group: _Group, looks: Mapping[str, Look], name: str) -> str:
         if look.named:
             low, high = ([error_of(m + sign * s) for m, s in zip(means, spreads, strict=True)] for sign in (1, -1))
             axes.fill_between(densities, low, high, color=look.color, alpha=0.15, linewidth=0)
-            ends.append(Point(display_name(method), densities[-1], errors[-1], look))
+            ends.append(Point(group.name(method), densities[-1], errors[-1], look))
     dense = group.mean("test_accuracy", DENSE)
     if dense is not None:
         axes.axhline(error_of(dense), color=INK, alpha=0.6, linestyle=(0, (5, 4)), linewidth=1)
@@ -473,7 +501,7 @@ def _compression_chart(group: _Group, looks: Mapping[str, Look], name: str) -> s
         if points:
             at, means, _ = zip(*points, strict=True)
             draw_line(axes, at, means, look)
-            ends += [Point(display_name(method), at[-1], means[-1], look)] if look.named else []
+            ends += [Point(group.name(method), at[-1], means[-1], look)] if look.named else []
     densities = group.densities
     axes.plot(
         densities, [1 / density for density in densities], color=INK, alpha=0.6, linestyle=(0, (5, 4)), linewidth=1
@@ -492,14 +520,14 @@ def _compression_chart(group: _Group, looks: Mapping[str, Look], name: str) -> s
 
 def _time_chart(group: _Group, looks: Mapping[str, Look], density: float, name: str) -> str:
     """Draws accuracy against CPU time at one density, with the name of every method."""
-    figure = new_figure(4.4)
+    figure = new_figure(5.4)
     axes = figure.add_subplot()
     points = []
     for method, look in looks.items():
         accuracy = group.mean("test_accuracy", method, density)
         seconds = group.mean("cpu_seconds", method, density)
         if accuracy is not None and seconds is not None:
-            points.append(Point(display_name(method), max(seconds, 1e-3), error_of(accuracy), look))
+            points.append(Point(group.name(method), max(seconds, 1e-3), error_of(accuracy), look))
     if not points:
         return ""
     for _, seconds, error, look in points:
@@ -539,7 +567,7 @@ def _layer_chart(group: _Group, looks: Mapping[str, Look], density: float, name:
     for method, of_method in shares.items():
         drawn = [max(share, floor) for share in of_method]
         draw_line(axes, range(len(drawn)), drawn, looks[method])
-        ends.append(Point(display_name(method), len(drawn) - 1, drawn[-1], looks[method]))
+        ends.append(Point(group.name(method), len(drawn) - 1, drawn[-1], looks[method]))
     emptied = any(share == 0 for of_method in shares.values() for share in of_method)
     put_ticks(
         axes.yaxis, log_scale(axes, "y"), lambda value: f"{100 * value:.3g} %", floor=floor if emptied else None

@@ -4,6 +4,7 @@ import base64
 import csv
 import html
 import io
+import math
 import re
 import urllib.parse
 from collections.abc import Iterable, Mapping, Sequence
@@ -41,7 +42,7 @@ section, aside { background: var(--card); border: 1px solid var(--line); border-
 aside { background: var(--warn); border-color: var(--second); border-left-width: 6px; }
 .columns { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 12px 40px; }
 main > .columns { gap: 0 16px; align-items: start; }
-h1 { font-size: clamp(1.5rem, 4vw, 2.2rem); line-height: 1.2; margin: 0 0 12px; }
+h1 { font-size: clamp(1.4rem, 4vw, 2rem); line-height: 1.2; margin: 0 0 12px; }
 h1 :is(span, strong) { white-space: nowrap; display: inline-block; }
 h1 strong { color: var(--accent); }
 h2 { font-size: 1.2rem; margin: 0 0 12px; }
@@ -101,12 +102,19 @@ pre { margin: 0; padding: 10px 12px; white-space: pre-wrap; font-size: .8rem; ba
 """
 
 
-def page_html(title: str, sections: Iterable[str]) -> str:
-    """Returns a page of the sections, without scripts and requests."""
+def page_html(title: str, sections: Iterable[str], reload_seconds: int | None = None) -> str:
+    """Returns a page of the sections, without scripts and requests.
+
+    Args:
+      title: title of the page, to be escaped.
+      sections: HTML of the sections.
+      reload_seconds: seconds after which the page loads itself again; None for never.
+    """
+    reload = "" if reload_seconds is None else f'\n<meta http-equiv="refresh" content="{reload_seconds}">'
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
-<meta charset="utf-8">
+<meta charset="utf-8">{reload}
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy"
   content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
@@ -210,6 +218,30 @@ def format_percent(fraction: float) -> str:
     if 0 < percent < 1:
         return f"{percent:.2g} %"
     return f"{percent:.2f} %" if 99.95 <= percent < 99.995 else f"{percent:.1f} %"
+
+
+def sampling_error(share: float, samples: int) -> float:
+    """Returns the standard error of a share of samples, as a share: the binomial one.
+
+    Args:
+      share: such as an accuracy, from 0 to 1.
+      samples: number of samples.
+
+    >>> round(sampling_error(0.9, 100), 4)
+    0.03
+    """
+    return math.sqrt(share * (1 - share) / samples)
+
+
+def format_with_error(share: float, error: float | None, digits: int = 1) -> str:
+    """Formats a share and its standard error in %; without the error where that is None.
+
+    >>> format_with_error(0.947, 0.0118), format_with_error(0.5, None, 2)
+    ('94.7 ±1.2 %', '50.00 %')
+    """
+    if error is None:
+        return format_percent(share) if digits == 1 else f"{100 * share:.{digits}f} %"
+    return f"{100 * share:.{digits}f} ±{100 * error:.{digits}f} %"
 
 
 def new_figure(height: float, layout: Literal["constrained"] | None = "constrained") -> "Figure":

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sa_jax.baselines import METHODS
 from sa_jax.reports.page import (
     ACCENT,
     CHARTS,
@@ -19,11 +20,13 @@ from sa_jax.reports.page import (
     figure_html,
     format_percent,
     format_value,
+    format_with_error,
     legend_above,
     new_figure,
     numbers_html,
     page_html,
     row_html,
+    sampling_error,
     strip_axes,
     table_html,
 )
@@ -65,7 +68,7 @@ def render_report(
         sections = [
             _headline(result),
             _warnings(result.get("warnings") or []),
-            _parts(result["parts"]) if result.get("parts") else "",
+            _parts(result) if result.get("parts") else "",
             _probes(result) if result.get("probes") else "",
             _first_layer(next(iter(masks.values())), image_shape),
             "" if evolution is None else draw_evolution(evolution, trace, masks, image_shape),
@@ -85,7 +88,7 @@ def _headline(result: Mapping[str, Any]) -> str:
     )
     network = html.escape(f"{sizes} {result['activation']} network, {weights}, on {result['dataset']}.")
     facts = {
-        "Validation accuracy": format_percent(result["validation_accuracy"]),
+        "Validation accuracy": _validated(result, result["validation_accuracy"], 1),
         "Best energy": format_value("best_energy", result["best_energy"]),
         "Steps &times; chains": " &times; ".join(
             format_value("", result.get(name)) for name in ("num_steps", "num_chains")
@@ -96,11 +99,16 @@ def _headline(result: Mapping[str, Any]) -> str:
         facts["Score search"] = f"{result['score_steps']:,} steps"
     if result.get("probes"):
         facts["Densities tried"] = f"{len(result['probes'])} probes"
+    of_chains = result.get("test_accuracy_per_chain") or []
+    if len(of_chains) > 1:
+        ends = dict.fromkeys(f"{100 * end:.1f}" for end in (min(of_chains), max(of_chains)))
+        facts["Test accuracy of the chains"] = f"{' to '.join(ends)} %"
     return f"""<section class="columns"><div>
 <h1>{result["kept"]:,} of {result["total"]:,} branches kept <span>({format_percent(result["density"])}):</span>
-<strong>{format_percent(result["test_accuracy"])} test accuracy</strong></h1>
+<strong>{_tested(result, "test_accuracy")} test accuracy</strong></h1>
 <p>{network}</p>
 {f"<p>{html.escape(result['worth'])}</p>" if result.get("worth") else ""}
+{_rival(result)}
 <p class="soft">{_method(result)}</p>
 <dl>{"".join(f"<div><dt>{name}</dt><dd>{fact}</dd></div>" for name, fact in facts.items())}</dl>
 </div>{_accuracies(result)}</section>"""
@@ -123,30 +131,74 @@ def _method(result: Mapping[str, Any]) -> str:
     return " ".join(filter(None, (f"{search} chose {what}", derivatives, ended)))
 
 
+def _tested(result: Mapping[str, Any], name: str, accuracy: float | None = None) -> str:
+    """The test accuracy of this name, with its standard error if that is known."""
+    error = (result.get("standard_errors") or {}).get(name)
+    return format_with_error(result[name] if accuracy is None else accuracy, error)
+
+
+def _validated(result: Mapping[str, Any], accuracy: float, digits: int = 2) -> str:
+    """A validation accuracy, with its standard error if the number of samples is known."""
+    samples = result.get("num_validation_samples")
+    return format_with_error(accuracy, samples and sampling_error(accuracy, samples), digits)
+
+
+def _rival(result: Mapping[str, Any]) -> str:
+    """Says how long the rival searched, and that its number of steps was chosen by time."""
+    found = result.get("rival")
+    if not found:
+        return ""
+    label, clock = METHODS[found["method"]].label, f"{found['clock']} time"
+    if not found["steps"]:
+        return f'<p class="soft">{label} computes its scores once, in {found["seconds"]:.2g} s of {clock}.</p>'
+    used = f"{found['seconds']:,.1f} of {found['allowed_seconds']:,.1f} s of {clock}"
+    said = (
+        f"{label} had as much time as score search and annealing, without compiling: it used {used}, in runs "
+        f"of growing length. The best of them on validation samples made {found['steps']:,} steps. The lengths "
+        "follow the speed of the machine, so another run may find another mask."
+    )
+    return f'<p class="soft">{said}</p>'
+
+
 def _accuracies(result: Mapping[str, Any]) -> str:
-    best_one_shot = result.get("best_one_shot")
-    bars = {
-        "Annealed": result["test_accuracy"],
-        "Best one-shot": (result.get("one_shot_test_accuracy") or {}).get(best_one_shot),
-        "Global magnitude": result.get("magnitude_test_accuracy"),
-        "Random": result.get("random_test_accuracy"),
-        "Dense": result["dense_test_accuracy"],
-    }
-    bars = {name: accuracy for name, accuracy in bars.items() if accuracy is not None}
-    figure = new_figure(2.5)
+    """Draws the test accuracies of the annealed mask, of the others, and of the dense network."""
+    best_one_shot, found = result.get("best_one_shot"), result.get("rival")
+    names = {"test_accuracy": "Score search,\nthen annealing" if result.get("score_steps") else "Annealing"}
+    bars = {"test_accuracy": result["test_accuracy"]}
+    if found:
+        spent = f"as much {found['clock']} time" if found["steps"] else "one-shot"
+        names["rival_test_accuracy"] = f"{METHODS[found['method']].label}\n({spent})"
+        bars["rival_test_accuracy"] = found["test_accuracy"]
+    if best_one_shot:
+        names["best_one_shot_test_accuracy"] = f"{METHODS[best_one_shot].label}\n(best one-shot)"
+        bars["best_one_shot_test_accuracy"] = result["one_shot_test_accuracy"][best_one_shot]
+    if best_one_shot != "magnitude_global":
+        names["magnitude_test_accuracy"] = METHODS["magnitude_global"].label
+    names |= {"random_test_accuracy": "Random\n(mean of ten)", "dense_test_accuracy": "Dense"}
+    bars |= {name: result[name] for name in names if name not in bars and result.get(name) is not None}
+    errors = result.get("standard_errors") or {}
+    figure = new_figure(0.45 + 0.46 * len(bars))
     axes = figure.add_subplot()
     heights = np.arange(len(bars), dtype=float)
-    heights[-1] += 0.4  # sets the reference apart
-    drawn = axes.barh(heights, list(bars.values()), 0.66, color=INK, alpha=0.4)
+    heights[-1] += 0.3  # sets the reference apart
+    drawn = axes.barh(heights, list(bars.values()), 0.6, color=INK, alpha=0.4)
     drawn[0].set(color=ACCENT, alpha=1)
     drawn[-1].set(fill=False, edgecolor=INK, linestyle="--", alpha=0.8)
-    labels = axes.bar_label(drawn, [format_percent(accuracy) for accuracy in bars.values()], padding=4)
-    labels[0].set_fontweight("bold")
-    axes.set(yticks=heights, yticklabels=list(bars), xlim=(0, 1.19), xticks=[])
+    for height, (name, accuracy) in zip(heights, bars.items(), strict=True):
+        error = errors.get(name, 0.0)
+        axes.plot([accuracy - error, accuracy + error], [height, height], color=INK, lw=1.2, solid_capstyle="butt")
+        text = axes.text(accuracy + error + 0.02, height, _tested(result, name, accuracy), va="center", fontsize=9)
+        text.set_fontweight("bold" if name == "test_accuracy" else "normal")
+    axes.set(yticks=heights, yticklabels=[names[name] for name in bars], xlim=(0, 1.4), xticks=[])
+    axes.tick_params(axis="y", labelsize=9)
     axes.invert_yaxis()
     strip_axes(axes)
-    text = "; ".join(f"{name} {format_percent(accuracy)}" for name, accuracy in bars.items())
+    said = (f"{names[name]} {_tested(result, name, accuracy)}" for name, accuracy in bars.items())
+    text = "; ".join(one.replace("\n", " ") for one in said)
     caption = "Test accuracy. All but the dense network keep the same number of branches."
+    if errors:
+        of = f"{result['num_test_samples']:,} test samples"
+        caption += f" ±: one standard error, because there are only {of}; lines on the bars show the same."
     return figure_html("accuracies", figure, f"Bar chart of test accuracy: {text}", caption)
 
 
@@ -182,7 +234,7 @@ def _probes(result: Mapping[str, Any]) -> str:
             str(number),
             format_percent(probe["density"]),
             f"{probe['kept']:,}",
-            f"{100 * probe['validation_accuracy']:.2f} %",
+            _validated(result, probe["validation_accuracy"]),
             f"{probe['cpu_seconds']:,.1f} s",
         ]
         for number, probe in enumerate(probes, 1)
@@ -194,18 +246,15 @@ def _probes(result: Mapping[str, Any]) -> str:
 <div>{numbers_html("Probes", head, (row_html(*row) for row in rows))}{saves}</div></div></section>"""
 
 
-def _parts(parts: Sequence[Mapping[str, Any]]) -> str:
+def _parts(result: Mapping[str, Any]) -> str:
+    parts, samples = result["parts"], result.get("num_test_samples")
     head = ["Part", "Energy", "Validation accuracy", "Test accuracy", "CPU time"]
-    rows = [
-        [
-            part["part"],
-            format_value("energy", part["energy"]),
-            f"{100 * part['validation_accuracy']:.2f} %",
-            f"{100 * part['test_accuracy']:.2f} %",
-            f"{part['cpu_seconds']:,.1f} s",
-        ]
-        for part in parts
-    ]
+    rows = []
+    for part in parts:
+        accuracy = part["test_accuracy"]
+        tested = format_with_error(accuracy, samples and sampling_error(accuracy, samples), 2)
+        figures = format_value("energy", part["energy"]), _validated(result, part["validation_accuracy"]), tested
+        rows.append([part["part"], *figures, f"{part['cpu_seconds']:,.1f} s"])
     saves = csv_link("parts.csv", csv_text(parts[0], (part.values() for part in parts)))
     return f"""<section><h2>What each part gained</h2>
 <p>The mask after each part of the run, always with the same number of branches. The times include compiling.</p>
@@ -454,7 +503,9 @@ def _fields(result: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _setting(key: str, value: Any) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{name.replace('_', ' ')} {format_value(key, item)}" for name, item in value.items())
+        shares = key.endswith("accuracy")
+        items = ((name, format_value(key if shares else name, item)) for name, item in value.items())
+        return ", ".join(f"{name.replace('_', ' ')} {text}" for name, text in items)
     return format_value(key, value)
 
 

@@ -136,6 +136,87 @@ def test_chunks_change_no_bit(rng_key):
     assert chunk._cache_size() == 1
 
 
+def waves(x, centre):
+    return ((x - centre) ** 2).sum() + jnp.cos(9 * x).sum()
+
+
+WAVES = from_energy(waves, lambda key, x: x + 0.3 * jax.random.normal(key, x.shape))
+COOLING = geometric_schedule(1.0, 0.01, 700)
+
+
+def in_waves(rng_key, num_steps, resume=None, **options):
+    return anneal(rng_key, WAVES, jnp.zeros(3), COOLING, num_steps, (jnp.arange(3.0),), resume=resume, **options)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("optimized")
+@pytest.mark.parametrize("keep_state", [False, True])
+def test_a_resumed_chain_changes_no_bit(rng_key, keep_state):
+    """Twice, into the middle of a block, and with steps after a refresh."""
+    landscape = WAVES._replace(refresh_steps=200)
+    walk = partial(
+        anneal, rng_key, landscape, jnp.zeros(3), COOLING, data=(jnp.arange(3.0),), trace_every=50,
+        keep_state=keep_state,
+    )  # fmt: skip
+    whole, parts = walk(num_steps=650), [walk(num_steps=200)]
+    for num_steps in (100, 350):
+        parts.append(walk(num_steps=num_steps, resume=parts[-1]))
+    traces = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *(part.trace for part in parts))
+    jax.tree.map(np.testing.assert_array_equal, parts[-1]._replace(trace=traces), whole)
+    assert [int(part.num_steps) for part in parts] == [200, 300, 650]
+    assert (parts[-1].state is not None) == keep_state
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("optimized")
+def test_resumes_under_jit_and_vmap(rng_key):
+    @jax.jit
+    def further(key, result):
+        return in_waves(key, 200, result)
+
+    first = in_waves(rng_key, 300)
+    jax.tree.map(np.testing.assert_array_equal, further(rng_key, first), in_waves(rng_key, 500))
+    keys = jax.random.split(rng_key, 3)
+    first = jax.vmap(lambda key: in_waves(key, 300))(keys)
+    found = jax.jit(jax.vmap(lambda key, result: in_waves(key, 200, result)))(keys, first)
+    expected = jax.jit(jax.vmap(lambda key: in_waves(key, 500)))(keys)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    assert found.num_steps.tolist() == [500] * 3
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("optimized")
+def test_resumes_on_the_landscape_of_a_network(rng_key):
+    kernels = (jax.random.normal(jax.random.key(1), (6, 9)), jax.random.normal(jax.random.key(2), (9, 3)))
+    network = mlp.Network(kernels, (None, None))
+    data = jax.random.normal(jax.random.key(4), (6, 30)), jnp.arange(30) % 3
+    mask = masks.random(jax.random.key(5), network.total, network.total // 4)
+    landscape = masked_mlp(network, uniform_swap(), cross_entropy())
+    walk = partial(anneal, rng_key, landscape, mask, 0.1, data=data)
+    first = walk(num_steps=300, keep_state=True)
+    resumed = walk(num_steps=300, resume=first)
+    jax.tree.map(np.testing.assert_array_equal, resumed, walk(num_steps=600))
+    with refusal("resume needs the state of this landscape: make the result with keep_state=True"):
+        walk(num_steps=300, resume=resumed)
+
+
+def test_what_cannot_be_resumed_is_refused(rng_key):
+    for num_steps, better in ((30, 100), (130, 100), (160, 200)):
+        result = in_waves(rng_key, num_steps)
+        with refusal(
+            f"resume needs a result after a multiple of 100 steps, not {num_steps}", f"num_steps={better}"
+        ):
+            in_waves(rng_key, 100, result)
+    for other in (chain_state := module.init(WAVES, jnp.zeros(3), (jnp.zeros(3),)), 100):
+        name = type(chain_state).__name__ if other is chain_state else "int"
+        with refusal(f"resume must be an AnnealResult, as anneal returns it, not {name}"):
+            in_waves(rng_key, 100, other)
+    result = in_waves(rng_key, 0)._replace(num_steps=2**31 - 48)
+    with refusal("num_steps must be a whole number from 0 to 47, after the 2147483600 of resume, not 100"):
+        in_waves(rng_key, 100, result)
+    assert in_waves(rng_key, 100, in_waves(rng_key, 0)).num_steps == 100
+
+
 @pytest.mark.parametrize("first_step", [50, 1, -100, 100.0, None, jnp.int32(150)])
 def test_a_first_step_within_a_block_is_refused(rng_key, first_step):
     message = (

@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding
 
 from sa_jax import InputError, anneal, from_energy, geometric_schedule, linear_schedule
 from sa_jax.annealing.schedules import constant_schedule
-from sa_jax.annealing.tempering import EXCHANGE_SHARE, population_anneal, temper
+from sa_jax.annealing.tempering import population_anneal, temper
 from sa_jax.testing import boltzmann, check_boltzmann
 from tests.settings import strict, x64
 
@@ -79,22 +79,70 @@ def test_exchange_crosses_barriers_that_stop_a_cold_chain():
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("optimized")
-def test_an_adapted_ladder_exchanges_as_often_as_it_should():
-    """Energies of a quadratic in ten dimensions; the first ladder is too narrow."""
-    landscape = from_energy(lambda x: (x**2).sum(), lambda key, x: x + 0.1 * jax.random.normal(key, (10,)))
-    ladder = jnp.geomspace(0.1, 0.2, 5)
+@pytest.mark.parametrize("exchange_every", [7, 250])
+def test_exchanges_at_any_time_keep_the_distributions(exchange_every):
+    """Also where exchanges are tried in the middle of a block of random numbers, and after several of them."""
 
-    def shares(adapt_steps):
-        return jax.jit(
-            lambda key: temper(key, landscape, jnp.zeros(10), ladder, 100_000, adapt_steps=adapt_steps)
-        )(jax.random.key(2))
+    def sample(key):
+        result = temper(key, ring, jnp.int32(0), LADDER, 6 * exchange_every, exchange_every=exchange_every)
+        return result.final, result.num_tried
 
-    fixed, adapted = shares(0), shares(40_000)
-    assert float(fixed.exchange_share.min()) > 0.6
-    np.testing.assert_allclose(adapted.exchange_share, EXCHANGE_SHARE, atol=0.12)
-    assert float(adapted.temperatures[0]) == pytest.approx(0.1)
-    np.testing.assert_allclose(fixed.temperatures, ladder, rtol=1e-6)
-    assert (jnp.diff(adapted.temperatures) > 0).all()
+    walk = jax.jit(jax.vmap(sample))
+    final, tried = walk(jax.random.split(jax.random.key(0), 4_000))
+    assert (tried == 3).all()
+    if exchange_every == 250:  # 42 steps from the same start are too few
+        for rung, temperature in enumerate(LADDER.tolist()):
+            check_visits(final[:, rung], temperature)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("optimized")
+def test_the_trace_has_the_energies_of_each_rung():
+    """Their means are those of the enumerated distributions."""
+    result = temper(jax.random.key(0), ring, jnp.int32(0), LADDER, 200_000, exchange_every=5, trace_every=20)
+    trace = result.trace
+    assert trace.step.tolist() == list(range(20, 200_001, 20))
+    np.testing.assert_array_equal(trace.energy[-1], result.final_energy)
+    np.testing.assert_array_equal(trace.temperature, np.broadcast_to(result.temperatures, (10_000, 4)))
+    means = [np.dot(boltzmann(WELLS, temperature), WELLS) for temperature in LADDER.tolist()]
+    np.testing.assert_allclose(trace.energy.mean(0), means, atol=0.02)
+    counts = [
+        np.bincount(np.searchsorted(np.sort(WELLS), trace.energy[::5, rung]), minlength=6) for rung in range(4)
+    ]
+    for rung, temperature in enumerate(LADDER.tolist()):
+        check_boltzmann(counts[rung], np.sort(WELLS), temperature)
+    assert temper(jax.random.key(0), ring, 0, LADDER, 200).trace is None
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("optimized")
+@pytest.mark.parametrize("ladder", [np.geomspace(0.05, 10, 6), [0.05, 0.06, 0.07, 0.08, 0.09, 10.0]])
+def test_an_adapted_ladder_exchanges_equally_often_everywhere(ladder):
+    """The example of docs/chains.md, from two ladders; the second one exchanges nothing at its last gap."""
+    target = jnp.array([7.0, -3.0, 1.0])
+    landscape = from_energy(
+        lambda x: 0.1 * ((x - target) ** 2).sum() + 2 * jnp.cos(2 * x).sum(),
+        lambda rng_key, x: x + 0.5 * jax.random.normal(rng_key, x.shape),
+    )
+    walk = partial(temper, landscape=landscape, position=jnp.zeros(3), temperatures=ladder, exchange_every=20)
+    result = walk(jax.random.key(0), num_steps=160_000, adapt_steps=60_000, trace_every=20_000)
+    np.testing.assert_allclose(result.exchange_share, result.exchange_share.mean(), atol=0.08)
+    assert 0.2 < result.exchange_share.mean() < 0.35 and result.num_tried.tolist() == [2_500] * 5
+    np.testing.assert_allclose(result.temperatures[jnp.array([0, -1])], [0.05, 10.0], rtol=1e-5)
+    assert (jnp.diff(result.temperatures) > 0).all()
+    temperature = result.trace.temperature
+    np.testing.assert_array_equal(temperature[3:], np.broadcast_to(result.temperatures, (5, 6)))
+    assert (temperature[0] != temperature[1])[1:-1].all()
+
+
+def test_a_ladder_keeps_its_order_where_nothing_is_exchanged():
+    """A replica of NaN energy on the lower rungs, and energies that differ by far too much on the others."""
+    steep = from_energy(lambda x: 1e6 * x, lambda rng_key, x: x)
+    result = temper(jax.random.key(0), steep, 0.0, LADDER, 2_000, adapt_steps=2_000, exchange_every=10)
+    np.testing.assert_allclose(result.temperatures, LADDER, rtol=1e-5)  # all energies are equal
+    nan = from_energy(lambda x: jnp.nan * x, lambda rng_key, x: x)
+    result = temper(jax.random.key(0), nan, 0.0, LADDER, 200, adapt_steps=200, exchange_every=10)
+    np.testing.assert_allclose(result.temperatures, LADDER, rtol=1e-5)
 
 
 @pytest.mark.slow
@@ -160,8 +208,7 @@ def test_replicas_spread_over_devices_exchange_as_on_one():
 
     sharded = jax.jit(jax.shard_map(spread, mesh=mesh, in_specs=nowhere, out_specs=nowhere, check_vma=False))
     alone = temper(jax.random.key(5), from_energy(rugged, hop), 0.0, ladder, 3_000, adapt_steps=1_000)
-    for one, other in zip(sharded(jax.random.key(5)), alone, strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-5)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5), sharded(jax.random.key(5)), alone)
     assert alone.exchange_share.min() > 0.05
     with pytest.raises(InputError, match="temperatures, 7, must be a multiple of the number of devices, 2"):
         jax.shard_map(
@@ -345,5 +392,14 @@ def test_bad_input_is_refused():
             InputError, match=r"adapt_steps must be a whole number from 0 to 100 \(num_steps\), not"
         ):
             temper(jax.random.key(0), ring, 0, jnp.array([0.1, 1.0]), 100, adapt_steps=adapt_steps)
+    for exchange_every in (0, 1.5):
+        with pytest.raises(InputError, match="exchange_every must be a whole number from 1 to 2147483647, not"):
+            temper(jax.random.key(0), ring, 0, LADDER, 100, exchange_every=exchange_every)
+    for trace_every in (50, 150):
+        message = f"trace_every must be a multiple of exchange_every, 100, or 0 for no trace, not {trace_every}"
+        with pytest.raises(InputError, match=message):
+            temper(jax.random.key(0), ring, 0, LADDER, 100, trace_every=trace_every)
+    with pytest.raises(InputError, match="num_steps must be a whole number from 0 to 21474836, not 21474837"):
+        temper(jax.random.key(0), ring, 0, LADDER, 21474837, exchange_every=1)
     with pytest.raises(InputError, match=r"leading axis \[members\] of at least 2"):
         population_anneal(jax.random.key(0), ring, jnp.zeros(1, jnp.int32), geometric_schedule(1.0, 0.1, 100), 100)

@@ -74,9 +74,9 @@ def test_senseless_shifts_are_refused(mean, std):
         datasets.load_dataset("digits", mean, std)
 
 
-@pytest.mark.parametrize("name", ["cifar10", "MNIST", "", "digits.csv"])
+@pytest.mark.parametrize("name", ["cifar10", "MNIST", "", "digits.tsv", "#y"])
 def test_unknown_names_are_refused(name):
-    with refusal(f"unknown dataset {name!r}; known: digits, mnist, fashion_mnist, or the path of an .npz"):
+    with refusal(f"unknown dataset {name!r}; known: digits, mnist, fashion_mnist, or the path of an .npz or .csv"):
         datasets.load_dataset(name)
 
 
@@ -502,8 +502,20 @@ def test_any_byte_order_and_memory_layout_is_read(tmp_path, inputs, labels):
         ({"x": X[:, 0], "y": Y}, "x must be [samples, features], not [20]"),
         ({"x": X, "y": Y[1:]}, "y [19] must hold one label for each of the 20 rows of x"),
         ({"x": X, "y": np.eye(20)}, "y [20, 20] must hold one label for each of the 20 rows of x"),
-        ({"x": X, "y": np.array(["cat"] * 20)}, "x and y must hold numbers, not float32 and <U3"),
-        ({"x": X + 1j, "y": Y}, "x and y must hold numbers, not complex64 and int64"),
+        ({"x": X, "y": np.array(["cat"] * 20)}, "found 0; np.unique"),
+        ({"x": X, "y": Y + 1j}, "y must hold numbers, not complex128"),
+        ({"x": X + 1j, "y": Y}, "x must hold numbers, not complex64"),
+        ({"x": X}, "holds no labels"),
+        ({"x": X, "y": Y, "classes": np.arange(3)}, "classes must be the names of all classes, text"),
+        ({"x": X, "y": Y, "classes": np.array(["a", "b", "a"])}, "classes must be the names of all classes, text"),
+        (
+            {"x": X, "y": Y, "classes": np.array(["a", "b"])},
+            "label 2 is out of range: the classes run from 0 to 1",
+        ),
+        (
+            {"x": X, "y": np.array(["a", "c"] * 10), "classes": np.array(["a", "b"])},
+            "y holds the label 'c', which is not one of classes",
+        ),
     ],
 )
 def test_bad_arrays_are_named(tmp_path, arrays, problem):
@@ -529,3 +541,51 @@ def test_a_missing_file_is_named_and_where_it_was_sought(places, monkeypatch, na
     monkeypatch.delenv("SA_JAX_DATA")
     with refusal(f"file {name} is not there, and SA_JAX_DATA is not set"):
         datasets.load_dataset(name)
+
+
+# Tables, and labels that are text
+
+
+def write_table(folder):
+    lines = [f"{label},{x},{y}" for label, (x, y, _) in zip("abc" * 7, np.r_[X, X[:1]], strict=True)]
+    (folder / "own.csv").write_text("\n".join(["kind,x,y", *lines]))
+    return f"{folder / 'own.csv'}"
+
+
+def test_a_table_is_cut_like_other_files(tmp_path):
+    own = datasets.load_dataset(f"{write_table(tmp_path)}#kind", 1.0, 2.0)
+    assert own.name == "own" and own.num_classes == 3 and own.image_shape is None
+    assert [split.inputs.shape for split in own[1:4]] == [(13, 2), (4, 2), (4, 2)]
+    expected = datasets.Split((np.r_[X, X[:1]][:, :2] - 1) / 2, np.arange(21) % 3)
+    assert rows(*own[1:4]) == rows(expected)
+
+
+def test_names_of_classes_are_sorted_unless_the_file_orders_them(tmp_path):
+    names = np.array(["b", "a", "c"])
+    plain = datasets.read_samples(save(tmp_path, {"x": X, "y": names[Y]}))
+    assert plain.classes == ("a", "b", "c") and plain.arrays["y"].tolist() == [(1, 0, 2)[y] for y in Y]
+    ordered = datasets.read_samples(save(tmp_path, {"x": X, "y": names[Y], "classes": np.array([*names, "d"])}))
+    assert ordered.classes == ("b", "a", "c", "d") and ordered.arrays["y"].tolist() == Y.tolist()
+    assert datasets.split_samples("own", ordered).num_classes == 4  # one does not occur
+    numbers = datasets.read_samples(save(tmp_path, {"x": X, "y": Y.astype(str)}))
+    assert numbers.classes == () and numbers.arrays["y"].tolist() == Y.tolist()
+
+
+def test_samples_without_labels_can_be_read_but_not_cut(tmp_path):
+    path = save(tmp_path, {"x_train": X, "x_validation": X[:5], "x_test": X[:5]})
+    samples = datasets.read_samples(path)
+    assert not samples.labelled and list(samples.arrays) == ["x_train", "x_test", "x_validation"]
+    table = f"{write_table(tmp_path)}#none"
+    with refusal("column 1 (kind): 'a' is not a number"):
+        datasets.read_samples(table)
+    for name in (path, "rows.csv#none"):
+        with refusal(f"{name} holds no labels; only sa-jax prune takes data without labels"):
+            datasets.split_samples(name, samples)
+
+
+def test_inputs_are_scaled_for_a_network():
+    bytes_ = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
+    found = datasets.scaled_inputs("x", bytes_, 0.5, 2.0)
+    np.testing.assert_allclose(found, (bytes_.reshape(2, 6) / 255 - 0.5) / 2, rtol=1e-6)
+    with refusal("own x holds NaN or infinite values, first at x[0, 1]"):
+        datasets.scaled_inputs("own x", np.array([[0.0, np.nan]]))

@@ -26,7 +26,9 @@ def test_pretraining_learns_a_separable_problem(rng_key):
         return (model.apply({"params": params}, x).argmax(1) == y).mean()
 
     initial = model.init(rng_key, x[:1])["params"]
-    trained = pretrain(rng_key, model, x, y, 20, 0.01)
+    told = []
+    trained = pretrain(rng_key, model, x, y, 20, 0.01, lambda *progress: told.append(progress))
+    assert [epoch for epoch, _ in told] == list(range(1, 21)) and told[-1][1] is trained
     assert accuracy(initial) < 0.8 and accuracy(trained) > 0.95
     assert jax.tree.structure(trained) == jax.tree.structure(initial)
     chex.assert_trees_all_equal(pretrain(rng_key, model, x, y, 20, 0.01), trained, strict=True)

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sa_jax.networks.patterns import NM, Block
 from sa_jax.pruning import options as options_module
 from sa_jax.pruning.options import MOVES, STARTS, Options, check_options, samples_for, score_steps, uses_gradients
 from tests.conftest import refusal
@@ -33,6 +34,12 @@ from tests.conftest import refusal
             {"logit_scale": 0, "schedule": "linear"},
             "NAME(logit_scale) must be a finite number above 0, or None to calibrate it, not 0",
         ),
+        ({"pattern": NM(2, 4)}, "NM(kept=2, group=4) needs NAME(move) 'uniform', not 'informed'"),
+        (
+            {"pattern": NM(2, 4), "move": "uniform"},
+            "NM(kept=2, group=4) needs another NAME(start) than 'score_search', such as 'magnitude'",
+        ),
+        ({"pattern": Block((2, 2), 0.5)}, "NAME(pattern) = '2x2:0.5': only patterns of single weights"),
         ({"temperature_end": 0.0}, "NAME(temperature_end) must be a finite number above 0"),
     ],
 )

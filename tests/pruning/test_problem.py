@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sa_jax.networks import masks, mlp
+from sa_jax.networks import masks, mlp, patterns
 from sa_jax.networks.energies import cross_entropy, error_rate, kl_to_teacher
 from sa_jax.networks.mlp import Network
+from sa_jax.networks.patterns import NM
 from sa_jax.pruning import problem
 from sa_jax.pruning.options import ENERGIES, SCHEDULES, Options
 
@@ -33,6 +34,29 @@ def test_the_initial_mask_keeps_as_many_branches_as_asked_for(task, start):
     given = jnp.arange(network.total) < 7
     own = problem.prepare(jax.random.key(1), network, x, y, 10, Options(start=start), given)
     np.testing.assert_array_equal(own.mask, given)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", ["magnitude", "saliency", "random"])
+def test_the_initial_mask_holds_to_a_pattern(task, start):
+    network, x, y = task
+    options = Options(pattern=NM(1, 2), move="uniform", start=start)
+    found = problem.prepare(jax.random.key(1), network, x, y, 0, options)
+    saliency = mlp.saliency(network, x, "relu")
+    assert found.saliency.tolist() == saliency.tolist()
+    scores = problem.start_scores(jax.random.key(1), network, saliency, options)
+    for mask, score in zip(masks.unflatten(found.mask, network.shapes), scores, strict=True):
+        pairs = np.asarray(mask).reshape(-1, 2, score.shape[1])
+        assert (pairs.sum(1) == 1).all()
+        if start != "random":
+            higher = np.asarray(score).reshape(pairs.shape).argmax(1)
+            np.testing.assert_array_equal(pairs.argmax(1), higher)
+    landscape = problem.make_landscape(found, options)
+    swap, _ = landscape.propose(
+        landscape.draw(jax.random.key(2)), landscape.init(found.mask, found.data), jnp.float32(0)
+    )
+    sets = patterns.network_sets(NM(1, 2), network.shapes)
+    assert sets[swap.pruned] == sets[swap.grown] and swap.pruned != swap.grown
 
 
 @pytest.mark.parametrize("energy", ENERGIES)

@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import pytest
+from matplotlib.text import Text
 
 from sa_jax.reports import charts
 from sa_jax.reports.page import new_figure
@@ -20,10 +21,36 @@ def names_at(svg):
 def test_names_at_the_ends_of_lines_do_not_overlap():
     rows = few({key: [0.9, 0.9] for key in ACCURACIES})
     svg = re.findall(r"<svg.*?</svg>", render(rows), re.DOTALL)[0]
-    names = ("Wanda, global", "Annealing", "Magnitude, fine-tuned", "Dense")
+    # A long name has two lines.
+    names = ("Wanda, global", "Score search, then", "annealing", "Magnitude, fine-tuned", "Dense")
     heights = sorted(float(y or v) for _, y, _, v, name in names_at(svg) if name in names)
-    assert len(heights) == 4
+    assert len(heights) == 5
     assert min(np.diff(heights)) > 8
+
+
+def test_names_beside_points_cover_neither_names_nor_points():
+    figure = new_figure(5.4)
+    axes = figure.add_subplot()
+    rng = np.random.default_rng(0)
+    spots = rng.normal(0.5, 0.2, (28, 2)).clip(0, 1)
+    look = charts.Look("black", 1.0, "-", "o", True)
+    points = [charts.Point(f"Wanda, no. {i}", x, y, look) for i, (x, y) in enumerate(spots.tolist())]
+    axes.set(xlim=(-0.3, 1.3), ylim=(-0.1, 1.1))
+    charts.name_points(axes, points)
+    figure.draw_without_rendering()
+    boxes = [Text.get_window_extent(text) for text in axes.texts]  # without the pointers
+    pixels = axes.transData.transform(spots)
+    for i, box in enumerate(boxes):
+        assert not any(box.overlaps(other) for other in boxes[i + 1 :])
+        assert not any(box.contains(*pixel) for pixel in pixels)
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "crosses"),
+    [((0, 0), (4, 4), True), ((0, 0), (0.5, 4), False), ((0, 0), (0.9, 0.9), False), ((1.5, -1), (1.5, 9), True)],
+)
+def test_a_line_through_a_box(start, end, crosses):
+    assert charts._crosses(start, end, (1, 1, 2, 2)) == crosses
 
 
 @pytest.mark.parametrize(

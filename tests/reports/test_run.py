@@ -183,9 +183,54 @@ def test_worth_and_the_best_one_shot_mask_stand_at_the_top():
     page = Page(render_report(result, trace, masks, None))
     assert page.text.index("It was <b>worth</b> it.") < page.text.index("Inputs that the first layer still uses")
     assert "b" not in page.tags
-    assert "Best one-shot 81.2 %" in page.svgs[0]["aria-label"]
+    assert "OBD (best one-shot) 81.2 %" in page.svgs[0]["aria-label"]
     assert "snip 43.2 %, obd 81.2 %" in page.text
     assert f"12 of {result['kept']} kept branches lie on a path from input to output" in page.text
+
+
+def with_errors(result):
+    """A run with a rival and the standard errors of its accuracies."""
+    errors = {"test_accuracy": 0.0166, "dense_test_accuracy": 0.0126, "magnitude_test_accuracy": 0.0234}
+    errors |= {
+        "random_test_accuracy": 0.0099,
+        "best_one_shot_test_accuracy": 0.0206,
+        "rival_test_accuracy": 0.0191,
+    }
+    rival = {
+        "method": "edge_popup_momentum",
+        "test_accuracy": 0.8432,
+        "validation_accuracy": 0.8511,
+        "steps": 5432,
+    }
+    rival |= {"seconds": 3.94, "allowed_seconds": 4.11, "clock": "CPU", "reproducible": False}
+    result |= {"rival": rival, "standard_errors": errors, "num_test_samples": 359, "num_validation_samples": 359}
+    result |= {"one_shot_test_accuracy": {"snip": 0.4321, "obd": 0.8123}, "best_one_shot": "obd"}
+    return result | {"test_accuracy_per_chain": [0.8888, 0.8702, 0.8755]}
+
+
+def test_each_accuracy_has_its_standard_error_and_each_bar_its_name():
+    result, trace, masks = make_run()
+    result = with_errors(with_parts(result))
+    page = Page(render_report(result, trace, masks, None))
+    assert page.svgs[0]["aria-label"] == (
+        "Bar chart of test accuracy: Score search, then annealing 88.9 ±1.7 %; Edge-popup, momentum (as much CPU "
+        "time) 84.3 ±1.9 %; OBD (best one-shot) 81.2 ±2.1 %; Magnitude, global 73.1 ±2.3 %; Random (mean of ten) "
+        "10.8 ±1.0 %; Dense 94.0 ±1.3 %"
+    )
+    assert "branches kept (25.0 %): 88.9 ±1.7 % test accuracy" in page.text
+    assert "±: one standard error, because there are only 359 test samples" in page.text
+    assert "it used 3.9 of 4.1 s of CPU time" in page.text and "made 5,432 steps" in page.text
+    assert "so another run may find another mask" in page.text.replace("  ", " ")
+    assert "Test accuracy of the chains 87.0 to 88.9 %" in page.text
+    # By hand: the root of 0.8712 * 0.1288 / 359, and of 0.8587 * 0.1413 / 359.
+    assert "Validation accuracy 87.1 ±1.8 %" in page.text and "85.87 ±1.84 %" in page.text
+
+
+def test_the_best_one_shot_mask_may_be_that_of_the_largest_weights():
+    result, trace, masks = make_run()
+    result |= {"one_shot_test_accuracy": {"magnitude_global": 0.7311}, "best_one_shot": "magnitude_global"}
+    label = Page(render_report(result, trace, masks, None)).svgs[0]["aria-label"]
+    assert label.count("Magnitude, global") == 1 and "Magnitude, global (best one-shot) 73.1 %" in label
 
 
 def test_text_from_outside_is_escaped():

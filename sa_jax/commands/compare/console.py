@@ -36,9 +36,8 @@ def command(config: CompareConfig, operative: str, arguments: argparse.Namespace
             bar.update(task, completed=progress.done, total=progress.total)
             bar.console.print(f"{progress.done}/{progress.total}  {what}", highlight=False)
 
-        words = [f"--gin_file={shlex.quote(arguments.gin_file)}"]
-        words += [f"--gin_bindings={shlex.quote(binding)}" for binding in arguments.gin_bindings]
-        repeated = f"sa-jax compare {' '.join(words)} --workdir=NEW_DIR"
+        # The file of all settings, which lies beside the page.
+        repeated = f"sa-jax compare --gin_file={shlex.quote(str(workdir / 'operative.gin'))} --workdir=NEW_DIR"
         result = host.compare(config, workdir, jobs, repeated, operative, show, tell)
     print((workdir / "results.md").read_text())
     print(f"{len(result)} cells; see {workdir / 'report.html'}")

@@ -12,9 +12,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, NamedTuple
@@ -79,6 +79,8 @@ PAIRED_FIELDS = (
     "real",
     "num_seeds",
 )
+# Least seconds between two writings of the unfinished page, and how many times as long as writing it takes.
+PAGE_SECONDS, PAGE_SHARE = 3.0, 10
 # One-shot masks without any search, with which annealing is compared in the sentence on what it gained.
 ONE_SHOT = (*evaluation.ONE_SHOT, "node_entropy", "node_output_norm", "node_input_norm", "obs_mask")
 
@@ -105,8 +107,8 @@ def compare(
     Args:
       config: the settings.
       workdir: output directory, made if missing. Gets one or two files per cell in `cells/`, the dense networks in
-        `networks/`, results.csv after each cell, and paired.csv, results.md, report.html and operative.gin at the
-        end. A cell whose settings have changed is measured again.
+        `networks/`, operative.gin, results.csv after each cell, report.html every few seconds, and paired.csv and
+        results.md at the end. A cell whose settings have changed is measured again.
       jobs: number of worker processes, each on one thread.
       command: command that repeats the comparison, for the page.
       operative_config: text of `operative.gin`.
@@ -122,12 +124,35 @@ def compare(
     with workdirs.writing(workdir, on_message) as at_end:
         for name in ("cells", "networks"):
             at_end.callback(workdirs.unmake, workdirs.make(workdir / name))
-        table = _measure_all(config, workdir, jobs, on_progress, on_message, at_end)
-        finish(config, workdir, table, command, operative_config)
+        page = _Page(config, workdir, command)
+        table = _measure_all(config, workdir, jobs, on_progress, on_message, at_end, page, operative_config)
+        finish(config, workdir, table, command)
     return table
 
 
-def _measure_all(config, workdir, jobs, on_progress, on_message, at_end) -> list[dict[str, Any]]:
+class _Page:
+    """Writes the page on the cells measured so far, so that it fills, and stays if the comparison is stopped."""
+
+    def __init__(self, config: CompareConfig, workdir: Path, command: str):
+        self._config, self._workdir, self._command = config, workdir, command
+        self._next = 0.0
+
+    def write(self, rows: Mapping[Cell, dict[str, Any]], num_cells: int) -> None:
+        """Writes the page if the last time is long enough ago."""
+        begun = time.monotonic()
+        if begun < self._next or len(rows) == num_cells:
+            return
+        made_by = _made_by(self._workdir, rows)
+        rest = [], [], self._command, *made_by, names_of(self._config), num_cells
+        page = comparison.render_comparison(list(rows.values()), *rest)
+        workdirs.write_file(self._workdir / "report.html", page)
+        ended = time.monotonic()
+        self._next = ended + max(PAGE_SECONDS, PAGE_SHARE * (ended - begun))
+
+
+def _measure_all(
+    config, workdir, jobs, on_progress, on_message, at_end, page: _Page, operative_config: str
+) -> list[dict[str, Any]]:
     cells = list(config.cells())
     rows = {cell: row for cell in cells if (row := saved_row(config, workdir, cell)) is not None}
     # Where a dense network has to be made again, the cells that pruned it have to be measured again too.
@@ -157,9 +182,11 @@ def _measure_all(config, workdir, jobs, on_progress, on_message, at_end) -> list
                 try:
                     for future in as_completed(futures):
                         rows[futures[future]] = future.result()
-                        done = [rows[cell] for cell in cells if cell in rows]
-                        workdirs.write_file(workdir / "results.csv", table_csv(done, FIELDS))
+                        done = {cell: rows[cell] for cell in cells if cell in rows}
+                        workdirs.write_file(workdir / "operative.gin", operative_config)
+                        workdirs.write_file(workdir / "results.csv", table_csv(done.values(), FIELDS))
                         on_progress(Progress(len(done), len(cells), rows[futures[future]]))
+                        page.write(done, len(cells))
                 except BaseException:
                     executor.shutdown(wait=False, cancel_futures=True)
                     for worker in started:
@@ -181,27 +208,50 @@ def _check_densities(config: CompareConfig, rows: Mapping[Cell, Mapping[str, Any
                 raise InputError(f"compare.densities, network {row['network']}: {error}") from None
 
 
-def finish(
-    config: CompareConfig, workdir: Path, rows: Sequence[dict[str, Any]], command: str, operative_config: str
-) -> None:
+def finish(config: CompareConfig, workdir: Path, rows: Sequence[dict[str, Any]], command: str) -> None:
     """Writes the tables and the page of a comparison whose cells have all been measured."""
-    paired = paired_rows(config, workdir)
+    paired, names = paired_rows(config, workdir), names_of(config)
     worth = worth_texts(config, rows)
-    # Cells may have been measured at different times, on different machines.
-    made = [json.loads((workdir / "cells" / f"{cell.name}.json").read_text())["made"] for cell in config.cells()]
-    found = {name: " and ".join(dict.fromkeys(one.get(name, "-") for one in made)) for name in made[0]}
-    machine = found.pop("machine")
-    page = comparison.render_comparison(list(rows), paired, worth, command, found, machine)
+    found, machine = _made_by(workdir, config.cells())
+    page = comparison.render_comparison(list(rows), paired, worth, command, found, machine, names)
     on = ", ".join(f"{name} {version}" for name, version in found.items())
     seeds = ", ".join(map(str, config.seeds))
-    text = comparison.markdown_tables(list(rows), paired) + "\n" + "\n\n".join(worth)
+    text = comparison.markdown_tables(list(rows), paired, names) + "\n" + "\n\n".join(worth)
     text += f"\n\nSeeds {seeds}; one core of {machine}; {on}.\n"
     workdirs.check_finite("paired.csv", paired)
     workdirs.write_file(workdir / "results.csv", table_csv(rows, FIELDS))
     workdirs.write_file(workdir / "paired.csv", table_csv(paired, PAIRED_FIELDS))
     workdirs.write_file(workdir / "results.md", text)
-    workdirs.write_file(workdir / "operative.gin", operative_config)
     workdirs.write_file(workdir / "report.html", page)
+
+
+def _made_by(workdir: Path, cells: Iterable[Cell]) -> tuple[dict[str, str], str]:
+    """The versions and the machine of cells, which may have been measured at different times."""
+    made = [json.loads((workdir / "cells" / f"{cell.name}.json").read_text())["made"] for cell in cells]
+    found = {name: " and ".join(dict.fromkeys(one.get(name, "-") for one in made)) for name in made[0]}
+    machine = found.pop("machine")
+    return found, machine
+
+
+def names_of(config: CompareConfig) -> dict[str, str]:
+    """Returns the name of each way to anneal, which says how it begins.
+
+    A way whose name begins with 'anneal' is named by its settings alone, as 'Score search, then annealing', if
+    no way before it is named so. Others keep their own name besides.
+    """
+    names: dict[str, str] = {}
+    for method, own in config.annealers.items():
+        run = replace(config.run, **own)
+        first = run.start_method
+        start = "score search" if run.start == "score_search" else first.label.lower() if first else ""
+        how = f"{start}, then annealing" if start else "annealing alone"
+        how += ", derivative" if run.uses_gradients and first is None else ""
+        how += ", nudged weights" if run.nudge_share else ""
+        plain = how[:1].upper() + how[1:]
+        named = not method.startswith("anneal") or plain in names.values()
+        words = method.replace("_", " ")
+        names[method] = f"{words[:1].upper()}{words[1:]} ({how})" if named else plain
+    return names
 
 
 class Worker:

@@ -1,5 +1,6 @@
 """Settings of a comparison, validated on construction, and the cells that they make."""
 
+import difflib
 import hashlib
 import importlib.metadata
 import itertools
@@ -33,6 +34,8 @@ _OF_CELL = {
     "density": "densities",
     "seed": "seeds",
 }
+# Settings of a run on which its mask does not depend.
+_NOT_OF_MASKS = ("tolerance", "checkpoint_seconds", "rival")
 # Settings of a run that are the same for all methods.
 _OF_NETWORK = (*_OF_CELL, "activation", "use_bias", "initializer", "pretrain_epochs", "pretrain_learning_rate")
 
@@ -114,8 +117,12 @@ class CompareConfig:
             if (tuple(value) if isinstance(value, list) else value) != getattr(RunConfig, name):
                 raise InputError(f"run.{name} has no effect in a comparison: set compare.{setting} instead")
         self._check_annealers()
+        known = [DENSE, *self.annealers, *baselines.METHODS]
         for method in self.methods:
-            checks.choice("each method in compare.methods", method, [DENSE, *self.annealers, *baselines.METHODS])
+            close = difflib.get_close_matches(str(method), known, 1)
+            if method not in known and close:
+                raise InputError(f"compare.methods: {method!r} is not known; did you mean {close[0]!r}?")
+            checks.choice("each method in compare.methods", method, known)
         plain = baselines.check_budget(self.budget, "compare")._asdict()
         for name in ("num_samples", "search_samples", "epochs", "learning_rate", "score_steps"):
             self._store(name, plain[name])
@@ -238,7 +245,7 @@ def digest(config: CompareConfig, cell: Cell) -> str:
 
 def _annealing(run: RunConfig) -> dict[str, Any]:
     """Returns the settings of a run that its mask depends on."""
-    return {name: value for name, value in asdict(run).items() if name not in ("tolerance", "checkpoint_seconds")}
+    return {name: value for name, value in asdict(run).items() if name not in _NOT_OF_MASKS}
 
 
 def _content(source: str) -> str | None:

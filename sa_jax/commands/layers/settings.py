@@ -92,13 +92,14 @@ class LayersConfig:
             )
 
 
-def parse(text: float | str) -> Pattern:
+def parse(text: float | str, name: str = "layers.pattern") -> Pattern:
     """Reads a pattern from a text or a number.
 
     Args:
       text: 0.5 or 'layer:0.5', the share of the layer's weights that is kept; 'unit:0.5', the share of each unit's
         inputs; '2:4', two of each four neighbouring inputs; '4x4:0.5', blocks of 4 outputs by 4 inputs, the share
         of each row of blocks; 'columns:0.5' or 'rows:0.5', the share of whole inputs or whole outputs.
+      name: what users call the setting.
 
     Raises:
       InputError: another text, or a number that is out of range.
@@ -109,7 +110,7 @@ def parse(text: float | str) -> Pattern:
     '8x2:0.25'
     """
     if isinstance(text, bool) or not isinstance(text, str | int | float):
-        raise InputError(f"layers.pattern must be a number or a text such as {EXAMPLES}, not {text!r}")
+        raise InputError(f"{name} must be a number or a text such as {EXAMPLES}, not {text!r}")
     head, _, tail = str(text).rpartition(":")
     try:
         if head.isdecimal() and tail.isdecimal():
@@ -121,8 +122,8 @@ def parse(text: float | str) -> Pattern:
         if density is not None and (block := re.fullmatch("([0-9]+)x([0-9]+)", head)):
             return Block((int(block[1]), int(block[2])), density)
     except InputError as error:
-        raise InputError(f"layers.pattern = {text!r}: {error}") from None
-    raise InputError(f"layers.pattern must be a number or a text such as {EXAMPLES}, not {text!r}")
+        raise InputError(f"{name} = {text!r}: {error}") from None
+    raise InputError(f"{name} must be a number or a text such as {EXAMPLES}, not {text!r}")
 
 
 def _float(text: str) -> float | None:

@@ -12,6 +12,7 @@ import numpy as np
 
 from sa_jax import checks, pruning
 from sa_jax.commands import interrupts
+from sa_jax.commands.compiling import compile_once
 from sa_jax.commands.run import checkpoint, history
 from sa_jax.commands.run.checkpoint import Checkpoints, Saved
 from sa_jax.commands.run.processes import agreed, of_first, on_host
@@ -64,8 +65,11 @@ def anneal_chains(
     """
     cpu_start, wall_start = time.process_time(), time.perf_counter()
     interrupts.defer(None)
-    chains = _Chains(config, compile_run(config, network, x, y, num_kept, on_message, mask), validation)
+    on_message("compiling the programs of annealing")
+    compiled_run = compile_run(config, network, x, y, num_kept, on_message, mask)
+    chains = _Chains(config, compiled_run, validation)
     compile_seconds = time.perf_counter() - wall_start
+    on_message(f"annealing: {chains.num_steps:,} proposals on {compiled_run.num_samples:,} samples")
     with contextlib.ExitStack() as stack:
         checkpoints, last_saved = None, time.monotonic()
         if saving is not None and saving.every:
@@ -110,9 +114,8 @@ class _Chains:
             temperature = float(self._temperature(compiled_run.problem, step))
             checks.number(f"run.schedule at step {step:,}", temperature, least=0)
         full_energies = jax.jit(partial(_full_energies, options))
-        self._full_energies = full_energies.lower(
-            compiled_run.problem, compiled_run.states.walk.position
-        ).compile()
+        lowered = full_energies.lower(compiled_run.problem, compiled_run.states.walk.position)
+        self._full_energies = compile_once(lowered)
         self._validate = jax.jit(partial(_validation_energy, options))
         self._states, self._history = compiled_run.states, history.begun()
         self._num_accepted = np.zeros(config.num_chains, np.int64)
@@ -132,7 +135,7 @@ class _Chains:
     def begin(self, compile_seconds: float, cpu_start: float) -> None:
         """Starts the clock of annealing; that of the CPU time started before compiling."""
         self._compile_seconds, self._cpu_start = compile_seconds, cpu_start
-        self._first, self._wall_start = self.done, time.perf_counter()
+        self._first, self._wall_start, self._work_start = self.done, time.perf_counter(), time.process_time()
 
     @property
     def ended(self) -> bool:
@@ -200,10 +203,13 @@ class _Chains:
             compile_seconds=self._compile_seconds,
             anneal_seconds=self._seconds()["anneal"],
             cpu_seconds=self._seconds()["cpu"],
+            work_seconds=self._seconds()["work"],
         )
 
     def _seconds(self) -> dict[str, float]:
-        now = {"anneal": time.perf_counter() - self._wall_start, "cpu": time.process_time() - self._cpu_start}
+        cpu = time.process_time()
+        now = {"anneal": time.perf_counter() - self._wall_start}
+        now |= {"cpu": cpu - self._cpu_start, "work": cpu - self._work_start}
         return {name: self._history.seconds[name] + passed for name, passed in now.items()}
 
     def _of_chains(self, tree: Any) -> Any:
@@ -224,7 +230,7 @@ class _Chains:
         leader = int(best_energy.argmin())
         now, lowest, share = (float(values[leader]) for values in (energy, best_energy, acceptance))
         rate = (done - self._first) / (time.perf_counter() - self._wall_start)
-        return Progress(done, self.num_steps, temperature, now, lowest, share, rate)
+        return Progress("annealing", done, self.num_steps, rate, now, lowest, temperature, share)
 
     def _note_mask(self) -> None:
         position = self._states.walk.position

@@ -3,18 +3,19 @@
 import argparse
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from sa_jax import checks
+from sa_jax.baselines import METHODS
 from sa_jax.commands import interrupts
 from sa_jax.commands.hardware import use_all_cores
 from sa_jax.commands.messages import RESUMABLE, first_line, tell
-from sa_jax.commands.run import records, runner
+from sa_jax.commands.run import records, runner, sweep
+from sa_jax.commands.run.progress import shown_progress
 from sa_jax.commands.run.settings import RunConfig
 from sa_jax.files import workdirs
 from sa_jax.types import InputError
@@ -31,47 +32,32 @@ def command(config: RunConfig, operative: str, arguments: argparse.Namespace) ->
       operative: their text, for `operative.gin`.
       arguments: arguments of the command line.
     """
+    densities = None if arguments.densities is None else sweep.densities_of(arguments.densities)
     several = join_processes(arguments)
+    if several and densities is not None:
+        raise InputError("--densities runs in one process: leave out --coordinator and the like")
     if not several:
         use_all_cores(config.num_chains)
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.fields[steps]}"),
-        BarColumn(),
-        TextColumn("{task.fields[figures]}"),
-        TimeRemainingColumn(compact=True),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
-        task = bar.add_task("", total=None, steps="", figures="preparing and compiling")
-
-        def show(progress: records.Progress) -> None:
-            steps = f"step {progress.step:,}/{progress.num_steps:,}"
-            if progress.searching:
-                steps = f"score search, {steps}"
-                figures = f"energy {progress.energy:.4f}  "
-            else:
-                energies = f"energy {progress.energy:.4f}  best {progress.best_energy:.4f}"
-                figures = f"T {progress.temperature:.1e}  {energies}  accepted {progress.acceptance:.1%}  "
-            figures += f"{progress.steps_per_second:,.0f} steps/s"
-            if progress.density is not None:
-                steps = f"probe {progress.probe}, {100 * progress.density:.3g} % kept, {steps}"
-            bar.update(task, completed=progress.step, total=progress.num_steps, steps=steps, figures=figures)
-
-        try:
+    try:
+        with shown_progress() as (show, say):
             overwrite, stop = arguments.overwrite, interrupts.requested
-            result = runner.run(config, arguments.workdir, operative, overwrite, show, tell, stop)
-        except records.Stopped as stopped:
-            tell(f"{stopped}; repeat the command to resume")
-            return RESUMABLE
-        except (ValueError, RuntimeError) as error:
-            if not several or isinstance(error, InputError) or not LOST_PEER.search(str(error)):
-                raise
-            reason = first_line(error)
-            tell(f"lost another process ({reason}); restart all processes to resume; their number may differ")
-            workdirs.abandon()
-            interrupts.leave(RESUMABLE)  # JAX would wait for the other processes
-    if not several or jax.process_index() == 0:
-        print(summary(result, arguments.workdir))
+            more = arguments.workdir, operative, overwrite, show, say, stop
+            if densities is None:
+                said = summary(runner.run(config, *more), arguments.workdir)
+            else:
+                said = sweep_summary(sweep.sweep(config, densities, *more), arguments.workdir)
+    except records.Stopped as stopped:
+        tell(f"{stopped}; repeat the command to resume")
+        return RESUMABLE
+    except (ValueError, RuntimeError) as error:
+        if not several or isinstance(error, InputError) or not LOST_PEER.search(str(error)):
+            raise
+        reason = first_line(error)
+        tell(f"lost another process ({reason}); restart all processes to resume; their number may differ")
+        workdirs.abandon()
+        interrupts.leave(RESUMABLE)  # JAX would wait for the other processes
+    if said:
+        print(said)
     return 0
 
 
@@ -110,13 +96,42 @@ def join_processes(arguments: argparse.Namespace) -> bool:
     return True
 
 
+def sweep_summary(results: Sequence[dict[str, Any]], workdir: Path) -> str:
+    """Returns the few lines that a finished sweep prints."""
+    lines = [f"{'kept':>8}  {'test accuracy':>13}  difference from the strongest other mask"]
+    for result in results:
+        other = result["strongest_other"]
+        found = percent(result["test_accuracy"], result["standard_errors"]["test_accuracy"])
+        gain = f"{100 * other['difference']:+.2f} ±{100 * other['standard_error']:.2f}, {other['name']}"
+        lines.append(f"{100 * result['density']:6.3g} %  {found:>13}  {gain}")
+    dense = percent(results[0]["dense_test_accuracy"], results[0]["standard_errors"]["dense_test_accuracy"])
+    return "\n".join([*lines, f"{'dense':>8}  {dense:>13}", f"see {workdir / 'sweep.html'}"])
+
+
+def percent(share: float, error: float) -> str:
+    """Returns an accuracy and its standard error in per cent.
+
+    >>> percent(0.975, 0.0052)
+    ' 97.50 ±0.52'
+    """
+    return f"{100 * share:6.2f} ±{100 * error:.2f}"
+
+
 def summary(result: dict[str, Any], workdir: Path) -> str:
-    """Returns the few lines that a finished run prints."""
-    annealed = "annealed, weights moved" if result["moves_weights"] else "annealed"
-    accuracies = {annealed: result["test_accuracy"]}
-    accuracies["best one-shot"] = result["one_shot_test_accuracy"][result["best_one_shot"]]
+    """Returns the few lines that a finished run prints; nothing for the empty result of another process."""
+    if not result:
+        return ""
+    fields = {"annealed, weights moved" if result["moves_weights"] else "annealed": "test_accuracy"}
+    known = {"best_one_shot_test_accuracy": result["one_shot_test_accuracy"][result["best_one_shot"]]}
+    if result["rival"] is not None:
+        fields[METHODS[result["rival"]["method"]].label.lower()] = "rival_test_accuracy"
+        known["rival_test_accuracy"] = result["rival"]["test_accuracy"]
+    fields[f"best one-shot: {METHODS[result['best_one_shot']].label}"] = "best_one_shot_test_accuracy"
     names = {"global magnitude": "magnitude", "random": "random", "dense": "dense"}
-    accuracies |= {name: result[f"{field}_test_accuracy"] for name, field in names.items()}
+    fields |= {name: f"{field}_test_accuracy" for name, field in names.items()}
+    accuracies = {
+        name: percent((result | known)[field], result["standard_errors"][field]) for name, field in fields.items()
+    }
     width = max(17, *(len(name) + 2 for name in accuracies))
     of_search = f", found by {len(result['probes'])} probes" if result["probes"] else ""
     done = "searched, compiled and annealed" if result["score_steps"] else "compiled and annealed"
@@ -124,7 +139,7 @@ def summary(result: dict[str, Any], workdir: Path) -> str:
     lines = [
         f"{result['kept']:,} of {result['total']:,} branches kept ({result['kept'] / result['total']:.1%}) of "
         f"{'-'.join(map(str, result['sizes']))} on {result['dataset']}{of_search}, {done} in {seconds:.0f} s",
-        *(f"  {name:<{width}}{100 * accuracy:6.2f} % test accuracy" for name, accuracy in accuracies.items()),
+        *(f"  {name:<{width}}{accuracy} % test accuracy" for name, accuracy in accuracies.items()),
         f"  {result['worth']}",
         *(f"  warning: {warning}" for warning in result["warnings"]),
         f"  see {workdir / 'report.html'}",

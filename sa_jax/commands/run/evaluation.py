@@ -10,6 +10,7 @@ import numpy as np
 
 from sa_jax import baselines, pruning
 from sa_jax.commands.hardware import versions
+from sa_jax.commands.run import rival
 from sa_jax.commands.run.records import Annealed
 from sa_jax.commands.run.settings import RunConfig
 from sa_jax.files import datasets
@@ -82,12 +83,64 @@ def network_with(network: Network, weights: np.ndarray | None) -> Network:
 
 def accuracy(network: Network, mask: jax.Array, split: datasets.Split, activation: str) -> float:
     """Returns the accuracy of a masked network on a split; `mask` is flat, bool `[total]`."""
-    return float(np.mean(np.asarray(_predict(network, mask, split.inputs, activation)) == split.labels))
+    return float(correct(network, mask, split, activation).mean())
+
+
+def correct(network: Network, mask: jax.Array, split: datasets.Split, activation: str) -> np.ndarray:
+    """Returns which samples of a split a masked network gets right, bool `[samples]`; `mask` as in `accuracy`."""
+    return np.asarray(_predict(network, mask, split.inputs, activation)) == split.labels
 
 
 @partial(jax.jit, static_argnums=3)
 def _predict(network, mask, x, activation):
     return mlp.forward(mlp.masked(network, mask), x, activation).argmax(-1)
+
+
+def standard_error(right: np.ndarray) -> float:
+    """Returns the standard error of an accuracy, from the number of its samples.
+
+    For one mask it is that of a binomial share `p` of `n` samples, the root of `p (1 - p) / n`.
+
+    Args:
+      right: which samples were predicted correctly, bool `[samples]`; or how often, float `[samples]`.
+
+    >>> round(standard_error(np.arange(100) < 90), 4)  # the root of 0.9 * 0.1 / 100
+    0.03
+    """
+    return float(np.std(right) / np.sqrt(len(right)))
+
+
+class Difference(NamedTuple):
+    """The difference of two accuracies on the same samples.
+
+    Attributes:
+      difference: accuracy of the first mask less that of the second.
+      standard_error: its standard error, from the samples that only one of the masks gets right.
+      only_first: number of samples that only the first mask gets right.
+      only_second: number of samples that only the second mask gets right.
+    """
+
+    difference: float
+    standard_error: float
+    only_first: int
+    only_second: int
+
+
+def paired_difference(first: np.ndarray, second: np.ndarray) -> Difference:
+    """Compares two masks on the same samples, as in the test of McNemar (1947).
+
+    Args:
+      first: which samples the first mask gets right, bool `[samples]`.
+      second: which samples the second mask gets right, bool `[samples]`.
+
+    >>> first, second = np.arange(100) < 90, np.arange(100) % 10 > 0
+    >>> found = paired_difference(first, second)  # 9 samples against 9, of 100
+    >>> found.only_first, found.only_second, round(found.standard_error, 4)
+    (9, 9, 0.0424)
+    """
+    only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
+    scores = first.astype(float) - second
+    return Difference(float(scores.mean()), standard_error(scores), only_first, only_second)
 
 
 def one_shot_masks(
@@ -108,8 +161,9 @@ def one_shot_masks(
 
 
 def worth_text(
-    gain: float,
-    best_name: str,
+    difference: float,
+    error: float,
+    strongest: str,
     cpu_seconds: float,
     density: float,
     keeps_dense: bool,
@@ -121,8 +175,9 @@ def worth_text(
     """Returns a few sentences on whether annealing was worth it.
 
     Args:
-      gain: test accuracy of the annealed mask less that of the best one-shot mask with as many branches.
-      best_name: name of the method of that one-shot mask.
+      difference: test accuracy of the annealed mask less that of the strongest other mask with as many branches.
+      error: standard error of this difference.
+      strongest: what found that other mask.
       cpu_seconds: CPU time that annealing took, and finding its initial mask.
       density: kept / total, of both masks.
       keeps_dense: whether the mask keeps the dense network's accuracy on the test split, within the tolerance.
@@ -133,25 +188,28 @@ def worth_text(
       searched: whether score search found the initial mask.
 
     >>> import textwrap
-    >>> print(textwrap.fill(worth_text(0.041, "OBD", 12.3, 0.1, True, 0.005)))
-    At 10 % of the branches annealing gained 4.10 points of test accuracy
-    over the best one-shot mask (OBD). Annealing took 12 s of CPU time. It
-    keeps the accuracy of the dense network within 0.5 points.
-    >>> print(textwrap.fill(worth_text(-0.002, "SNIP", 3.21, 0.5, False, 0.01)))
-    At 50 % of the branches it was not worth it: annealing lost 0.20
-    points of test accuracy to the best one-shot mask (SNIP). Annealing
-    took 3.2 s of CPU time. It does not keep the accuracy of the dense
-    network within 1 point.
+    >>> print(textwrap.fill(worth_text(0.041, 0.008, "OBD, one-shot", 12.3, 0.1, True, 0.005)))
+    At 10 % of the branches annealing gained 4.10 ± 0.80 points of test
+    accuracy over the strongest other mask (OBD, one-shot). Annealing took
+    12 s of CPU time. It keeps the accuracy of the dense network within
+    0.5 points.
+    >>> print(textwrap.fill(worth_text(-0.002, 0.003, "SNIP, one-shot", 3.21, 0.5, False, 0.01)))
+    At 50 % of the branches annealing is level with the strongest other
+    mask (SNIP, one-shot): the difference is -0.20 ± 0.30 points of test
+    accuracy. Annealing took 3.2 s of CPU time. It does not keep the
+    accuracy of the dense network within 1 point.
     """
-    points, share = round(100 * gain, 2), f"{100 * density:.3g} % of the branches"
-    who = "score search and annealing" if searched else "annealing"
-    if points > 0:
-        verdict = f"At {share} {who} gained {points:.2f} points of test accuracy over"
-    elif points < 0:
-        verdict = f"At {share} it was not worth it: {who} lost {-points:.2f} points of test accuracy to"
-    else:
-        verdict = f"At {share} it was not worth it: {who} gained no test accuracy over"
+    points, share = f"{100 * abs(difference):.2f} ± {100 * error:.2f} points", f"{100 * density:.3g} %"
+    start, who = f"At {share} of the branches", "score search and annealing" if searched else "annealing"
     weights = ", which keeps the original weights, while annealing moved them" if moves_weights else ""
+    other = f"the strongest other mask ({strongest}{weights})"
+    if abs(difference) <= error:
+        are, signed = ("are" if searched else "is"), f"{100 * difference:+.2f} ± {100 * error:.2f} points"
+        verdict = f"{start} {who} {are} level with {other}: the difference is {signed} of test accuracy"
+    elif difference > 0:
+        verdict = f"{start} {who} gained {points} of test accuracy over {other}"
+    else:
+        verdict = f"{start} it was not worth it: {who} lost {points} of test accuracy to {other}"
     seconds = f"{cpu_seconds:,.0f}" if cpu_seconds >= 10 else f"{cpu_seconds:.1f}"
     points_lost = f"{100 * tolerance:g} point{'' if tolerance == 0.01 else 's'}"
     within = f"the accuracy of the dense network within {points_lost}"
@@ -161,7 +219,7 @@ def worth_text(
     else:
         dense = f"It keeps {within}" if keeps_dense else f"It does not keep {within}"
     taken = f"{'Score search and annealing' if searched else 'Annealing'} took {seconds} s of CPU time"
-    return f"{verdict} the best one-shot mask ({best_name}{weights}). {taken}. {dense}."
+    return f"{verdict}. {taken}. {dense}."
 
 
 def evaluate(
@@ -171,6 +229,7 @@ def evaluate(
     found: Network,
     annealed: Annealed,
     search: Search | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
     """Measures the best mask and its baselines, and returns the content of `result.json`.
 
@@ -181,6 +240,7 @@ def evaluate(
       found: the network with the weights that belong to the mask; `network` itself unless weights moved.
       annealed: the result of annealing.
       search: the search for the density; None if the density was given.
+      stop: called between the runs of the rival; if it returns True, the best one so far counts.
     """
     mask, dense = jnp.asarray(annealed.mask), jnp.ones(network.total, bool)
     kept_per_layer = [int(m.sum()) for m in masks.unflatten(mask, network.shapes)]
@@ -192,6 +252,9 @@ def evaluate(
     def on_test(mask: jax.Array, network: Network = network) -> float:
         return accuracy(network, mask, dataset.test, config.activation)
 
+    def right(mask: jax.Array, network: Network = network) -> np.ndarray:
+        return correct(network, mask, dataset.test, config.activation)
+
     def on_validation(mask: jax.Array, network: Network = network) -> float:
         return accuracy(network, mask, dataset.validation, config.activation)
 
@@ -199,17 +262,28 @@ def evaluate(
     one_shot = one_shot_masks(network, x, y, num_kept, config.activation)
     best_one_shot = max(one_shot, key=lambda name: on_validation(one_shot[name]))
     one_shot_accuracy = {name: on_test(mask) for name, mask in one_shot.items()}
+    free = "" if config.pattern is None else ", without the pattern"
+    others = {f"{baselines.METHODS[best_one_shot].label}, one-shot{free}": one_shot[best_one_shot]}
+    against = None
+    if config.rival is not None:
+        against = rival.find(config, network, dataset.train, annealed, on_validation, stop)
+        others[f"{baselines.METHODS[config.rival].label}, in as much time{free}"] = against.mask
+    # The last one of those with the same accuracy.
+    strongest = max(reversed(others), key=lambda name: on_validation(others[name]))
+    rights = {
+        "test_accuracy": right(mask, found),
+        "dense_test_accuracy": right(dense),
+        "magnitude_test_accuracy": right(one_shot["magnitude_global"]),
+        "random_test_accuracy": np.mean([right(random) for random in random_masks], axis=0),
+        "best_one_shot_test_accuracy": right(one_shot[best_one_shot]),
+    } | ({} if against is None else {"rival_test_accuracy": right(against.mask)})
+    compared = paired_difference(rights["test_accuracy"], right(others[strongest]))
     acceptance = float(annealed.num_accepted.mean() / annealed.num_steps)
     warnings = []
     if num_kept < network.total:
         # After score search there may be nothing left to gain.
         improved = annealed.best_energy.min() < annealed.start_energy or annealed.searched is not None
         warnings += search_warnings(acceptance, improved)
-    if config.weights not in ("random", "pretrain") and list(config.hidden) != network.sizes[1:-1]:
-        warnings.append(
-            f"HIDDEN = {list(config.hidden)} was not used: the hidden layers of the weights file have the widths "
-            f"{network.sizes[1:-1]}"
-        )
     if search is not None and not any(search.passes(probe.validation_accuracy) for probe in search.probes):
         target = f"the target validation accuracy of {100 * search.target_accuracy:.2f} %"
         warnings.append(f"no density tried reached {target}: this result came closest")
@@ -237,14 +311,20 @@ def evaluate(
         "max_energy_drift": None if np.isnan(annealed.max_drift) else annealed.max_drift,
         "best_energy_spread": float(np.ptp(annealed.best_energy)),
         "mask_overlap": _overlap(annealed) if config.num_chains > 1 else None,
-        "test_accuracy": on_test(mask, found),
+        "test_accuracy": float(rights["test_accuracy"].mean()),
+        "test_accuracy_per_chain": _per_chain(annealed, on_test),
         "validation_accuracy": on_validation(mask, found),
-        "dense_test_accuracy": on_test(dense),
+        "dense_test_accuracy": float(rights["dense_test_accuracy"].mean()),
         "dense_validation_accuracy": on_validation(dense),
         "magnitude_test_accuracy": one_shot_accuracy["magnitude_global"],
-        "random_test_accuracy": float(np.mean([on_test(random) for random in random_masks])),
+        "random_test_accuracy": float(rights["random_test_accuracy"].mean()),
         "one_shot_test_accuracy": one_shot_accuracy,
         "best_one_shot": best_one_shot,
+        "rival": None if against is None else _of_rival(against, on_validation, on_test),
+        "strongest_other": {"name": strongest} | compared._asdict(),
+        "num_validation_samples": len(dataset.validation.labels),
+        "num_test_samples": len(dataset.test.labels),
+        "standard_errors": {name: standard_error(of) for name, of in rights.items()},
         "tolerance": config.tolerance,
         "target_accuracy": None if search is None else search.target_accuracy,
         "probes": [] if search is None else [probe._asdict() for probe in search.probes],
@@ -268,6 +348,7 @@ def evaluate(
         "nudge_share": config.nudge_share,
         "start": config.start,
         "score_steps": 0 if annealed.searched is None else annealed.searched.num_steps,
+        "scores_from": config.scores_from,
         "estimates": config.estimates,
         "backend": pruning.described_backend(config.options),
         "patience": config.patience,
@@ -313,6 +394,26 @@ def _parts(
     ]
 
 
+def _per_chain(annealed: Annealed, on_test: Callable[[jax.Array], float]) -> list[float] | None:
+    """Test accuracy of the best mask of each chain; None where only the weights of the best chain are known."""
+    if annealed.weights is not None:
+        return None
+    return [on_test(jnp.asarray(mask)) for mask in annealed.masks]
+
+
+def _of_rival(found: rival.Rival, on_validation: Callable, on_test: Callable) -> dict[str, Any]:
+    return {
+        "method": found.method,
+        "test_accuracy": on_test(found.mask),
+        "validation_accuracy": on_validation(found.mask),
+        "steps": found.steps,
+        "seconds": found.seconds,
+        "allowed_seconds": found.allowed_seconds,
+        "clock": found.clock,
+        "reproducible": not found.by_time,
+    }
+
+
 def _overlap(annealed: Annealed) -> dict[str, float]:
     start = np.asarray(annealed.problem.mask)
     with_start = float(np.mean([masks.jaccard(mask, start) for mask in annealed.masks]))
@@ -320,13 +421,14 @@ def _overlap(annealed: Annealed) -> dict[str, float]:
 
 
 def _worth(result: Mapping[str, Any]) -> str:
-    gain = result["test_accuracy"] - result["one_shot_test_accuracy"][result["best_one_shot"]]
     keeps_dense = result["test_accuracy"] >= result["dense_test_accuracy"] - result["tolerance"] - ROUNDING
     least = result["dense_validation_accuracy"] - result["tolerance"] - ROUNDING
     keeping = [probe["density"] for probe in result["probes"] if probe["validation_accuracy"] >= least]
+    other = result["strongest_other"]
     return worth_text(
-        gain,
-        baselines.METHODS[result["best_one_shot"]].label,
+        other["difference"],
+        other["standard_error"],
+        other["name"],
         result["cpu_seconds"],
         result["density"],
         keeps_dense,

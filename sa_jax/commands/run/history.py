@@ -24,7 +24,8 @@ class History(NamedTuple):
       noted: for each snapshot, its step and the masks of all chains, bits `[chains, total / 8]`.
       drifts: differences found between energies and their full evaluations.
       validated: energies of the best mask on the validation split, with their steps; empty without validation.
-      seconds: 'anneal' and 'cpu' seconds that the run took before it was stopped.
+      seconds: 'anneal', 'cpu' and 'work' seconds that the run took before it was stopped: wall time of annealing,
+        CPU time with compiling, and CPU time of annealing alone.
     """
 
     entries: list[tuple[Any, ...]]
@@ -53,7 +54,7 @@ class History(NamedTuple):
 
 def begun() -> History:
     """Returns the history of a run before its first step."""
-    return History([], [], [], [], {"anneal": 0.0, "cpu": 0.0})
+    return History([], [], [], [], {"anneal": 0.0, "cpu": 0.0, "work": 0.0})
 
 
 def restored(arrays: Mapping[str, np.ndarray], figures: Mapping[str, float]) -> History:
@@ -61,7 +62,7 @@ def restored(arrays: Mapping[str, np.ndarray], figures: Mapping[str, float]) -> 
 
     Args:
       arrays: what `History.arrays` gave, arrays of any shape.
-      figures: 'anneal' and 'cpu' seconds, and 'drift', the largest one, if there was one.
+      figures: 'anneal', 'cpu' and 'work' seconds, and 'drift', the largest one, if there was one.
     """
     entries = list(zip(*(arrays[name] for name in TRACED), strict=True))
     noted = list(zip(*(arrays[f"snapshots.{name}"] for name in ("step", "masks")), strict=True))

@@ -12,6 +12,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from sa_jax import pruning
 from sa_jax.annealing.chain import BLOCK_STEPS, init
 from sa_jax.annealing.chain import run as run_steps
+from sa_jax.commands.compiling import compile_once
 from sa_jax.commands.hardware import check_memory, free_memory, program_bytes
 from sa_jax.commands.run.processes import on_host
 from sa_jax.commands.run.settings import RunConfig
@@ -102,7 +103,7 @@ def compile_run(
     batch_size = min(config.chain_batch or default_chain_batch(devices[0].platform, per_device), per_device)
     refresh_steps = pruning.refresh_steps(network, config.options)
     chunk = chunk_steps(num_steps, refresh_steps)
-    prepare, start = prepare.compile(), start.compile()
+    prepare, start = compile_once(prepare), compile_once(start)
     compiled = {
         steps: _compile_chunk(problem, keys, states, config.options, num_steps, steps, mesh, batch_size)
         for steps in {min(chunk, num_steps), num_steps % chunk} - {0}

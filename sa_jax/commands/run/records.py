@@ -14,15 +14,19 @@ class Searched(NamedTuple):
 
     Attributes:
       mask: the mask found, flat, bool `[total]`.
+      scores: score of each branch, in units of their standard deviation, float32 `[total]`.
       num_steps: number of steps.
       seconds: wall time of compiling and searching.
       cpu_seconds: CPU time of both, all threads.
+      work_seconds: CPU time of searching alone.
     """
 
     mask: np.ndarray  # bool [total]
+    scores: np.ndarray  # float32 [total]
     num_steps: int
     seconds: float
     cpu_seconds: float
+    work_seconds: float
 
 
 class Annealed(NamedTuple):
@@ -50,6 +54,7 @@ class Annealed(NamedTuple):
       compile_seconds: wall time of compiling.
       anneal_seconds: wall time of annealing.
       cpu_seconds: CPU time of compiling and annealing, and of finding the initial mask, all threads.
+      work_seconds: the same without compiling, where score search found the initial mask.
       searched: the score search that found the initial mask, or None.
     """
 
@@ -71,6 +76,7 @@ class Annealed(NamedTuple):
     compile_seconds: float
     anneal_seconds: float
     cpu_seconds: float
+    work_seconds: float
     searched: Searched | None = None
 
     @property
@@ -110,19 +116,36 @@ class Stopped(Exception):
 
 
 class Progress(NamedTuple):
-    """Progress after a chunk; energies and acceptance are those of the chain with the lowest energy so far.
+    """Progress of a run: after an epoch of training, a part of score search, or a chunk of annealing.
 
-    In a search for the density, `probe` counts the annealing runs from 1, and `density` is that of this run. In
-    score search, energies are means over minibatches, and there is no temperature and no acceptance.
+    Attributes:
+      stage: 'training', 'score search' or 'annealing'.
+      step: epochs or steps that are done.
+      num_steps: epochs or steps of this stage.
+      steps_per_second: since the stage began or was resumed.
+      energy: of annealing, that of the chain with the lowest energy so far; of score search, the mean over
+        minibatches; None in training.
+      best_energy: lowest energy of annealing so far, of that chain; None in the other stages.
+      temperature: of annealing; None in the other stages.
+      acceptance: share of the proposals of that chain that were accepted since the last call; None likewise.
+      accuracy: of training, that on the validation split; None in the other stages and where it was not measured.
+      probe: in a search for the density, number of this annealing run, from 1; otherwise 0.
+      density: in such a search, the density of this run; otherwise None.
     """
 
+    stage: str
     step: int
     num_steps: int
-    temperature: float
-    energy: float
-    best_energy: float
-    acceptance: float
     steps_per_second: float
+    energy: float | None = None
+    best_energy: float | None = None
+    temperature: float | None = None
+    acceptance: float | None = None
+    accuracy: float | None = None
     probe: int = 0
     density: float | None = None
-    searching: bool = False
+
+    @property
+    def searching(self) -> bool:
+        """Whether this is score search."""
+        return self.stage == "score search"

@@ -19,11 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from sa_jax import files, pruning
-from sa_jax.baselines import DEFAULT_BUDGET, Budget, Task
+from sa_jax.baselines import DEFAULT_BUDGET, METHODS, Budget, Task
 from sa_jax.commands import interrupts
-from sa_jax.commands.run import checkpoint, score_stage
+from sa_jax.commands.run import checkpoint, metrics, score_stage
 from sa_jax.commands.run.chains import anneal_chains
 from sa_jax.commands.run.evaluation import SECONDS, Probe, Search, accuracy, evaluate, network_with
+from sa_jax.commands.run.history import ends_part
 from sa_jax.commands.run.records import Annealed, Progress, Saving, Stopped
 from sa_jax.commands.run.settings import RunConfig
 from sa_jax.files import datasets, workdirs
@@ -34,16 +35,18 @@ from sa_jax.networks.energies import Energy, cross_entropy
 from sa_jax.networks.mlp import Network
 from sa_jax.networks.samples import check_samples
 from sa_jax.reports.run import render_report, trace_csv
-from sa_jax.types import InputError
+from sa_jax.types import InputError, PyTree
 
 # Version of the content of a checkpoint; raise it whenever that changes.
-CHECKPOINT_FORMAT = 4
+CHECKPOINT_FORMAT = 5
 # Folder of the checkpoints in a run's folder, until the run is done.
 CHECKPOINTS = "checkpoints"
 # A search for the density stops when its answer has at most this many times the branches of a density that fails.
 SEARCH_RATIO = 1.1
 # Fewest branches that such a search tries.
 MIN_BRANCHES = 8
+# How often the accuracy is measured while the dense network is trained.
+ACCURACIES = 10
 # Flat indices are int32, and the integer weights of a saliency swap must leave room for each branch.
 MAX_BRANCHES = 2**27
 
@@ -56,6 +59,7 @@ def run(
     on_progress: Callable[[Progress], None] = lambda progress: None,
     on_message: Callable[[str], None] = lambda message: None,
     stop: Callable[[], bool] = lambda: False,
+    dense: tuple[list[str], Network] | None = None,
 ) -> dict[str, Any]:
     """Anneals as configured and writes the results to `workdir`.
 
@@ -63,14 +67,15 @@ def run(
       config: the settings.
       workdir: output directory, made if missing. Gets masks.npz, weights.npz, survival.npz if there are several
         chains, operative.gin, trace.csv, report.html and result.json. Files are written under temporary names and
-        then renamed, result.json last.
+        then renamed, result.json last. While it runs, each progress is added to metrics.jsonl.
       operative_config: text of `operative.gin`.
       overwrite: whether to replace an earlier run's results.
-      on_progress: called after each part of score search and each chunk of annealing.
-      on_message: called with messages for the user, such as the memory that the run needs.
+      on_progress: called after each epoch of training, part of score search and chunk of annealing.
+      on_message: called with messages for the user: what is being done now, and such as the memory that it needs.
       stop: called after each part of score search and each chunk; if it returns True, the run is saved and ends. A
         run is also saved every `config.checkpoint_seconds`. A call with the same settings and workdir resumes from
         the latest valid checkpoint; on the same platform the result is bit for bit that of an uninterrupted run.
+      dense: the result of `load_network` with these settings, if it is known already.
 
     Returns:
       The content of `result.json`. With several processes, all but the first return an empty dictionary.
@@ -86,8 +91,10 @@ def run(
     with _writing(workdir, on_message) as at_end:
         workdirs.check(workdir, overwrite)
         config = _with_backend(config, on_message)
+        if first:
+            on_progress = _also(on_progress, _metrics(workdir, overwrite, at_end))
         dataset = datasets.load_dataset(config.dataset, config.input_mean, config.input_std)
-        names, network = load_network(config, dataset, on_message)
+        names, network = dense or load_network(config, dataset, on_message, on_progress)
         for split in (dataset.train, dataset.validation, dataset.test):
             check_samples(network, split.inputs, split.labels)
         folder = workdir / CHECKPOINTS
@@ -110,14 +117,19 @@ def run(
         if not first:
             return {}
         interrupts.defer("annealing has ended and the results are being written")
+        on_message("measuring accuracies, and those of other masks")
         found = network_with(network, annealed.weights)
-        result = evaluate(config, dataset, network, found, annealed, search)
+        if config.rival is not None:
+            on_message(f"comparing with {METHODS[config.rival].label}, in as much time")
+        result = evaluate(config, dataset, network, found, annealed, search, stop)
 
         by_kernel = partial(_by_kernel, names, network)
         arrays = {
             "masks.npz": by_kernel(annealed.mask),
             "weights.npz": mlp.weight_arrays(names, found),
         }
+        if annealed.searched is not None:
+            arrays[score_stage.SCORES] = by_kernel(annealed.searched.scores)
         if config.num_chains > 1:
             arrays["survival.npz"] = by_kernel(annealed.masks.mean(0, dtype=np.float32))
         for name, values in {**arrays, "trace.csv": annealed.trace, "result.json": result}.items():
@@ -132,6 +144,22 @@ def run(
         workdirs.write(workdir, files)
         shutil.rmtree(folder, ignore_errors=True)
     return result
+
+
+def _metrics(workdir: Path, overwrite: bool, at_end: contextlib.ExitStack) -> Callable[[Progress], None]:
+    """A function that writes each progress of a run to its folder."""
+    if overwrite or not (workdir / CHECKPOINTS).is_dir():
+        (workdir / metrics.FILE).unlink(missing_ok=True)
+    at_end.callback(metrics.remove_unused, workdir)
+    return metrics.writing_to(workdir)
+
+
+def _also(first: Callable[[Progress], None], second: Callable[[Progress], None]) -> Callable[[Progress], None]:
+    def both(progress: Progress) -> None:
+        first(progress)
+        second(progress)
+
+    return both
 
 
 @contextlib.contextmanager
@@ -183,7 +211,8 @@ def _report(result, annealed: Annealed, kernels, found: Network, dataset: datase
 def _write_partial(config, dataset, network, names, annealed: Annealed, workdir: Path) -> None:
     """Writes the best masks that a stopped run has found so far, and their report."""
     found = network_with(network, annealed.weights)
-    config = dataclasses.replace(config, density=int(annealed.mask.sum()) / network.total, target_accuracy=None)
+    density = int(annealed.mask.sum()) / network.total
+    config = dataclasses.replace(config, density=density, target_accuracy=None, rival=None)
     kernels = _by_kernel(names, network, annealed.mask)
     result = evaluate(config, dataset, network, found, annealed, None) | {"stopped": True}
     page = _report(result, annealed, kernels, found, dataset)
@@ -194,7 +223,7 @@ def _write_partial(config, dataset, network, names, annealed: Annealed, workdir:
 def _settings(config: RunConfig, dataset: datasets.Dataset, network: Network) -> dict[str, Any]:
     """Returns all that a run's result depends on, to compare with that of its checkpoints."""
     settings = dataclasses.asdict(config)
-    del settings["checkpoint_seconds"]
+    del settings["checkpoint_seconds"], settings["rival"]
     if callable(config.schedule):
         settings["schedule"] = getattr(config.schedule, "__qualname__", type(config.schedule).__qualname__)
     digest = hashlib.sha256()
@@ -243,7 +272,12 @@ def anneal_density(
     before_chains = time.process_time() - cpu_start if searched is None else searched.cpu_seconds
 
     def with_start(annealed: Annealed) -> Annealed:
-        return annealed._replace(cpu_seconds=annealed.cpu_seconds + before_chains, searched=searched)
+        work = before_chains if searched is None else searched.work_seconds
+        seconds = {
+            "cpu_seconds": annealed.cpu_seconds + before_chains,
+            "work_seconds": annealed.work_seconds + work,
+        }
+        return annealed._replace(**seconds, searched=searched)
 
     notes = on_progress, on_message
     try:
@@ -371,7 +405,10 @@ def fewest_branches(passes: Callable[[int], bool], total: int, dense_passes: boo
 
 
 def load_network(
-    config: RunConfig, dataset: datasets.Dataset, on_message: Callable[[str], None] = lambda message: None
+    config: RunConfig,
+    dataset: datasets.Dataset,
+    on_message: Callable[[str], None] = lambda message: None,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> tuple[list[str], Network]:
     """Draws, trains or loads the fixed weights.
 
@@ -379,6 +416,7 @@ def load_network(
       config: the settings.
       dataset: the data.
       on_message: called with messages for the user.
+      on_progress: called after each epoch of training.
 
     Returns:
       The names of the layers, and the network.
@@ -397,15 +435,25 @@ def load_network(
             masks.num_kept(config.density, total)  # refuses a bad density before the training, which may take long
         model = mlp.MLP(widths, config.activation, config.use_bias, config.initializer)
         weights_key = jax.random.fold_in(jax.random.key(config.seed), 0)
+        layers, samples = "-".join(map(str, sizes)), f"{len(dataset.train.labels):,} samples of {dataset.name}"
         if config.weights == "random":
+            on_message(f"network {layers} with random weights, and {samples}")
             return mlp.network_of(model.init(weights_key, dataset.train.inputs[:1])["params"])
         from sa_jax.networks.pretrain import pretrain
 
-        on_message(f"training the dense network for {config.pretrain_epochs} epochs")
-        params = pretrain(
-            weights_key, model, *dataset.train, config.pretrain_epochs, config.pretrain_learning_rate
+        epochs, begun = config.pretrain_epochs, time.perf_counter()
+        on_message(f"training the dense network {layers} for {epochs} epochs on {samples}")
+
+        def tell(epoch: int, params: PyTree) -> None:
+            rate, reached = epoch / (time.perf_counter() - begun), None
+            if ends_part(epoch - 1, epoch, epochs, ACCURACIES):
+                dense = mlp.network_of(params)[1]
+                reached = accuracy(dense, jnp.ones(dense.total, bool), dataset.validation, config.activation)
+            on_progress(Progress("training", epoch, epochs, rate, accuracy=reached))
+
+        return mlp.network_of(
+            pretrain(weights_key, model, *dataset.train, epochs, config.pretrain_learning_rate, tell)
         )
-        return mlp.network_of(params)
     path = datasets.data_file(config.weights)
     names, network = mlp.network_of(files.load(path, activation=config.activation))
     if network.sizes[0] != features or network.sizes[-1] != dataset.num_classes:
@@ -413,4 +461,6 @@ def load_network(
             f"{path}: a network {'-'.join(map(str, network.sizes))} does not fit {dataset.name}, "
             f"which has {features} features and {dataset.num_classes} classes"
         )
+    layers = "-".join(map(str, network.sizes))
+    on_message(f"network {layers} of {path}, and {len(dataset.train.labels):,} samples of {dataset.name}")
     return names, network

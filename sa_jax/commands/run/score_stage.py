@@ -18,7 +18,9 @@ from sa_jax.commands.run.processes import agreed, of_first
 from sa_jax.commands.run.records import Progress, Saving, Searched, Stopped
 from sa_jax.commands.run.settings import RunConfig
 from sa_jax.files.npz import npz_bytes, read_npz
+from sa_jax.files.paths import expanded
 from sa_jax.files.workdirs import write_file
+from sa_jax.networks import masks
 from sa_jax.networks.mlp import Network
 from sa_jax.pruning import scores
 from sa_jax.pruning.scores import ScoreState
@@ -26,6 +28,8 @@ from sa_jax.types import InputError
 
 # Steps in a part: progress is shown and the search may be saved or stopped after each.
 PART_STEPS = 100
+# File of the scores in the folder of a finished run.
+SCORES = "scores.npz"
 
 
 def search(
@@ -53,7 +57,8 @@ def search(
       saving: where and when the search is saved, from where it resumes; None for nowhere.
 
     Raises:
-      InputError: the search does not fit into memory, or its energy is not finite.
+      InputError: the search does not fit into memory, its energy is not finite, or the scores that it shall start
+        from are missing or do not fit.
       Stopped: `saving.stop` asked for it; the search is saved.
     """
     wall_start, cpu_start = time.perf_counter(), time.process_time()
@@ -61,19 +66,23 @@ def search(
     num_steps = pruning.score_steps(config.options, network.total, len(y), config.sizes(num_kept, len(y))[1])
     file_name = f"score_search-{num_kept}.npz"
     saved = {} if saving is None else _read(saving.folder / file_name, on_message)
-    before = {name: float(saved.get(name, 0.0)) for name in ("seconds", "cpu_seconds")}
+    before = {name: float(saved.get(name, 0.0)) for name in ("seconds", "cpu_seconds", "work_seconds")}
+    work_start = cpu_start
 
     def seconds() -> dict[str, float]:
-        now = {"seconds": time.perf_counter() - wall_start, "cpu_seconds": time.process_time() - cpu_start}
+        cpu = time.process_time()
+        now = {"seconds": time.perf_counter() - wall_start}
+        now |= {"cpu_seconds": cpu - cpu_start, "work_seconds": cpu - work_start}
         return {name: before[name] + passed for name, passed in now.items()}
 
     if "mask" in saved:
         on_message("score search: its mask was saved")
         mask = np.unpackbits(saved["mask"], count=network.total).astype(bool)
-        return Searched(mask, num_steps, **before)
+        return Searched(mask, saved["scores"], num_steps, **before)
     on_message(f"score search: {num_steps:,} steps")
     advance = _compiled(config, network, x, y, num_kept, num_steps)
-    state, first = scores.init(network), 0
+    state, first = _begun(config, network), 0
+    work_start = time.process_time()
     if saved:
         state, first = _restored(state, saved)
         on_message(f"resuming score search from step {first:,} of {num_steps:,}")
@@ -86,7 +95,7 @@ def search(
         state, energy = advance(state, first, steps)
         first += steps
         rate = (first - resumed) / (time.perf_counter() - resumed_at)
-        on_progress(Progress(first, num_steps, 0.0, energy, energy, 0.0, rate, searching=True))
+        on_progress(Progress("score search", first, num_steps, rate, energy))
         if saves is None:
             continue
         stopped, due = agreed(saves.stop(), time.monotonic() - last_saved >= saves.every)
@@ -96,11 +105,32 @@ def search(
             if stopped and written:
                 raise Stopped(first, num_steps, None)
     mask = of_first(np.asarray(jax.jit(scores.mask_of, static_argnums=1)(state, num_kept)))
+    found = np.asarray(masks.flatten(state.scores))
+    found = found / max(float(found.std()), np.finfo(np.float32).tiny)
     if saves is not None:
-        written = _write(saves.folder / file_name, {"mask": np.packbits(mask)} | seconds(), on_message)
+        last = {"mask": np.packbits(mask), "scores": found} | seconds()
+        written = _write(saves.folder / file_name, last, on_message)
         if stopped and written:
             raise Stopped(first, num_steps, None)
-    return Searched(mask, num_steps, **seconds())
+    return Searched(mask, found, num_steps, **seconds())
+
+
+def _begun(config: RunConfig, network: Network) -> ScoreState:
+    """The search before its first step: from the largest weights, or from the scores of another run."""
+    state = scores.init(network)
+    if config.scores_from is None:
+        return state
+    path = expanded(Path(config.scores_from)) / SCORES
+    if not path.is_file():
+        raise InputError(
+            f"run.scores_from: {path} is not there; name the folder of a finished run with score search"
+        )
+    arrays = list(read_npz(path).values())
+    if [array.shape for array in arrays] != network.shapes or not all(
+        np.isfinite(array).all() for array in arrays
+    ):
+        raise InputError(f"run.scores_from: {path} does not fit the network {'-'.join(map(str, network.sizes))}")
+    return state._replace(scores=tuple(jnp.asarray(array, jnp.float32) for array in arrays))
 
 
 def _compiled(
@@ -120,7 +150,7 @@ def _compiled(
         energy = pruning.guiding_energy(logit_scale, config.options)
         arguments = network, x, targets, num_kept, energy, config.activation, settings, first, steps
         state = scores.run(rng_key, state._replace(energy=jnp.float32(0)), *arguments)
-        return state, state.energy / steps
+        return state, state.energy / steps.astype(jnp.float32)
 
     x, y = x.astype(np.float32), y.astype(np.int32)
     # The logit scale is that of annealing, so it comes from the same samples.

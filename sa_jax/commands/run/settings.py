@@ -6,8 +6,10 @@ from typing import Any
 
 from sa_jax import baselines, checks, pruning
 from sa_jax.annealing.chain import BLOCK_STEPS
+from sa_jax.commands.layers.settings import parse
 from sa_jax.commands.run.macros import MACROS
 from sa_jax.networks import mlp
+from sa_jax.networks.patterns import NM, Pattern
 from sa_jax.pruning.options import SCHEDULES as SCHEDULES  # for messages of the command line
 from sa_jax.pruning.options import STARTS, Options
 from sa_jax.types import InputError
@@ -22,7 +24,7 @@ class RunConfig:
     """All settings of a run. The first twelve are the macros that open every config.
 
     Attributes:
-      dataset: 'digits', 'mnist', 'fashion_mnist' or the path of an .npz.
+      dataset: 'digits', 'mnist', 'fashion_mnist' or the path of an .npz or .csv.
       input_mean: number subtracted from the inputs, after pixels are scaled to 0..1.
       input_std: number that then divides the inputs.
       weights: 'random', 'pretrain', or a file, one of `array_files.SUFFIXES`, whose shapes then fix the layers.
@@ -55,13 +57,20 @@ class RunConfig:
       nudge_share: share of the proposals that change a weight; 0 changes no weight.
       estimates: 'forward', which takes no derivative, or 'gradient'.
       score_steps: steps of score search; None chooses.
+      scores_from: folder of a finished run of the same network, from whose scores score search starts; None to
+        start from the largest weights.
       backend: 'auto', 'native' or 'xla'.
+      pattern: which weights of each layer may be kept, such as '2:4', 'unit:0.1' or 'layer:0.1', in place of the
+        density; None for the density alone. With a pattern, moves are uniform within its sets, and the largest
+        weights that it allows are the start in place of score search.
       patience: share of the proposals without gain on the validation split after which annealing from the mask of
         score search ends, above 0, but not before three validations without gain; 1 never ends it early. A gain
         is a fall of the energy (of the cross-entropy, for 'error_rate').
       target_accuracy: wanted accuracy on the validation split, in (0, 1], where density is None; None for the
         accuracy of the dense network less the tolerance.
       tolerance: loss of accuracy that still counts as none, against the dense network; 0.005 is half a point.
+      rival: the method of `baselines.METHODS` with which the result is compared, in as much time as score search
+        and annealing took: one that moves no weight, other than score search. None for none.
     """
 
     dataset: str = "digits"
@@ -92,11 +101,14 @@ class RunConfig:
     nudge_share: float = 0.0
     estimates: str = "forward"
     score_steps: int | None = None
+    scores_from: str | None = None
     backend: str = "auto"
+    pattern: str | Pattern | None = None
     # On validation samples of digits as good as making all proposals.
     patience: float = 0.2
     target_accuracy: float | None = None
     tolerance: float = 0.005
+    rival: str | None = "edge_popup_momentum"
 
     def __post_init__(self):
         for name in ("dataset", "weights"):
@@ -128,8 +140,28 @@ class RunConfig:
                 f"run.target_accuracy = {self.target_accuracy} and DENSITY = {self.density} exclude each other: "
                 "set DENSITY = None to search for the density, or remove run.target_accuracy"
             )
+        if self.scores_from is not None and (not isinstance(self.scores_from, str) or not self.scores_from):
+            raise InputError(f"{setting_name('scores_from')} must be text in quotes, not {self.scores_from!r}")
         checks.choice(setting_name("start"), self.start, [*STARTS, *self._start_methods()])
+        if self.rival is not None:
+            checks.choice(setting_name("rival"), self.rival, self._other_methods())
+        if self.pattern is not None:
+            self._apply_pattern()
         pruning.check_options(self.options, setting_name)
+
+    def _apply_pattern(self) -> None:
+        """Checks the pattern, and stores its text and the density, the move and the start that go with it."""
+        pattern = pattern_of(self.pattern)
+        if self.density is None:
+            raise InputError(
+                f"run.pattern = {str(pattern)!r} and DENSITY = None exclude each other: a pattern has its density"
+            )
+        self._store("pattern", str(pattern))
+        self._store("density", pattern.kept / pattern.group if isinstance(pattern, NM) else pattern.density)
+        for name, default, other in (("move", "informed", "uniform"), ("start", "score_search", "magnitude")):
+            if getattr(self, name) == default:
+                self._store(name, other)
+        checks.choice(f"with run.pattern, {setting_name('start')}", self.start, STARTS[1:])
 
     def _check_whole(self, name: str, least: int, most: int | None = None, alternative: str = "") -> None:
         """Checks a setting that is a whole number, or None where a message names that alternative."""
@@ -165,6 +197,8 @@ class RunConfig:
     def options(self) -> Options:
         """The part of the settings that the pure functions take."""
         options = Options(*(getattr(self, name) for name in Options._fields))
+        if self.pattern is not None:
+            options = options._replace(pattern=pattern_of(self.pattern))
         return options if self.start_method is None else options._replace(start="magnitude")
 
     @property
@@ -184,11 +218,31 @@ class RunConfig:
         first = self.start_method
         return pruning.uses_gradients(self.options) or (first is not None and first.uses_gradients)
 
+    @classmethod
+    def _start_methods(cls) -> dict[str, baselines.Method]:
+        return {name: method for name, method in cls._other_methods().items() if name not in STARTS}
+
     @staticmethod
-    def _start_methods() -> dict[str, baselines.Method]:
+    def _other_methods() -> dict[str, baselines.Method]:
         # The start 'score_search' has all that this package's own methods have.
-        methods = {name: one for name, one in baselines.METHODS.items() if not one.own}
-        return {name: one for name, one in methods.items() if not one.moves_weights and name not in STARTS}
+        methods = baselines.METHODS.items()
+        return {name: method for name, method in methods if not (method.own or method.moves_weights)}
+
+
+def pattern_of(given: Any, name: str = "run.pattern") -> Pattern:
+    """Returns a pattern, given as a value or as text.
+
+    Args:
+      given: a pattern, or a text such as '2:4'.
+      name: what users call the setting.
+
+    Raises:
+      InputError: not a pattern.
+
+    >>> pattern_of("unit:0.1")
+    Unit(density=0.1)
+    """
+    return given if isinstance(given, Pattern) else parse(given, name)
 
 
 def setting_name(field: str) -> str:

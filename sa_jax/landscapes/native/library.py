@@ -66,7 +66,7 @@ def load(check: Callable[[], None]) -> Library:
 def _loaded(check: Callable[[], None]) -> Library:
     compiler, version = _compiler()
     headers = jax.ffi.include_dir()
-    made_from = *compiler, version, *FLAGS, importlib.metadata.version("jaxlib"), headers, _processor_features()
+    made_from = *compiler, version, *FLAGS, importlib.metadata.version("jaxlib"), headers, processor_features()
     key = _digest(SOURCE.read_text(), *made_from)
     with contextlib.ExitStack() as stack:
         try:
@@ -104,7 +104,12 @@ def _registered(path: Path, version: str) -> str:
 
 
 def cache_folder() -> Path:
-    """Returns the folder of the compiled libraries.
+    """Returns the folder of the compiled libraries; raises as `user_cache`."""
+    return user_cache() / "native"
+
+
+def user_cache() -> Path:
+    """Returns the folder in which sa_jax keeps what it has compiled for the user.
 
     Raises:
       RuntimeError: the user has no home, or the path is relative.
@@ -112,7 +117,7 @@ def cache_folder() -> Path:
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     if not base.is_absolute():
         raise RuntimeError(f"{base} is not an absolute path")
-    return base / "sa_jax" / "native"
+    return base / "sa_jax"
 
 
 def _compiler() -> tuple[list[str], str]:
@@ -137,8 +142,8 @@ def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
         raise Unavailable(f"{command[0]} did not end within {MOST_SECONDS} s") from error
 
 
-def _processor_features() -> str:
-    """What -march=native depends on, as far as the system tells."""
+def processor_features() -> str:
+    """Returns what -march=native depends on, as far as the system tells."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith(("flags", "Features")):

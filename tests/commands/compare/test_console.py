@@ -24,5 +24,8 @@ def test_each_cell_is_printed_and_then_the_tables(tmp_path, capsys):
     assert "2/2  digits, magnitude_global, 10.0% kept, seed 0: " in printed.err
     assert (tmp_path / "results.md").read_text() in printed.out and "2 cells; see " in printed.out
     page = (tmp_path / "report.html").read_text()
-    assert "sa-jax compare --gin_file=configs/compare_digits.gin" in page and "--workdir=NEW_DIR" in page
+    assert f"sa-jax compare --gin_file={tmp_path}/operative.gin --workdir=NEW_DIR" in page
+    # It holds all settings: the command that the page names finds every cell measured.
+    assert cli.main(["compare", f"--gin_file={tmp_path}/operative.gin", "--jobs=1", f"--workdir={tmp_path}"]) == 0
+    assert "2 of 2 cells have been measured already" in capsys.readouterr().err
     assert not (tmp_path / ".lock").exists()

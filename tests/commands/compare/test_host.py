@@ -106,6 +106,58 @@ def test_score_search_and_its_rival_minimise_the_energy_of_annealing(tmp_path):
     assert not any(map(np.array_equal, *masks_of))
 
 
+def test_the_page_fills_while_cells_are_measured(tmp_path, monkeypatch):
+    """Cells whose figures are known at once, the last of which is stopped."""
+    written = []
+
+    def measure(worker, config, workdir, cell):
+        written.append((workdir / "report.html").read_text() if (workdir / "report.html").exists() else "")
+        if len(written) == 4:
+            raise KeyboardInterrupt
+        row = dict.fromkeys(compare.FIELDS, 0.5) | cell._asdict() | {"network": "64-8-10", "sparsity": 0.9}
+        row |= dict.fromkeys(("uses_labels", "uses_gradients", "moves_weights"), False) | {"total": 592}
+        row |= {"kept_per_layer": [50, 9], "total_per_layer": [512, 80]}
+        row.pop("hidden")
+        made = {"machine": "a processor", "jax": "0.10.2"}
+        (workdir / "cells" / f"{cell.name}.json").write_text(json.dumps({"made": made}))
+        return row
+
+    monkeypatch.setattr(compare.Worker, "measure", measure)
+    monkeypatch.setattr(compare, "PAGE_SECONDS", 0.0)
+    monkeypatch.setattr(compare, "PAGE_SHARE", 0)
+    config = config_of(methods=["magnitude_global", "anneal"])
+    with pytest.raises(KeyboardInterrupt):
+        compare.compare(config, tmp_path, 1, "sa-jax compare", "compare.seeds = [0, 1]")
+    assert written[0] == "" and "of 6 cells are measured" in written[-1]
+    stays = (tmp_path / "report.html").read_text()
+    assert "3 of 6 cells are measured" in stays and "64-8-10" in stays and "a processor" in stays
+    assert (tmp_path / "operative.gin").read_text() == "compare.seeds = [0, 1]"
+
+
+def test_ways_to_anneal_say_how_they_begin():
+    ways = {
+        "anneal": {},
+        "anneal_alone": {"start": "magnitude"},
+        "anneal_random_start": {"start": "random"},
+        "anneal_gradient": {"estimates": "gradient"},
+        "anneal_nudged": {"nudge_share": 0.1},
+        "anneal_popup": {"start": "edge_popup"},
+        "hot": {"temperature_start": 0.1},
+    }
+    names = compare.names_of(config_of(annealers=ways))
+    assert names == {
+        "anneal": "Score search, then annealing",
+        "anneal_alone": "Annealing alone",
+        "anneal_random_start": "Anneal random start (annealing alone)",
+        "anneal_gradient": "Score search, then annealing, derivative",
+        "anneal_nudged": "Score search, then annealing, nudged weights",
+        "anneal_popup": "Edge-popup, then annealing",
+        "hot": "Hot (score search, then annealing)",
+    }
+    alone = compare.names_of(config_of(annealers={"anneal": {"start": "magnitude"}}))
+    assert alone == {"anneal": "Annealing alone"}
+
+
 def test_a_damaged_cell_counts_as_not_there(tmp_path):
     (tmp_path / "cells").mkdir()
     cell = Cell("digits", "pretrain", (8,), "anneal", 0.1, 0)

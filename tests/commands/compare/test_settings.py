@@ -16,7 +16,12 @@ from tests.conftest import refusal
         ({"methods": []}, ["compare.methods must be a non-empty list, not []"]),
         (
             {"methods": ["magnitude"]},
-            ["each method in compare.methods must be one of dense, anneal, random", "not 'magnitude'"],
+            ["compare.methods: 'magnitude' is not known; did you mean 'magnitude_erk'?"],
+        ),
+        ({"methods": ["aneal"]}, ["compare.methods: 'aneal' is not known; did you mean 'anneal'?"]),
+        (
+            {"methods": ["qqq"]},
+            ["each method in compare.methods must be one of dense, anneal, random", "not 'qqq'"],
         ),
         ({"methods": ["snip", "snip"]}, ["compare.methods contains duplicates"]),
         (

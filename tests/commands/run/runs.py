@@ -16,6 +16,7 @@ SMALL = RunConfig(
     num_samples=300,
     move="saliency",
     start="magnitude",
+    rival=None,
 )
 # With score search first, in four parts.
 SEARCHED = dataclasses.replace(SMALL, start="score_search", score_steps=350, num_steps=1_000, num_samples=60)

@@ -1,5 +1,6 @@
 """`sa-jax run` on a terminal: its processes, and what it prints."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -36,14 +37,18 @@ def test_a_search_that_was_interrupted_is_resumed_by_the_same_command(tmp_path, 
     monkeypatch.setattr(interrupts, "requested", lambda: True)
     assert cli.main(words) == 75
     stopped = "the score search was stopped after 100 of 250 steps; repeat the command to resume"
-    assert capsys.readouterr().err == f"sa-jax: score search: 250 steps\nsa-jax: {stopped}\n"
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]
+    said = capsys.readouterr().err.splitlines()
+    assert said[1].endswith("  score search: 250 steps") and said[-1] == f"sa-jax: {stopped}"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints", "metrics.jsonl"]
     monkeypatch.undo()
     assert cli.main([*words, "--gin_bindings=run.score_steps=300"]) == 2
     assert "unfinished run with score_steps = 250, not 300: choose another" in capsys.readouterr().err
     assert cli.main(words) == 0
-    assert "sa-jax: resuming score search from step 100 of 250\n" in capsys.readouterr().err
+    assert "  resuming score search from step 100 of 250\n" in capsys.readouterr().err
     assert not (tmp_path / "checkpoints").exists()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line["stage"] == "score search"] == [100, 200, 250]
+    assert lines[-1]["stage"] == "annealing" and lines[-1]["step"] == 400
 
 
 def test_the_summary_is_that_of_the_result(finished):

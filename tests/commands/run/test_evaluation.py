@@ -17,8 +17,8 @@ from sa_jax.files import datasets
 from sa_jax.networks import mlp
 from tests.commands.run.runs import SEARCHED
 
-TRAINED = RunConfig(hidden=(12,), density=0.15, num_steps=1_000, num_chains=3, num_samples=300, pretrain_epochs=5)
-SMALL = dataclasses.replace(TRAINED, move="saliency", start="magnitude")
+SHORT = {"num_steps": 1_000, "num_samples": 300, "pretrain_epochs": 5, "rival": None}
+SMALL = RunConfig(hidden=(12,), density=0.15, num_chains=3, move="saliency", start="magnitude", **SHORT)
 
 
 @pytest.fixture(scope="module")
@@ -61,30 +61,97 @@ def test_the_best_one_shot_mask_is_chosen_on_the_validation_split(finished):
 def test_the_run_says_whether_it_was_worth_it(finished):
     workdir, result = finished
     gain = result["test_accuracy"] - result["one_shot_test_accuracy"][result["best_one_shot"]]
-    assert f"gained {100 * gain:.2f} points" in result["worth"] and gain > 0
-    assert f"({baselines.METHODS[result['best_one_shot']].label})" in result["worth"]
+    error = result["strongest_other"]["standard_error"]
+    assert f"gained {100 * gain:.2f} ± {100 * error:.2f} points" in result["worth"] and gain > error > 0
+    assert f"({baselines.METHODS[result['best_one_shot']].label}, one-shot)" in result["worth"]
     kept = result["test_accuracy"] >= result["dense_test_accuracy"] - 0.005
     assert ("It does not keep the accuracy" in result["worth"]) == (not kept)
     assert json.loads((workdir / "result.json").read_text())["worth"] == result["worth"]
     assert result["worth"].split(" (")[0] in (workdir / "report.html").read_text()
 
 
-def test_a_loss_and_no_gain_are_said_plainly():
-    assert worth_text(0.0, "OBD", 1.0, 0.5, True, 0.005).startswith(
-        "At 50 % of the branches it was not worth it: annealing gained no test accuracy over the best"
-    )
-    lost = worth_text(-0.0123, "OBD", 1234.0, 0.5, True, 0.005)
-    assert "it was not worth it: annealing lost 1.23 points of test accuracy to" in lost and "1,234 s" in lost
-    assert "not worth" not in worth_text(0.0002, "OBD", 1.0, 0.5, True, 0.005)
+@pytest.mark.parametrize(
+    ("difference", "said"),
+    [
+        (0.0, "is level with the strongest other mask (OBD): the difference is +0.00 ± 0.50 points"),
+        (0.0049, "is level with the strongest other mask (OBD): the difference is +0.49 ± 0.50 points"),
+        (-0.0049, "is level with the strongest other mask (OBD): the difference is -0.49 ± 0.50 points"),
+        (0.0051, "annealing gained 0.51 ± 0.50 points of test accuracy over the strongest other mask (OBD)"),
+        (-0.0123, "it was not worth it: annealing lost 1.23 ± 0.50 points of test accuracy to the strongest"),
+    ],
+)
+def test_gain_loss_and_no_difference_are_said_plainly(difference, said):
+    text = worth_text(difference, 0.005, "OBD", 1234.0, 0.5, True, 0.005)
+    assert said in text and "1,234 s" in text and ("not worth" in text) == (difference < -0.005)
 
 
 def test_weights_that_move_and_searches_are_said():
-    moved = worth_text(0.01, "SNIP", 1.0, 0.5, True, 0.01, moves_weights=True)
+    moved = worth_text(0.01, 0.001, "SNIP", 1.0, 0.5, True, 0.01, moves_weights=True)
     assert "(SNIP, which keeps the original weights, while annealing moved them)" in moved
     assert "within 1 point." in moved
-    searched = worth_text(0.01, "SNIP", 1.0, 0.1, False, 0.005, sparsest=0.123)
+    searched = worth_text(0.01, 0.001, "SNIP", 1.0, 0.1, False, 0.005, sparsest=0.123)
     assert "accuracy of the dense network within 0.5 points down to 12.3 % of the branches." in searched
-    assert worth_text(0.01, "SNIP", 1.0, 0.1, False, 0.005, 0.1).endswith("down to this density.")
+    assert worth_text(0.01, 0.001, "SNIP", 1.0, 0.1, False, 0.005, 0.1).endswith("down to this density.")
+    both = worth_text(0.0, 0.001, "SNIP", 1.0, 0.1, False, 0.005, searched=True)
+    assert "score search and annealing are level with the strongest other mask" in both
+
+
+def test_standard_errors_by_hand():
+    right = np.array([True, True, True, False])
+    assert evaluation.standard_error(right) == pytest.approx(np.sqrt(0.75 * 0.25 / 4))
+    # Of masks whose accuracies are averaged: from the mean of each sample.
+    assert evaluation.standard_error(np.array([1.0, 0.5, 0.5, 0.0])) == pytest.approx(np.sqrt(0.125 / 4))
+    other = np.array([False, False, True, True])
+    found = evaluation.paired_difference(right, other)
+    # Two samples against one: the root of 3 - (2 - 1)**2 / 4, over 4.
+    assert found == (0.25, pytest.approx(np.sqrt(3 - 1 / 4) / 4), 2, 1)
+    assert evaluation.paired_difference(right, right) == (0.0, 0.0, 0, 0)
+
+
+def test_errors_and_differences_of_a_run_are_those_of_its_masks(finished):
+    workdir, result = finished
+    dataset = datasets.load_dataset("digits")
+    _, network = runner.load_network(SMALL, dataset)
+    with np.load(workdir / "masks.npz") as masks:
+        mask = jnp.concatenate([masks[name].ravel() for name in masks])
+    right = evaluation.correct(network, mask, dataset.test, "relu")
+    samples, accuracy = len(dataset.test.labels), result["test_accuracy"]
+    assert (right.mean(), len(right)) == (pytest.approx(accuracy, abs=0.003), samples)
+    assert (result["num_test_samples"], result["num_validation_samples"]) == (
+        samples,
+        len(dataset.validation.labels),
+    )
+    errors = result["standard_errors"]
+    assert errors["test_accuracy"] == pytest.approx(np.sqrt(accuracy * (1 - accuracy) / samples))
+    best = result["one_shot_test_accuracy"][result["best_one_shot"]]
+    assert errors["best_one_shot_test_accuracy"] == pytest.approx(np.sqrt(best * (1 - best) / samples))
+    assert "rival_test_accuracy" not in errors and result["rival"] is None
+    other = result["strongest_other"]
+    assert other["difference"] == pytest.approx(accuracy - best)
+    assert other["only_first"] - other["only_second"] == pytest.approx(samples * other["difference"])
+    of_chains = result["test_accuracy_per_chain"]
+    winner = int(np.argmin(result["best_energy_per_chain"]))
+    assert len(of_chains) == 3 and of_chains[winner] == accuracy
+
+
+def test_the_strongest_other_mask_may_be_the_rival(monkeypatch):
+    """A method that finds the annealed mask itself: nobody is better than the other."""
+    dataset = datasets.load_dataset("digits")
+    _, network = runner.load_network(SMALL, dataset)
+    annealed, _ = runner.anneal_density(SMALL, dataset, network)
+    same = baselines.Found(jnp.asarray(annealed.mask), network)
+    method = baselines.METHODS["edge_popup_momentum"]._replace(find=lambda task: same)
+    monkeypatch.setitem(baselines.METHODS, "edge_popup_momentum", method)
+    config = dataclasses.replace(SMALL, rival="edge_popup_momentum")
+    result = evaluation.evaluate(config, dataset, network, network, annealed, stop=lambda: True)
+    other = result["strongest_other"]
+    assert other["name"] == "Edge-popup, momentum, in as much time" and other["difference"] == 0
+    assert "level with the strongest other mask (Edge-popup, momentum, in as much time)" in result["worth"]
+    assert result["rival"]["test_accuracy"] == result["test_accuracy"] and not result["rival"]["reproducible"]
+    assert result["standard_errors"]["rival_test_accuracy"] == result["standard_errors"]["test_accuracy"]
+    plain = evaluation.evaluate(SMALL, dataset, network, network, annealed)
+    for name in plain.keys() - {"rival", "strongest_other", "standard_errors", "worth"}:
+        assert plain[name] == result[name], name
 
 
 def test_survival_and_overlap_are_those_of_the_chains(finished):

@@ -373,7 +373,7 @@ def pretended(monkeypatch):
 
     def anneal(config, dataset, network, on_progress, on_message, saving):
         on_message("needs memory")
-        on_progress(Progress(1, 1, 0.1, 1.0, 1.0, 0.5, 10.0))
+        on_progress(Progress("annealing", 1, 1, 10.0, 1.0, 1.0, 0.1, 0.5))
         densities.append(config.density)
         kept = round(config.density * 640)
         return real._replace(masks=(np.arange(640) < kept)[None], cpu_seconds=2.0), None

@@ -104,7 +104,7 @@ def test_seconds_before_a_stop_are_counted(tmp_path):
 def test_a_search_is_saved_as_often_as_was_asked(tmp_path):
     search(tmp_path / "rarely", every=60.0)  # its folder is made where it is needed
     search(tmp_path / "never", every=0.0)
-    assert list(saved_in(tmp_path / "rarely")) == ["mask", "seconds", "cpu_seconds"]
+    assert list(saved_in(tmp_path / "rarely")) == ["mask", "scores", "seconds", "cpu_seconds", "work_seconds"]
     assert not (tmp_path / "never").exists()
     with pytest.raises(Stopped):
         search(tmp_path / "often", 2, every=1e-9)

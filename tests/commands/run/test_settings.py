@@ -1,10 +1,13 @@
 """Settings of a run: what they refuse, and the numbers that they choose."""
 
 import dataclasses
+import json
 
 import pytest
 
 from sa_jax import InputError
+from sa_jax.commands.run.settings import RunConfig, pattern_of
+from sa_jax.networks.patterns import NM
 from tests.commands.run.runs import SMALL
 from tests.conftest import refusal
 
@@ -55,6 +58,14 @@ from tests.conftest import refusal
             "choose another start, such as 'magnitude', not 0",
         ),
         ({"score_steps": 1.5}, "run.score_steps must be a whole number"),
+        ({"pattern": "two"}, "run.pattern must be a number or a text such as 'unit:0.5'"),
+        (
+            {"pattern": "2x2:0.5"},
+            "run.pattern = '2x2:0.5': only patterns of single weights are possible, as '2:4'",
+        ),
+        ({"pattern": "2:4"}, "needs run.move 'uniform', not 'saliency'"),
+        ({"pattern": "2:4", "start": "edge_popup"}, "with run.pattern, run.start must be one of magnitude"),
+        ({"pattern": "2:4", "density": None}, "run.pattern = '2:4' and DENSITY = None exclude each other"),
         ({"patience": 0}, "run.patience must be a finite number above 0 and at most 1, not 0"),
         ({"patience": 1.1}, "run.patience must be a finite number above 0 and at most 1, not 1.1"),
         ({"patience": None}, "run.patience must be a finite number"),
@@ -97,3 +108,12 @@ def test_samples_and_steps_are_chosen_by_branches_and_budget():
 def test_a_bad_chain_batch_is_refused(value):
     with refusal("run.chain_batch must be a whole number of at least 1, or None", repr(value)):
         dataclasses.replace(SMALL, chain_batch=value)
+
+
+@pytest.mark.parametrize(("pattern", "density"), [("2:4", 0.5), (NM(1, 4), 0.25), ("unit:0.1", 0.1), (0.2, 0.2)])
+def test_a_pattern_stands_for_the_density_the_move_and_the_start(pattern, density):
+    config = RunConfig(pattern=pattern)
+    assert (config.density, config.move, config.start) == (density, "uniform", "magnitude")
+    assert config.options.pattern == pattern_of(pattern) == pattern_of(config.pattern)
+    assert dataclasses.replace(config, seed=1).pattern == config.pattern
+    assert json.dumps(dataclasses.asdict(config))

@@ -1,0 +1,63 @@
+"""`sa-jax prune` on a terminal: what it prints, and how it ends."""
+
+import pytest
+
+from sa_jax import cli
+from sa_jax.commands import interrupts
+from tests.commands.prune.models import shorten, write_model, write_table
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shorten(monkeypatch)
+    write_model(tmp_path)
+    write_table(tmp_path)
+    return tmp_path
+
+
+WORDS = ["prune", "model.npz", "--data=data.csv", "--out=out.npz", "--activation=tanh"]
+
+
+def test_a_dry_run_opens_everything_and_writes_nothing(folder, capsys):
+    assert cli.main([*WORDS, "--dry-run", "--minutes=2", "--workdir=run", "--density=0.5"]) == 0
+    printed = capsys.readouterr()
+    assert printed.out.splitlines() == [
+        "model: model.npz, 4-8-3, tanh, 56 weights to prune; layers enc.block_a.proj, the_head",
+        "data: data.csv, 3 classes; 120 training, 40 validation, 40 test samples (cut 60:20:20)",
+        "dense model: 100.00 % test accuracy",
+        "would keep 28 branches (0.5 of all), with about 2 minutes",
+        "would write out.npz, run; nothing was written",
+    ]
+    assert printed.err == "sa-jax: classes: 0 = cat, 1 = dog, 2 = fox\n"
+    assert sorted(path.name for path in folder.iterdir()) == ["data.csv", "model.npz"]
+
+
+@pytest.mark.slow
+def test_the_command_prunes_stops_and_resumes(folder, capsys, monkeypatch):
+    words = [*WORDS, "--workdir=my run", "--density=0.5"]
+    monkeypatch.setattr(interrupts, "requested", lambda: True)
+    assert cli.main(words) == 75
+    assert "stopped after 100 of 150 steps; repeat the command to resume" in capsys.readouterr().err
+    monkeypatch.setattr(interrupts, "requested", lambda: False)
+    assert cli.main(words) == 0
+    printed = capsys.readouterr()
+    assert "resuming score search from step 100 of 150" in printed.err
+    lines = printed.out.splitlines()[2:]
+    assert lines[0].startswith("28 of 56 branches kept (50.0%), in ")
+    assert lines[1].startswith("  before 100.00 % test accuracy, ") and "bytes as a packed export" in lines[2]
+    assert lines[3:] == [
+        "  pruned model: out.npz",
+        "  report: my run/report.html",
+        "  to C: sa-jax export 'my run' --format=c --out=out_c",
+    ]
+    assert cli.main(["export", "my run", "--format=c", "--out=out_c"]) == 0
+    assert (folder / "out_c/network.c").is_file()
+
+
+def test_without_a_workdir_only_the_pruned_file_is_left(folder, capsys):
+    assert cli.main([*WORDS, "--density=0.5"]) == 0
+    assert capsys.readouterr().out.endswith("for a report, and an export to C, name a folder: --workdir=DIR\n")
+    assert sorted(path.name for path in folder.iterdir()) == ["data.csv", "model.npz", "out.npz"]
+    assert cli.main(WORDS) == 2
+    assert capsys.readouterr().err == "sa-jax: out.npz exists; name another, or add --overwrite\n"

@@ -7,6 +7,7 @@
     python scripts/results.py tour       # a generic chain beside a scan written by hand; 1 minute
     python scripts/results.py batching   # chains vmapped or not, proposals evaluated together; 3 minutes
     python scripts/results.py vmapping   # chains vmapped or one after the other, small and large; 15 minutes
+    python scripts/results.py warm_starts  # where score search starts at each density of a sweep; 10 minutes
     python scripts/results.py estimates  # what estimates without derivatives cost; 5 minutes
     python scripts/results.py export     # exported networks: bytes, latency, accuracy; 25 minutes
     python scripts/results.py compare    # configs/compare_mlpnet.gin and compare_lenet300.gin, into runs/; hours
@@ -15,9 +16,9 @@
 Each question has a module in questions/. The speed of all networks is measured by
 `sa-jax bench --out=scripts/results/bench.json`; 40 minutes.
 
-`accuracy`, `random`, `speed`, `export` and `compare` need MNIST, `compare` also Fashion-MNIST, and `accuracy`,
-`speed` and `compare` mlpnet_mnist_93.97.npz in $SA_JAX_DATA. Quote seconds only from a machine that does nothing
-else.
+`accuracy`, `random`, `speed`, `export`, `warm_starts` and `compare` need MNIST, `compare` also Fashion-MNIST, and
+`accuracy`, `speed`, `warm_starts` and `compare` mlpnet_mnist_93.97.npz in $SA_JAX_DATA. Quote seconds only from a
+machine that does nothing else.
 """
 
 import argparse
@@ -45,6 +46,7 @@ from questions import (
     speed,
     tour,
     vmapping,
+    warm_starts,
 )
 
 RUNS = {"accuracy": accuracy, "random": random_weights}
@@ -55,6 +57,7 @@ MEASURES = {
     "vmapping": vmapping.measure,
     "export": export.measure,
     "estimates": estimates.measure,
+    "warm_starts": warm_starts.measure,
 }
 # By the name of the saved result and of the block in a page.
 TEXTS = {
@@ -71,6 +74,7 @@ TEXTS = {
     "batching": batching.table,
     "vmapping": vmapping.table,
     "estimates": estimates.table,
+    "warm_starts": warm_starts.table,
 }
 # Blocks that were saved as text, by `sa-jax compare` and scripts/prune_minilm.py.
 SAVED_TEXTS = ("minilm", "compare_lenet300")

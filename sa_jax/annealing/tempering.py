@@ -176,7 +176,9 @@ def temper(
     periods, adapted = (-(-steps // exchange_every) for steps in (num_steps, adapt_steps))
     plan = _Plan(exchange_every, stride, periods, adapted, trace_every // exchange_every)
     function = partial(_temper, landscape, plan, _checked_batch(chain_batch), axis_name)
-    return call_compiled(function, rng_key, as_position(position), temperatures, as_data(data))
+    arguments = rng_key, as_position(position), temperatures, as_data(data)
+    # With an axis, this is part of a larger program, also if nothing of it is traced.
+    return call_compiled(function, *arguments) if axis_name is None else function(*arguments)
 
 
 class _Plan(NamedTuple):

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from .saved import RESULTS, ROOT
 
-PAGES = (ROOT / "README.md", RESULTS / "README.md", ROOT / "sa_jax" / "docs" / "chains.md")
+DOCS = ROOT / "sa_jax" / "docs"
+PAGES = (ROOT / "README.md", RESULTS / "README.md", DOCS / "chains.md", DOCS / "results.md")
 
 
 def with_blocks(blocks: Mapping[str, str]) -> dict[Path, str]:

@@ -149,6 +149,22 @@ def test_schedules_promote_nothing(make):
                 assert temperature.dtype == jnp.float32 and temperature == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize("make", SCHEDULES)
+def test_schedules_are_hashable_pytrees_of_numbers(make):
+    for one, other in ((2.0, jnp.float32(2)), (2, np.array(2.0))):
+        assert make(one) == make(other) and hash(make(one)) == hash(make(other))
+    assert make(2.0) != make(3.0) and jax.tree.structure(make(2.0)) == jax.tree.structure(make(3.0))
+    assert {leaf.dtype for leaf in jax.tree.leaves(make(2.0))} == {np.dtype(np.float32)}
+    assert jax.jit(lambda schedule: schedule(3))(make(2.0)) == pytest.approx(make(2.0)(3))
+
+
+def test_the_last_temperature_is_exactly_the_end():
+    """Under jit, where a division may become a product with a rounded reciprocal."""
+    last = jax.jit(lambda schedule, step: schedule(step))
+    for num_steps in range(2, 200):
+        assert last(linear_schedule(1.0, 0.0, num_steps), num_steps - 1) == 0
+
+
 def test_a_number_is_a_schedule_of_one_temperature():
     for number in (2, 2.5, np.float32(2.5), jnp.int8(2)):
         assert as_schedule(number)(7) == number

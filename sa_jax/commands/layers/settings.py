@@ -122,7 +122,7 @@ def parse(text: float | str, name: str = "layers.pattern") -> Pattern:
         if density is not None and (block := re.fullmatch("([0-9]+)x([0-9]+)", head)):
             return Block((int(block[1]), int(block[2])), density)
     except InputError as error:
-        raise InputError(f"{name} = {text!r}: {error}") from None
+        raise InputError(f"{name} is a wrong pattern, {text!r}: {error}") from None
     raise InputError(f"{name} must be a number or a text such as {EXAMPLES}, not {text!r}")
 
 

@@ -31,6 +31,9 @@ def command(config: RunConfig, operative: str, arguments: argparse.Namespace) ->
       config: the settings.
       operative: their text, for `operative.gin`.
       arguments: arguments of the command line.
+
+    Raises:
+      InputError: as for `runner.run` and `sweep.sweep`; or a sweep over several processes.
     """
     densities = None if arguments.densities is None else sweep.densities_of(arguments.densities)
     several = join_processes(arguments)

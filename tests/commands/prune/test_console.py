@@ -1,5 +1,6 @@
 """`sa-jax prune` on a terminal: what it prints, and how it ends."""
 
+import numpy as np
 import pytest
 
 from sa_jax import cli
@@ -61,3 +62,32 @@ def test_without_a_workdir_only_the_pruned_file_is_left(folder, capsys):
     assert sorted(path.name for path in folder.iterdir()) == ["data.csv", "model.npz", "out.npz"]
     assert cli.main(WORDS) == 2
     assert capsys.readouterr().err == "sa-jax: out.npz exists; name another, or add --overwrite\n"
+
+
+@pytest.mark.slow
+def test_several_densities_are_files_and_one_picture(folder, capsys):
+    words = [*WORDS, "--workdir=run", "--densities=0.3,0.5", "--minutes=0.01"]
+    assert cli.main([*words, "--dry-run"]) == 0
+    assert "would keep 50 %, 30 % of the branches, in turn" in capsys.readouterr().out
+    assert cli.main(words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "pruned models: out-0.5.npz, out-0.3.npz" and lines[-2] == "see run/sweep.html"
+    for density, kept in ((0.5, 28), (0.3, 17)):
+        arrays = np.load(folder / f"out-{density}.npz")
+        weights = [array for array in arrays.values() if array.ndim == 2]
+        assert sum(np.count_nonzero(array) for array in weights) == kept
+        assert (folder / f"run/density_{density}/report.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--densities=0.3,x", "--workdir=run"], "--densities must be numbers such as 0.5,0.2,0.1, not '0.3,x'"),
+        (["--densities=0.3"], "densities need a workdir"),
+        (["--densities=0.3", "--workdir=run", "--masks=m.npz"], "masks is one file"),
+    ],
+)
+def test_densities_that_cannot_be(words, message, folder, capsys):
+    assert cli.main([*WORDS, *words]) == 2
+    assert message in capsys.readouterr().err
+    assert sorted(path.name for path in folder.iterdir()) == ["data.csv", "model.npz"]

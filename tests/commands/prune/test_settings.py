@@ -46,3 +46,11 @@ def test_a_tenth_is_kept_where_nothing_else_is_said():
 
 def test_paths_may_begin_in_the_home_folder():
     assert config(workdir="~/runs").workdir == Path.home() / "runs"
+
+
+@pytest.mark.parametrize(
+    ("out", "name"), [("a.pt", "a-0.1.pt"), ("a.weights.h5", "a-0.1.weights.h5"), ("a.b.npz", "a.b-0.1.npz")]
+)
+def test_the_file_of_a_density_has_it_in_its_name(out, name):
+    config = PruneConfig(Path("m.npz"), "digits", Path("f") / out, densities=[0.1, 0.2], workdir=Path("w"))
+    assert config.out_of(0.1) == Path("f") / name and config.outs == [config.out_of(0.2), config.out_of(0.1)]

@@ -44,7 +44,7 @@ def test_patterns_are_read_from_text_and_written_as_text(text, pattern):
             "unit:1.5",
             ["layers.pattern is a wrong pattern, 'unit:1.5': density must be a finite number above 0 and at most 1, not 1.5"],
         ),
-        ("nan", ["layers.pattern = 'nan': density", "not nan"]),
+        ("nan", ["layers.pattern is a wrong pattern, 'nan': density", "not nan"]),
     ],
 )
 def test_text_that_is_not_a_pattern_is_refused(text, parts):

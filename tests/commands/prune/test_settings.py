@@ -21,7 +21,7 @@ def config(**settings):
         ({"density": 0.1, "target_accuracy": 0.9}, "give only one of density and target_accuracy"),
         ({"target_accuracy": 97}, "target_accuracy must be a finite number above 0 and at most 1, not 97"),
         ({"pattern": "two"}, "pattern must be a number or a text such as 'unit:0.5'"),
-        ({"pattern": "5:4"}, "pattern = '5:4': kept must be a whole number from 1 to 4, not 5"),
+        ({"pattern": "5:4"}, "pattern is a wrong pattern, '5:4': kept must be a whole number from 1 to 4, not 5"),
         ({"pattern": "4x4:0.5"}, "pattern = '4x4:0.5': only patterns of single weights are possible"),
         ({"minutes": 0}, "minutes must be a finite number above 0, not 0"),
         ({"seed": -1}, "seed must be a whole number from 0 to"),

@@ -27,7 +27,7 @@ if "google.colab" in sys.modules:
 # ## The two files
 #
 # Put your own in their place. These stand in for them: handwritten digits of 8 by 8 pixels with values from 0 to 16,
-# one in each line and its label at the end; and a network 64-100-50-10 that was trained on the pixels divided by 16.
+# one sample in each line with its label at the end; and a network 64-100-50-10 that was trained on the pixels divided by 16.
 # PyTorch trains it where it is installed, as on Colab. Elsewhere JAX does, and the file has the same format.
 
 # %%
@@ -39,6 +39,8 @@ from pathlib import Path
 import numpy as np
 from sklearn.datasets import load_digits
 
+from sa_jax import files
+
 TINY = bool(os.environ.get("SA_JAX_TINY"))  # for the tests of the repository
 folder = Path(tempfile.mkdtemp())
 digits = load_digits()
@@ -46,8 +48,9 @@ names = [f"pixel_{row}_{column}" for row in range(8) for column in range(8)]
 table = np.column_stack([digits.data, digits.target]).astype(int)
 np.savetxt(folder / "digits.csv", table, "%d", ",", header=",".join([*names, "digit"]), comments="")
 
+# The samples on which sa_jax will choose the mask; those that it measures on are new to the network.
 WIDTHS, EPOCHS = [100, 50, 10], 2 if TINY else 60
-x, y = digits.data.astype(np.float32)[:1000] / 16, digits.target[:1000]
+x, y = files.load_dataset(str(folder / "digits.csv"), input_std=16).train
 if importlib.util.find_spec("torch"):
     import torch
 
@@ -55,7 +58,7 @@ if importlib.util.find_spec("torch"):
     layers = [torch.nn.Linear(*sizes[i : i + 2]) for i in range(3)]
     net = torch.nn.Sequential(layers[0], torch.nn.ReLU(), layers[1], torch.nn.ReLU(), layers[2])
     optimizer = torch.optim.Adam(net.parameters(), 3e-3)
-    inputs, labels = torch.from_numpy(x), torch.from_numpy(y)
+    inputs, labels = torch.from_numpy(x), torch.from_numpy(y).long()
     for _ in range(8 * EPOCHS):
         optimizer.zero_grad()
         torch.nn.functional.cross_entropy(net(inputs), labels).backward()
@@ -64,11 +67,10 @@ if importlib.util.find_spec("torch"):
 else:
     import jax
 
-    from sa_jax import files
-    from sa_jax.networks.mlp import MLP, network_of
+    from sa_jax.networks.mlp import MLP
     from sa_jax.networks.pretrain import pretrain
 
-    params = pretrain(jax.random.key(0), MLP(WIDTHS), x, y.astype(np.int32), EPOCHS, 3e-3)
+    params = pretrain(jax.random.key(0), MLP(WIDTHS), x, y, EPOCHS, 3e-3)
     state = {}
     for i, layer in enumerate(params.values()):
         state |= {f"{2 * i}.weight": np.asarray(layer["kernel"]).T, f"{2 * i}.bias": np.asarray(layer["bias"])}
@@ -95,7 +97,7 @@ pruned = prune_file(
     density=0.1,
     input_std=16,
     workdir=folder / "run",
-    minutes=0.2 if TINY else 1,
+    minutes=0.02 if TINY else 1,
 )
 print(f"{pruned.kept:,} of {pruned.total:,} weights in {time.perf_counter() - begun:.0f} s")
 print(f"test accuracy {pruned.dense_accuracy:.1%} -> {pruned.accuracy:.1%}")
@@ -114,8 +116,6 @@ for note in pruned.notes:
 
 # %%
 import matplotlib.pyplot as plt
-
-from sa_jax import files
 
 params = files.load(folder / "pruned.pt")
 figure, row = plt.subplots(1, 3, figsize=(10, 3.2), layout="constrained")

@@ -10,7 +10,7 @@
     python scripts/results.py warm_starts  # where score search starts at each density of a sweep; 10 minutes
     python scripts/results.py estimates  # what estimates without derivatives cost; 5 minutes
     python scripts/results.py export     # exported networks: bytes, latency, accuracy; 25 minutes
-    python scripts/results.py compare    # configs/compare_mlpnet.gin and compare_lenet300.gin, into runs/; hours
+    python scripts/results.py compare    # configs/compare_{mlpnet,lenet300,wide}.gin, into runs/; hours
     python scripts/results.py readme     # tables and picture from the saved results; no measuring
 
 Each question has a module in questions/. The speed of all networks is measured by
@@ -77,7 +77,7 @@ TEXTS = {
     "warm_starts": warm_starts.table,
 }
 # Blocks that were saved as text, by `sa-jax compare` and scripts/prune_minilm.py.
-SAVED_TEXTS = ("minilm", "compare_lenet300")
+SAVED_TEXTS = ("minilm", "compare_lenet300", "compare_wide")
 
 
 def rewritten_pages() -> dict[Path, str]:

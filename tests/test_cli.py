@@ -18,7 +18,7 @@ from sa_jax import cli, export
 from sa_jax.files import workdirs
 
 ROOT = Path(__file__).parents[1]
-OTHERS = {"compare_digits", "compare_lenet300", "compare_mlpnet"}
+OTHERS = {"compare_digits", "compare_lenet300", "compare_mlpnet", "compare_wide"}
 OTHERS |= {"paper", "paper_schedules", "layers"}
 CONFIGS = [path for path in sorted(ROOT.glob("configs/*.gin")) if path.stem not in OTHERS]
 DIGITS = str(ROOT / "configs/digits.gin")

@@ -8,7 +8,7 @@ from sa_jax.reports import comparison
 
 from .saved import RESULTS, ROOT, config_path, peers
 
-COMPARISONS = ("compare_mlpnet", "compare_lenet300")
+COMPARISONS = ("compare_mlpnet", "compare_lenet300", "compare_wide")
 # Methods of `sa-jax compare` and the rows of peers.json that they should reproduce.
 PEERS = {
     "random": "random",

@@ -71,6 +71,7 @@ def test_refuses(changes, parts):
         "compare_digits",
         "compare_mlpnet",
         "compare_lenet300",
+        "compare_wide",
         "paper",
         "paper_schedules",
     ],

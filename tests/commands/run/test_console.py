@@ -55,7 +55,8 @@ def test_the_summary_is_that_of_the_result(finished):
     result = workdirs.read_result(finished)
     lines = summary(result, Path("there")).splitlines()
     assert lines[0].startswith(f"{result['kept']} of {result['total']:,} branches kept (")
-    assert f"{100 * result['test_accuracy']:.2f} % test accuracy" in lines[1] and "annealed" in lines[1]
+    found = f"{100 * result['test_accuracy']:.2f} ±{100 * result['standard_errors']['test_accuracy']:.2f} %"
+    assert f"{found} test accuracy" in lines[1] and "annealed" in lines[1]
     assert f"  {result['worth']}" in lines and lines[-1] == "  see there/report.html"
     searched = summary(result | {"probes": [1, 2], "warnings": ["too few"], "moves_weights": True}, Path("there"))
     assert "found by 2 probes" in searched and "  warning: too few\n" in searched

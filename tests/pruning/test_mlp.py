@@ -357,6 +357,11 @@ def start_masks(params, pattern):
     [
         (NM(3, 5), {}, ["layer 1, 8 inputs and 16 outputs", "3:5 needs a multiple of 5 inputs"]),
         (Rows(0.5), {}, ["Rows would prune classes, the outputs of the last layer: use Columns(0.5)"]),
+        (
+            Block((4, 4), 0.5),
+            {"backend": "native"},
+            ["Block(shape=(4, 4), density=0.5) is evaluated by XLA alone"],
+        ),
         (NM(2, 4), {"move": "informed"}, ["NM(kept=2, group=4) needs move 'uniform', not 'informed'"]),
         (
             Unit(0.5),

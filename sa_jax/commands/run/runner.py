@@ -184,6 +184,11 @@ def _writing(workdir: Path, on_message: Callable[[str], None]) -> Iterator[conte
 
 def _with_backend(config: RunConfig, on_message: Callable[[str], None]) -> RunConfig:
     """The settings with the backend that 'auto' means here. Native code is compiled if it is not in the cache."""
+    if config.backend == "native" and (platform := jax.default_backend()) != "cpu":
+        raise InputError(
+            f"run.backend = 'native' needs a CPU, but this run would use {platform}: set JAX_PLATFORMS=cpu, or "
+            "run.backend = 'auto'"
+        )
     with warnings.catch_warnings(record=True) as reasons:
         warnings.simplefilter("always")
         config = dataclasses.replace(config, backend=pruning.backend_of(config.options))

@@ -100,7 +100,8 @@ def _registered(path: Path, version: str) -> str:
     library = ctypes.CDLL(str(path))
     library.vectors.restype = ctypes.c_char_p
     jax.ffi.register_ffi_target(TARGET, jax.ffi.pycapsule(library.settle), platform="cpu")
-    return f"{library.vectors().decode()}, {version}"
+    # Without the name by which the compiler was called.
+    return f"{library.vectors().decode()}, compiler {version.partition(' ')[2] or version}"
 
 
 def cache_folder() -> Path:

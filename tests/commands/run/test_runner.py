@@ -482,6 +482,10 @@ def test_a_run_says_what_evaluates_its_proposals(monkeypatch):
         backend(native.Unavailable("no C compiler was found"), "native")
     assert backend(native.Library("AVX2, gcc 1.0", 0.0)) == "native"
     assert backend(None, "xla") == "xla"
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    with pytest.raises(InputError, match="'native' needs a CPU, but this run would use gpu"):
+        backend(native.Library("AVX2, gcc 1.0", 0.0), "native")
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
     assert len(said) == 1
     backend(native.Library("AVX2, gcc 1.0", 1.23))
     assert said[1:] == ["compiled native code in 1.2 s, for AVX2, gcc 1.0"]

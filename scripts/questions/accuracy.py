@@ -18,9 +18,9 @@ from .saved import RESULTS, load_rows, peers
 DENSITIES = (0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0.02)
 CONFIG_LABELS = {
     "mlpnet_mnist": "score search, then annealing",
-    "mlpnet_mnist_alone": "annealing alone",
     "mlpnet_mnist_long": "the same, longer",
-    "mlpnet_mnist_nudge": "the same, weights nudged",
+    "mlpnet_mnist_alone": "annealing alone",
+    "mlpnet_mnist_nudge": "score search, then annealing of weights too",
 }
 CONFIGS = list(CONFIG_LABELS)
 DRAWN_DENSITIES = (0.1, 0.05, 0.02)

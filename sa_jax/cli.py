@@ -200,13 +200,13 @@ def _interrupted(arguments: argparse.Namespace) -> int:
 
     workdirs.abandon()
     in_run = "checkpoints/*/*", "checkpoints/score_search-*.npz"
-    in_run += tuple(f"density_*/{place}" for place in in_run)
+    in_run += (*(f"density_*/{place}" for place in in_run), "density_*/result.json")
     saved = {"run": in_run, "prune": in_run, "compare": ("*/*.*",), "layers": ("layers/*.npz",)}
     if arguments.command in saved and arguments.workdir is not None:
         running = arguments.command in ("run", "prune")
         found = (path for place in saved[arguments.command] for path in arguments.workdir.glob(place))
         # Of a run, checkpoints that are whole.
-        if any(path.name.isdecimal() or path.suffix == ".npz" or not running for path in found):
+        if any(path.name.isdecimal() or path.suffix in (".npz", ".json") or not running for path in found):
             from_where = " from the last checkpoint" if running else ""
             tell(f"interrupted; repeat the command to resume{from_where}")
             return RESUMABLE
@@ -364,6 +364,8 @@ def load_config(gin_file: str, bindings: list[str], settings: Callable[[], Any],
     for scope, selector in gin.config._CONFIG:
         if (scope, selector) not in gin.config._OPERATIVE_CONFIG:
             if selector == "gin.macro":
+                if scope in macros:
+                    raise InputError(f"{gin_file} has no macro {scope}: set run.{scope.lower()} or the like")
                 raise InputError(f"no setting uses {scope}; {_nearest(scope, macros)}")
             raise InputError(f"no setting uses {scope + '/' if scope else ''}{selector}")
     return config

@@ -420,4 +420,8 @@ def public():
 
 
 def test_every_public_function_has_a_case():
-    assert set(public()) <= set(CASES) | {"export.export", "export.read_run", "prune_file"}  # commands' tests run these
+    assert set(public()) <= set(CASES) | {
+        "export.export",
+        "export.read_run",
+        "prune_file",
+    }  # commands' tests run these

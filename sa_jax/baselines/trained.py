@@ -40,7 +40,7 @@ class Training:
       optimizer: makes the optimizer from the schedule of the learning rate: `optax.adam`, or `momentum`.
     """
 
-    epochs: int | jax.Array = 10
+    epochs: int | jax.Array = 10  # int32 []
     learning_rate: float = 1e-2
     optimizer: Callable[[optax.Schedule], optax.GradientTransformation] = optax.adam
 

@@ -6,6 +6,8 @@ Both are also set in the environment, for processes that a command starts. What 
 import hashlib
 import importlib.metadata
 import os
+import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,8 @@ QUICK_FLAG = "xla_cpu_use_fusion_emitters"
 KNOWN_TO = ("0.7.", "0.8.", "0.9.", "0.10.")
 # Bytes of kept programs, above which the oldest are removed.
 MOST_BYTES = 500_000_000
+# How content begins that Zstandard has compressed.
+ZSTD = b"\x28\xb5\x2f\xfd"
 
 
 def begin(on_message: Callable[[str], None]) -> None:
@@ -38,6 +42,7 @@ def begin(on_message: Callable[[str], None]) -> None:
         folder = _folder()
         is_new = not folder.is_dir()
         folder.mkdir(parents=True, exist_ok=True)
+        _remove_damaged(folder)
         _remove_oldest(folder.parent)
     except (OSError, RuntimeError):  # no place in the user's cache: all is compiled at each call
         return
@@ -65,6 +70,28 @@ def _folder() -> Path:
     """The folder of the programs of this kind of processor: XLA compiles for the one at hand."""
     features = hashlib.sha256(library.processor_features().encode()).hexdigest()[:16]
     return library.user_cache() / "programs" / features
+
+
+def _remove_damaged(folder: Path) -> None:
+    """Removes programs that were written in part. JAX never replaces them, and warns of them at each call.
+
+    Each program is looked at once, at the first call after it was written.
+    """
+    stamp = folder / ".checked"
+    since = stamp.stat().st_mtime if stamp.exists() else 0.0
+    begun = time.time()
+    for path in folder.glob("*-cache"):
+        if path.stat().st_mtime < since:
+            continue
+        content = path.read_bytes()
+        if content.startswith(ZSTD):  # as JAX writes with another package, which checks it too
+            continue
+        try:
+            zlib.decompress(content)
+        except zlib.error:
+            path.unlink(missing_ok=True)
+    stamp.touch()
+    os.utime(stamp, (begun, begun))
 
 
 def _remove_oldest(folder: Path) -> None:

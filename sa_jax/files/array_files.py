@@ -71,7 +71,7 @@ def refuse_gguf(path: Path) -> None:
     except OSError:  # which reading it reports
         return
     if start == b"GGUF":
-        raise InputError(f"{path} is a GGUF file, which cannot be read: convert it to .safetensors")
+        raise InputError(f"{path} is a GGUF file: convert it with sa_jax.files.gguf_models.write_hugging_face")
 
 
 def read_metadata(path: Path) -> dict[str, str]:

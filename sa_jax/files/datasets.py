@@ -172,9 +172,9 @@ def table_of(name: str) -> tuple[str | None, str | None]:
     (('irises.csv', None), ('irises.csv', 'species'), (None, None))
     """
     path, _, label = name.rpartition("#")
-    if path.endswith(".csv"):
+    if path.lower().endswith(".csv"):
         return path, label
-    return (name if name.endswith(".csv") else None), None
+    return (name if name.lower().endswith(".csv") else None), None
 
 
 def split_samples(name: str, samples: Samples, input_mean: float = 0.0, input_std: float = 1.0) -> Dataset:

@@ -77,7 +77,11 @@ def read_table(path: Path, label: str | None = None) -> Table:
         except ValueError:
             wrong = next(number for number in features if not _is_number(row[number]))
             cell = row[wrong].strip()[:LONGEST]
-            what = f"{cell!r} is not a number; only labels may be text" if cell else "the cell is empty"
+            what = (
+                f"{cell!r} is not a number; only labels may be text: --label or data.csv#NAME name their column"
+                if cell
+                else "the cell is empty"
+            )
             _refuse_cell(path, line, wrong, names, what)
         lines.append(line)
     if not lines:

@@ -104,7 +104,7 @@ def test_numbers_that_are_not_finite_are_counted():
 def test_gguf_is_named_whatever_the_suffix(tmp_path):
     for suffix in array_files.SUFFIXES:
         (tmp_path / f"net{suffix}").write_bytes(b"GGUF" + bytes(20))
-        with refusal("is a GGUF file, which cannot be read: convert it to .safetensors"):
+        with refusal("is a GGUF file: convert it with sa_jax.files.gguf_models.write_hugging_face"):
             array_files.read_arrays(tmp_path / f"net{suffix}")
-        with refusal("is a GGUF file, which cannot be read: convert it to .safetensors"):
+        with refusal("is a GGUF file: convert it with sa_jax.files.gguf_models.write_hugging_face"):
             files.load(tmp_path / f"net{suffix}")

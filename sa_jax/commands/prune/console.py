@@ -102,7 +102,5 @@ def _plan(config: PruneConfig, inputs: Inputs) -> str:
     time_ = "as many steps as its size needs" if config.minutes is None else f"about {config.minutes:g} minutes"
     dense = dense_accuracy(inputs.network, inputs.dataset.test, inputs.activation)
     before = f"dense model: {100 * dense:.2f} % test accuracy\n" if inputs.labelled else ""
-    written = ", ".join(
-        str(path) for path in (*config.outs, config.masks, config.workdir) if path is not None
-    )
+    written = ", ".join(str(path) for path in (*config.outs, config.masks, config.workdir) if path is not None)
     return f"{before}would {kept}, with {time_}\nwould write {written}; nothing was written"

@@ -163,8 +163,13 @@ def prune(
     """
     begun = time.monotonic() if begun is None else begun
     with _planned(config, inputs, on_message, begun) as (run_config, folder):
-        more = folder, operative_config(run_config), config.overwrite, on_progress, on_message, stop
-        result = runner.run(run_config, *more)
+        operative = operative_config(run_config)
+        if _is_finished(config, inputs, folder, operative):
+            on_message("the run was finished before; only its files are written")
+            result = workdirs.read_result(folder)
+        else:
+            more = folder, operative, config.overwrite, on_progress, on_message, stop
+            result = runner.run(run_config, *more)
         if config.masks is not None:
             made = array_bytes(config.masks, files.masks_like(inputs.model, folder))
             workdirs.write_file(config.masks, made)
@@ -204,7 +209,7 @@ def _planned(
         if not inputs.as_in_file:
             content = npz_bytes(inputs.samples.arrays | {"classes": np.array(inputs.samples.classes)})
             workdirs.write_file(folder / DATA, content)
-            run_config = dataclasses.replace(run_config, dataset=str(folder / DATA))
+            run_config = dataclasses.replace(run_config, dataset=str((folder / DATA).absolute()))
         deadline = begun + 60 * (config.minutes or 0)
         sizes = inputs.network.total, len(inputs.dataset.train.labels)
         where = folder, config.overwrite, on_message
@@ -244,8 +249,17 @@ def _folder(config: PruneConfig, on_message: Callable[[str], None]) -> Iterator[
         yield folder
 
 
+def _is_finished(config: PruneConfig, inputs: Inputs, folder: Path, operative: str) -> bool:
+    """Whether the folder holds the run of these settings, which ended before its files were written."""
+    result, settings = folder / "result.json", folder / "operative.gin"
+    if config.overwrite or not result.is_file() or not settings.is_file() or settings.read_text() != operative:
+        return False
+    sources = [inputs.model, *(path for path in [Path(config.data.partition("#")[0])] if path.is_file())]
+    return all(path.stat().st_mtime < result.stat().st_mtime for path in sources)
+
+
 def _remove_unused(folder: Path) -> None:
-    if not (folder / "result.json").exists() and not (folder / runner.CHECKPOINTS).is_dir():
+    if not budget.is_begun(folder):
         for name in (DATA, budget.PLAN):
             (folder / name).unlink(missing_ok=True)
 

@@ -108,23 +108,25 @@ def check_outputs(config: PruneConfig) -> None:
       InputError: so it is.
     """
     written = [path for path in (*config.outs, config.masks) if path is not None]
+    sources = {"model": config.model, "data set": Path(config.data.partition("#")[0])}
     for path in written:
         if path.is_dir():
             raise InputError(f"{path} is a folder: name a file")
         if not path.parent.is_dir():
             raise InputError(f"the folder of {path} does not exist: make it first")
-        if path.exists() and config.model.exists() and os.path.samefile(path, config.model):
-            raise InputError(f"{path} is the model itself: name another file")
+        for what, source in sources.items():
+            if path.exists() and source.exists() and os.path.samefile(path, source):
+                raise InputError(f"{path} is the {what} itself: name another file")
         if path.exists() and not config.overwrite:
             raise InputError(f"{path} exists; name another, or add --overwrite")
         try:
             tempfile.TemporaryFile(dir=path.parent).close()
         except OSError as error:
             raise InputError(f"folder {path.parent} cannot be written: {error.strerror}") from None
-    if len(written) > 1 and written[0].absolute() == written[1].absolute():
-        raise InputError(f"{written[0]} cannot hold both the pruned weights and the masks")
+    if config.masks is not None and config.out.absolute() == config.masks.absolute():
+        raise InputError(f"{config.out} cannot hold both the pruned weights and the masks")
     if config.workdir is not None:
-        workdirs.check(config.workdir, config.overwrite)
+        workdirs.check(config.workdir, overwrite=True)  # a finished run is refused later, if it is another one
         workdirs.unmake(workdirs.make(config.workdir))  # raises where it cannot be made
 
 
@@ -132,7 +134,9 @@ def _rehearse(config: PruneConfig, model: Path, names: list[str], network: Netwo
     """Writes what will be written, with the masks of the largest weights, to a folder that is then removed."""
     magnitude = [jnp.abs(kernel) for kernel in network.kernels]
     if config.pattern is None:
-        flat = masks.by_score(masks.flatten(magnitude), masks.num_kept(config.density or 0.5, network.total))
+        densities = config.densities or [config.density or 0.5]
+        kept = [masks.num_kept(density, network.total) for density in densities]  # raises where none is kept
+        flat = masks.by_score(masks.flatten(magnitude), kept[0])
     else:
         patterns.network_sets(config.pattern, network.shapes)  # raises where the pattern does not fit a layer
         flat = patterns.network_best(config.pattern, magnitude)

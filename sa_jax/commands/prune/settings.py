@@ -18,7 +18,7 @@ DENSITY = 0.1
 
 @dataclass(frozen=True)
 class PruneConfig:
-    """What is pruned, and how. The attributes are the arguments of `sa_jax.prune_file`, described there.
+    """What is pruned, and how. All attributes but the last are arguments of `sa_jax.prune_file`, described there.
 
     Attributes:
       model: the weights file.
@@ -64,7 +64,7 @@ class PruneConfig:
     def out_of(self, density: float) -> Path:
         """Returns the pruned file of one of several densities, which is in its name: 'pruned-0.1.pt'."""
         suffix = next((end for end in (".weights.h5",) if self.out.name.endswith(end)), self.out.suffix)
-        return self.out.with_name(f"{self.out.name.removesuffix(suffix)}-{density:g}{suffix}")
+        return self.out.with_name(f"{self.out.name.removesuffix(suffix)}-{density!r}{suffix}")
 
     def __post_init__(self):
         for name in ("model", "out", "masks", "workdir"):

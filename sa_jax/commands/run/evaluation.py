@@ -171,6 +171,7 @@ def worth_text(
     sparsest: float | None = None,
     moves_weights: bool = False,
     searched: bool = False,
+    has_rival: bool = True,
 ) -> str:
     """Returns a few sentences on whether annealing was worth it.
 
@@ -186,6 +187,7 @@ def worth_text(
         validation split; None where there is none.
       moves_weights: whether annealing moved weights.
       searched: whether score search found the initial mask.
+      has_rival: whether another search was measured too; else the others are one-shot masks alone.
 
     >>> import textwrap
     >>> print(textwrap.fill(worth_text(0.041, 0.008, "OBD, one-shot", 12.3, 0.1, True, 0.005)))
@@ -202,7 +204,7 @@ def worth_text(
     points, share = f"{100 * abs(difference):.2f} ± {100 * error:.2f} points", f"{100 * density:.3g} %"
     start, who = f"At {share} of the branches", "score search and annealing" if searched else "annealing"
     weights = ", which keeps the original weights, while annealing moved them" if moves_weights else ""
-    other = f"the strongest other mask ({strongest}{weights})"
+    other = f"the strongest {'other' if has_rival else 'one-shot'} mask ({strongest}{weights})"
     if abs(difference) <= error:
         are, signed = ("are" if searched else "is"), f"{100 * difference:+.2f} ± {100 * error:.2f} points"
         verdict = f"{start} {who} {are} level with {other}: the difference is {signed} of test accuracy"
@@ -436,6 +438,7 @@ def _worth(result: Mapping[str, Any]) -> str:
         min(keeping, default=None),
         result["moves_weights"],
         result["start"] == "score_search",
+        result["rival"] is not None,
     )
 
 

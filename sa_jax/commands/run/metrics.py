@@ -27,7 +27,7 @@ def metrics(progress: Progress) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def writing_to(folder: Path) -> Callable[[Progress], None]:
+def writing_to(folder: Path, resumes: bool = True) -> Callable[[Progress], None]:
     """Returns a function that appends a line to `metrics.jsonl` of a folder.
 
     A resumed run makes steps again that were made after its last checkpoint. The earlier lines of these steps are
@@ -35,6 +35,7 @@ def writing_to(folder: Path) -> Callable[[Progress], None]:
 
     Args:
       folder: the work directory.
+      resumes: whether the run may resume; if not, the first call replaces the file of an earlier run.
 
     The function raises `InputError` if the file cannot be written.
     """
@@ -44,7 +45,8 @@ def writing_to(folder: Path) -> Callable[[Progress], None]:
     def write(progress: Progress) -> None:
         nonlocal is_first
         if is_first and path.exists():
-            kept = [line for line in path.read_text().splitlines() if _place(line) < _order(metrics(progress))]
+            earlier = path.read_text().splitlines() if resumes else []
+            kept = [line for line in earlier if _place(line) < _order(metrics(progress))]
             write_file(path, "".join(f"{line}\n" for line in kept))
         is_first = False
         line = json.dumps({"seconds": round(time.monotonic() - begun, 3)} | metrics(progress))

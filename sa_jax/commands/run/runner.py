@@ -88,7 +88,9 @@ def run(
     """
     interrupts.defer(None)
     first = jax.process_index() == 0
-    with _writing(workdir, on_message) as at_end:
+    # A run is not made for stricter settings of the caller.
+    lenient = jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow")
+    with lenient[0], lenient[1], _writing(workdir, on_message) as at_end:
         workdirs.check(workdir, overwrite)
         config = _with_backend(config, on_message)
         if first:
@@ -148,10 +150,8 @@ def run(
 
 def _metrics(workdir: Path, overwrite: bool, at_end: contextlib.ExitStack) -> Callable[[Progress], None]:
     """A function that writes each progress of a run to its folder."""
-    if overwrite or not (workdir / CHECKPOINTS).is_dir():
-        (workdir / metrics.FILE).unlink(missing_ok=True)
     at_end.callback(metrics.remove_unused, workdir)
-    return metrics.writing_to(workdir)
+    return metrics.writing_to(workdir, resumes=not overwrite and (workdir / CHECKPOINTS).is_dir())
 
 
 def _also(first: Callable[[Progress], None], second: Callable[[Progress], None]) -> Callable[[Progress], None]:

@@ -41,7 +41,7 @@ def test_a_stopped_run_keeps_the_steps_that_it_had(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     resumed, messages = plan(tmp_path, 10, speed=FAST._replace(anneal=10.0))
     assert (resumed.num_steps, not messages) == (stored["num_steps"], True)
-    with refusal("holds an unfinished run with minutes = 10, not 5: choose another workdir, or add --overwrite"):
+    with refusal("holds a run with --minutes 10, not 5: choose another workdir, or add --overwrite"):
         plan(tmp_path, 5)
     assert plan(tmp_path, 5, overwrite=True)[0].num_steps < first.num_steps
     (tmp_path / "prune.json").write_text("{")
@@ -51,7 +51,12 @@ def test_a_stopped_run_keeps_the_steps_that_it_had(tmp_path):
 def test_too_short_a_time_is_said(tmp_path):
     config, messages = plan(tmp_path, 0.1)
     assert config.num_steps == budget.TRIAL_STEPS
-    assert messages[-1] == "the time of 0.1 min is too short: compiling alone takes 10 s"
+    assert messages[-1] == "0.1 min are too short: making the fewest steps"
+
+
+def test_a_rival_takes_half_of_the_time():
+    alone, beside = (steps_for(FAST, 1_000.0, 4_000, has_rival=has) for has in (False, True))
+    assert beside[0] == alone[0] and beside[1] < alone[1] / 2
 
 
 @pytest.mark.slow

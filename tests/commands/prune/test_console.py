@@ -5,6 +5,7 @@ import pytest
 
 from sa_jax import cli
 from sa_jax.commands import interrupts
+from sa_jax.commands.prune import budget
 from tests.commands.prune.models import shorten, write_model, write_table
 
 
@@ -91,3 +92,43 @@ def test_densities_that_cannot_be(words, message, folder, capsys):
     assert cli.main([*WORDS, *words]) == 2
     assert message in capsys.readouterr().err
     assert sorted(path.name for path in folder.iterdir()) == ["data.csv", "model.npz"]
+
+
+@pytest.mark.slow
+def test_a_sweep_within_minutes_resumes_with_the_steps_that_it_had(folder, capsys, monkeypatch):
+    words = [*WORDS, "--workdir=run", "--densities=0.5,0.3", "--minutes=0.1"]
+    monkeypatch.setattr(budget, "measure", lambda config: budget.Speed(1e3, 4e2, 0.0))
+    monkeypatch.setattr(interrupts, "requested", lambda: True)
+    assert cli.main(words) == 75
+    plan = (folder / "run/prune.json").read_text()
+    monkeypatch.setattr(budget, "measure", lambda config: budget.Speed(1e3, 1e3, 0.0))
+    monkeypatch.setattr(interrupts, "requested", lambda: False)
+    assert cli.main(words) == 0
+    assert (folder / "run/prune.json").read_text() == plan
+    # Its files are gone: they are written again, without another run.
+    (folder / "out-0.3.npz").unlink()
+    assert cli.main(words) == 2
+    (folder / "out-0.5.npz").unlink()
+    capsys.readouterr()
+    assert cli.main(words) == 0 and "done already" in capsys.readouterr().err
+    assert (folder / "out-0.3.npz").is_file()
+
+
+@pytest.mark.slow
+def test_files_of_a_finished_run_are_written_again(folder, capsys):
+    words = [*WORDS, "--workdir=run", "--density=0.5"]
+    assert cli.main(words) == 0
+    content = (folder / "out.npz").read_bytes()
+    (folder / "out.npz").unlink()
+    capsys.readouterr()
+    assert cli.main(words) == 0
+    assert "only its files are written" in capsys.readouterr().err
+    assert (folder / "out.npz").read_bytes() == content
+    (folder / "out.npz").unlink()
+    assert cli.main([*words, "--seed=1"]) == 2
+    assert "already holds a run's result" in capsys.readouterr().err
+
+
+def test_the_data_are_never_replaced(folder, capsys):
+    assert cli.main([*WORDS[:2], "--data=data.csv", "--out=data.csv", "--overwrite"]) == 2
+    assert "data.csv is the data set itself" in capsys.readouterr().err

@@ -98,7 +98,8 @@ def test_a_keras_file_tells_its_activation(folder):
         ({"data": "data.csv#kind"}, ["has no header"]),
         ({"data": "own.npz", "label": "kind"}, ["label names a column of a .csv file, and own.npz is not one"]),
         ({"out": "model.npz", "overwrite": True}, ["model.npz is the model itself"]),
-        ({"out": "data.csv"}, ["data.csv exists; name another, or add --overwrite"]),
+        ({"out": "data.csv"}, ["data.csv is the data set itself: name another file"]),
+        ({"out": "old.npz"}, ["old.npz exists; name another, or add --overwrite"]),
         ({"out": "no/such/out.npz"}, ["the folder of", "does not exist: make it first"]),
         ({"out": "out.xyz"}, ["out.xyz: pruned weights are written to"]),
         ({"out": "runs"}, ["runs is a folder: name a file"]),
@@ -115,6 +116,7 @@ def test_a_keras_file_tells_its_activation(folder):
 )
 def test_what_does_not_fit_is_refused_and_nothing_is_left(folder, settings, parts):
     (folder / "runs").mkdir()
+    np.savez("old.npz", x=X)
     np.savez("one.npz", **{"fc.weight": np.ones((1, 4))})
     np.savez("many.npz", x=X, y=np.arange(200) % 6)
     before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}

@@ -180,8 +180,10 @@ def test_what_is_good_already_starts_cold(task):
 def test_annealing_begins_where_score_search_ends(task, energy):
     """At the mask that the search finds with a key of its own, on the calibrated energy."""
     params, x, y = task
-    options, key = Options(energy=energy, score_steps=150, temperature_start=1e-9), jax.random.key(7)
-    _, result = prune(key, params, x, y, 0.2, 1, **options._asdict())
+    key = jax.random.key(7)
+    changed = {"energy": energy, "temperature_start": 1e-9}
+    options = Options(**changed, score_steps=150)
+    _, result = prune(key, params, x, y, 0.2, 1, **changed, score_steps=150)
     network = mlp.network_of(params)[1]
 
     @jax.jit
@@ -195,7 +197,7 @@ def test_annealing_begins_where_score_search_ends(task, energy):
     first = masks.by_score(jnp.abs(masks.flatten(network.kernels)), 54)
     assert int((found != first).sum()) > 10
     # Steps and key of the search are options of the call.
-    _, other = prune(key, params, x, y, 0.2, 1, **options._replace(score_steps=20)._asdict())
+    _, other = prune(key, params, x, y, 0.2, 1, **changed, score_steps=20)
     assert int((found != other.final).sum()) > 2
 
 

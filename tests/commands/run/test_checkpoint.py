@@ -148,7 +148,7 @@ def test_a_run_that_is_stopped_while_it_searches_ends_as_one_that_is_not(tmp_pat
     run(SEARCHED, tmp_path / "whole")
     workdir = tmp_path / "stopped"
     stop(SEARCHED, workdir, chunks=2)
-    assert [path.name for path in workdir.iterdir()] == ["checkpoints"]
+    assert sorted(path.name for path in workdir.iterdir()) == ["checkpoints", "metrics.jsonl"]
     with refusal("unfinished run with score_steps = 350, not 400", "--overwrite"):
         run(dataclasses.replace(SEARCHED, score_steps=400), workdir)
     with refusal("unfinished run with patience = 0.2, not 1"):
@@ -261,7 +261,12 @@ def test_none_are_made_where_they_are_turned_off(tmp_path):
 def command(workdir, *bindings):
     words = ["run", "--gin_file=configs/digits.gin", f"--workdir={workdir}", "--gin_bindings=WEIGHTS='random'"]
     words += ["--gin_bindings=NUM_STEPS=30_000", "--gin_bindings=NUM_SAMPLES=200", "--gin_bindings=run.patience=1"]
-    words += ["--gin_bindings=CHECKPOINT_SECONDS=0.2", "--gin_bindings=NUM_CHAINS=3", *bindings]
+    words += [
+        "--gin_bindings=run.rival=None",
+        "--gin_bindings=CHECKPOINT_SECONDS=0.2",
+        "--gin_bindings=NUM_CHAINS=3",
+        *bindings,
+    ]
     program = "from sa_jax.cli import entry_point; entry_point()"
     # Fully optimized, see conftest. The cache is theirs alone: a process that is killed may leave half a program,
     # of which a reader warns and which it compiles again.
@@ -343,6 +348,7 @@ def test_the_folder_of_a_living_run_is_refused(tmp_path):
         assert process.wait() == 75, process.stderr.read()
     assert sorted(path.name for path in workdir.iterdir()) == [
         "checkpoints",
+        "metrics.jsonl",
         "partial_masks.npz",
         "partial_report.html",
     ]

@@ -409,7 +409,22 @@ def test_version(capsys):
 
 
 # Words in capitals that are not settings: forms and formats, places in help texts, an environment variable.
-CAPITALS = {"CRC", "CSV", "DIR", "GGUF", "HOST", "IDX", "LAYER", "NM", "ONNX", "PORT", "SA_JAX_DATA", "UTF"}
+CAPITALS = {
+    "CPU",
+    "JAX_PLATFORMS",
+    "CRC",
+    "CSV",
+    "DIR",
+    "GGUF",
+    "HOST",
+    "IDX",
+    "LAYER",
+    "NM",
+    "ONNX",
+    "PORT",
+    "SA_JAX_DATA",
+    "UTF",
+}
 
 
 def quoted(node):

@@ -34,6 +34,8 @@ PAGES = [
 ]
 EXPORT = ROOT / "sa_jax/docs/export.md"  # its examples need other frameworks, and have a test in tests/export
 STAND_ALONE = (README, EXPORT)
+# Their examples make whole runs, the same whatever the settings of their callers; EXPORT has other tests.
+WHOLE_COMMANDS = (EXPORT, ROOT / "sa_jax/docs/runs.md", ROOT / "sa_jax/docs/your_model.md")
 # A command with this comment is not run here, for the reason that the reader sees. Its settings are resolved.
 NEEDS = re.compile(r"# needs ")
 
@@ -88,7 +90,7 @@ def test_blocks_run_from_top_to_bottom(page, tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("setting", READERS)
 @pytest.mark.parametrize(
-    "page", [page for page in PAGES if blocks(page, "python") and page != EXPORT], ids=name_of
+    "page", [page for page in PAGES if blocks(page, "python") and page not in WHOLE_COMMANDS], ids=name_of
 )
 def test_examples_run_under(page, setting, tmp_path, monkeypatch):
     """Readers have settings of their own. Without jit, the examples would take hours."""

@@ -113,7 +113,7 @@ def _check_pattern(pattern: Pattern, options: Options, network: mlp.Network) -> 
             f"Rows would prune classes, the outputs of the last layer: use Columns({pattern.density})"
         )
     if options.backend == "native" and patterns.rule_of(pattern).block != (1, 1):
-        raise InputError(f"{pattern!r} is evaluated by XLA alone: leave backend at 'auto', or set 'xla'")
+        raise InputError(f"{pattern!r} has no native code: leave backend at 'auto', or set 'xla'")
     patterns.network_sets(pattern, network.shapes)  # raises where the pattern does not fit a layer
 
 

@@ -362,7 +362,7 @@ def start_masks(params, pattern):
         (
             Block((4, 4), 0.5),
             {"backend": "native"},
-            ["Block(shape=(4, 4), density=0.5) is evaluated by XLA alone"],
+            ["Block(shape=(4, 4), density=0.5) has no native code"],
         ),
         (NM(2, 4), {"move": "informed"}, ["NM(kept=2, group=4) needs move 'uniform', not 'informed'"]),
         (

@@ -113,9 +113,18 @@ def page_of(module: griffe.Module) -> str:
     own = [name for name in module.exports or () if is_own(module, str(name))]
     parts = [block(module.path, heading_level=1, members="[]"), exports_of(module)]
     parts += [block(f"{module.path}.{name}", show_root_full_path="false") for name in own]
+    if module.parent is None:
+        parts += [block(path, show_root_full_path="false") for path in of_internal(module)]
     if module.parent is not None:
         parts += [block(inner.path) for inner in public_modules(module) if not inner.is_subpackage]
     return "\n\n".join(part for part in parts if part)
+
+
+def of_internal(package: griffe.Module) -> list[str]:
+    """The paths of what a package exports from `INTERNAL`, which has no page of its own."""
+    values = (package[str(name)] for name in package.exports or ())
+    paths = [value.final_target.path for value in values if isinstance(value, griffe.Alias)]
+    return [path for path in paths if path.startswith(tuple(f"{one}." for one in INTERNAL))]
 
 
 def is_own(module: griffe.Module, name: str) -> bool:

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from contextlib import nullcontext
+from itertools import cycle
 from pathlib import Path
 
 import jax
@@ -35,7 +36,7 @@ PAGES = [
 EXPORT = ROOT / "sa_jax/docs/export.md"  # its examples need other frameworks, and have a test in tests/export
 STAND_ALONE = (README, EXPORT)
 # Their examples make whole runs, the same whatever the settings of their callers; EXPORT has other tests.
-WHOLE_COMMANDS = (EXPORT, ROOT / "sa_jax/docs/runs.md", ROOT / "sa_jax/docs/your_model.md")
+WHOLE_COMMANDS = (EXPORT, *(ROOT / f"sa_jax/docs/{name}.md" for name in ("runs", "results", "your_model")))
 # A command with this comment is not run here, for the reason that the reader sees. Its settings are resolved.
 NEEDS = re.compile(r"# needs ")
 
@@ -88,12 +89,13 @@ def test_blocks_run_from_top_to_bottom(page, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("setting", READERS)
 @pytest.mark.parametrize(
-    "page", [page for page in PAGES if blocks(page, "python") and page not in WHOLE_COMMANDS], ids=name_of
+    ("page", "setting"),
+    [*zip((page for page in PAGES if blocks(page, "python") and page not in WHOLE_COMMANDS), cycle(READERS))],
+    ids=lambda value: value if isinstance(value, str) else name_of(value),
 )
 def test_examples_run_under(page, setting, tmp_path, monkeypatch):
-    """Readers have settings of their own. Without jit, the examples would take hours."""
+    """Readers have settings of their own; each page one, in turn. Without jit, the examples would take hours."""
     if "rbg keys" in setting and jax.__version_info__[:2] == (0, 7) and "shard_map" in page.read_text():
         pytest.skip("JAX 0.7 draws no rbg bits inside shard_map")
     monkeypatch.chdir(tmp_path)

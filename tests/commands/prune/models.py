@@ -41,5 +41,5 @@ def write_table(folder, labels=True, name="data.csv"):
 def shorten(monkeypatch, **settings):
     """Makes all runs of `sa-jax prune` short."""
     whole = host.run_settings
-    few = {"num_steps": 1_000, "score_steps": 150, "num_samples": 60} | settings
+    few = {"num_steps": 1_000, "score_steps": 150, "num_samples": 60, "rival": None} | settings
     monkeypatch.setattr(host, "run_settings", lambda *given: dataclasses.replace(whole(*given), **few))

@@ -365,7 +365,8 @@ def load_config(gin_file: str, bindings: list[str], settings: Callable[[], Any],
         if (scope, selector) not in gin.config._OPERATIVE_CONFIG:
             if selector == "gin.macro":
                 if scope in macros:
-                    raise InputError(f"{gin_file} has no macro {scope}: set run.{scope.lower()} or the like")
+                    command = "compare" if scope in COMPARE_MACROS else "run"
+                    raise InputError(f"{gin_file} has no macro {scope}: set {command}.{scope.lower()}")
                 raise InputError(f"no setting uses {scope}; {_nearest(scope, macros)}")
             raise InputError(f"no setting uses {scope + '/' if scope else ''}{selector}")
     return config

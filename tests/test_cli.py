@@ -516,3 +516,13 @@ def test_compare_command_line(capsys):
     assert "compare has no setting 'epoch'; did you mean epochs?" in capsys.readouterr().err
     assert cli.main([*shown, "--gin_bindings=SEED=3"]) == 2
     assert "no setting uses SEED; did you mean SEEDS?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "binding", "instead"),
+    [("run", "DENSITY=0.1", "run.density"), ("compare", "SEEDS=[0]", "compare.seeds")],
+)
+def test_a_macro_that_the_file_lacks_is_named_with_its_setting(command, binding, instead, tmp_path, capsys):
+    (tmp_path / "own.gin").write_text(f"{command}.tolerance = 0.01\n")
+    assert cli.main([command, f"--gin_file={tmp_path / 'own.gin'}", "--set", binding, "--dry_run"]) == 2
+    assert f"has no macro {binding.partition('=')[0]}: set {instead}\n" in capsys.readouterr().err

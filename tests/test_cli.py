@@ -523,6 +523,8 @@ def test_compare_command_line(capsys):
     [("run", "DENSITY=0.1", "run.density"), ("compare", "SEEDS=[0]", "compare.seeds")],
 )
 def test_a_macro_that_the_file_lacks_is_named_with_its_setting(command, binding, instead, tmp_path, capsys):
-    (tmp_path / "own.gin").write_text(f"{command}.tolerance = 0.01\n")
+    needed = {"compare": "methods = ['random']; densities = [0.1]; seeds = [1]; datasets = {'digits': [0, 1]}"}
+    settings = needed.get(command, "tolerance = 0.01").split("; ")
+    (tmp_path / "own.gin").write_text("".join(f"{command}.{setting}\n" for setting in settings))
     assert cli.main([command, f"--gin_file={tmp_path / 'own.gin'}", "--set", binding, "--dry_run"]) == 2
     assert f"has no macro {binding.partition('=')[0]}: set {instead}\n" in capsys.readouterr().err

@@ -351,6 +351,7 @@ def evaluate(
         "start": config.start,
         "score_steps": 0 if annealed.searched is None else annealed.searched.num_steps,
         "scores_from": config.scores_from,
+        "pattern": config.pattern,
         "estimates": config.estimates,
         "backend": pruning.described_backend(config.options),
         "patience": config.patience,

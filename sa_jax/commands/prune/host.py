@@ -25,6 +25,7 @@ from sa_jax.files import workdirs
 from sa_jax.files.array_files import array_bytes
 from sa_jax.files.npz import npz_bytes
 from sa_jax.networks.patterns import Pattern
+from sa_jax.types import InputError
 
 # The data set with labels or classes that its file lacks, in the folder of the run.
 DATA = "data.npz"
@@ -208,12 +209,19 @@ def _planned(
         run_config = run_settings(config, inputs)
         if not inputs.as_in_file:
             content = npz_bytes(inputs.samples.arrays | {"classes": np.array(inputs.samples.classes)})
-            workdirs.write_file(folder / DATA, content)
+            _write_data(folder / DATA, content, config.overwrite)
             run_config = dataclasses.replace(run_config, dataset=str((folder / DATA).absolute()))
         deadline = begun + 60 * (config.minutes or 0)
         sizes = inputs.network.total, len(inputs.dataset.train.labels)
         where = folder, config.overwrite, on_message
         yield budget.planned(run_config, *sizes, config.minutes, deadline, *where, len(config.outs)), folder
+
+
+def _write_data(path: Path, content: bytes, overwrite: bool) -> None:
+    """Writes the data of a run, but not over those of another one."""
+    if path.exists() and not overwrite and path.read_bytes() != content:
+        raise InputError(f"{path.parent} holds a run on other data; name another workdir, or add --overwrite")
+    workdirs.write_file(path, content)
 
 
 def _pruned(inputs: Inputs, result: dict[str, Any], folder: Path, out: Path, seconds: float) -> Pruned:

@@ -70,6 +70,11 @@ def test_without_labels_the_outputs_are_kept(folder):
     assert "kl_to_teacher" in (folder / "run/operative.gin").read_text()
     with pytest.raises(InputError, match="already holds a run's result"):
         prune_file("model.npz", "plain.npz", "again.npz", activation="tanh", workdir="run")
+    before = (folder / "run/data.npz").read_bytes()
+    np.savez("other.npz", x=X[::-1])
+    with pytest.raises(InputError, match="run holds a run on other data"):
+        prune_file("model.npz", "other.npz", "again.npz", 0.4, activation="tanh", workdir="run")
+    assert (folder / "run/data.npz").read_bytes() == before
 
 
 @pytest.mark.slow

@@ -6,8 +6,8 @@
 MLPNet on MNIST, its public weights fixed. A variant is the base with a setting or two changed. Each run has a
 process and a core of its own, and as many proposals as its first thousand say that the budget allows; what it
 really took is recorded. Settings are chosen by the validation accuracy, and the test accuracy is recorded beside
-it. Writes FILE.json after every run, resumes where it stopped, and at the end draws FILE.png and writes the table
-to FILE.md.
+it. Writes FILE.json after every run, resumes where it stopped (not with runs of other code), and at the end draws
+FILE.png and writes the table to FILE.md.
 """
 
 import argparse
@@ -20,6 +20,8 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import Manager, get_context
 from pathlib import Path
 from typing import Any
+
+from questions import figures
 
 ROOT = Path(__file__).resolve().parents[1]
 DENSITIES = (0.5, 0.02)
@@ -254,6 +256,7 @@ def main() -> None:
     if unknown := [name for name in variants if name not in VARIANTS]:
         parser.error(f"unknown variant {unknown[0]!r}; variants: {'; '.join(VARIANTS)}")
     densities = [float(density) for density in arguments.densities.split(",")]
+    code = figures.sources_digest("ablation")
     result: dict[str, Any] = {"seconds": arguments.seconds, "base": BASE, "variants": VARIANTS, "runs": []}
     if arguments.out.exists():
         earlier = json.loads(arguments.out.read_text())
@@ -262,7 +265,7 @@ def main() -> None:
         same = [
             run
             for run in earlier["runs"]
-            if earlier["variants"].get(run["variant"]) == VARIANTS.get(run["variant"])
+            if earlier["variants"].get(run["variant"]) == VARIANTS.get(run["variant"]) and run.get("code") == code
         ]
         result["runs"] = same if earlier["base"] == BASE else []
     done = {(run["variant"], run["density"], run["seed"]) for run in result["runs"]}
@@ -284,7 +287,7 @@ def main() -> None:
         futures = [executor.submit(measure, *task, arguments.seconds, cores) for task in tasks]
         for number, future in enumerate(as_completed(futures), 1):
             run = future.result()
-            result["runs"].append(run)
+            result["runs"].append(run | {"code": code})
             save(result, arguments.out)
             print(
                 f"{number}/{len(tasks)}  {run['variant']}, density {run['density']}, seed {run['seed']}: "

@@ -36,6 +36,7 @@ from questions import (
     endure,
     estimates,
     export,
+    figures,
     layers,
     networks,
     optimum,
@@ -86,6 +87,10 @@ def rewritten_pages() -> dict[Path, str]:
     blocks["parts"] = accuracy.parts_table(saved.load("accuracy"))
     blocks["compare_mlpnet"] = compare.table(saved.load_rows("compare_mlpnet"))
     blocks |= {name: saved.load_page(name) for name in SAVED_TEXTS}
+    blocks = {
+        name: text + (figures.note(name) if name in figures.FIGURES else "") for name, text in blocks.items()
+    }
+    blocks["measured"] = figures.table()
     return pages.with_blocks(blocks)
 
 
@@ -109,8 +114,9 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=[*RUNS, *MEASURES, "compare", "readme"])
-    parser.add_argument("--configs", default="", help="of `accuracy` and `random`, as the following")
-    parser.add_argument("--densities", default="")
+    parser.add_argument("--configs", default="", help="of `accuracy`, `random` and `compare`")
+
+    parser.add_argument("--densities", default="", help="of `accuracy` and `random`, as the following")
     parser.add_argument("--seeds", default=",".join(map(str, runs.SEEDS)))
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
     arguments = parser.parse_args()
@@ -127,7 +133,7 @@ def main() -> None:
             parser.error(f"unknown config {min(unknown)}; configs: {', '.join(question.CONFIGS)}")
         question.measure(configs, densities or question.DENSITIES, seeds, arguments.jobs)
     elif arguments.what == "compare":
-        compare.measure(arguments.jobs)
+        compare.measure(arguments.configs.split(",") if arguments.configs else compare.COMPARISONS, arguments.jobs)
     else:
         measure(arguments.what)
 

@@ -3,9 +3,11 @@
 import statistics
 import subprocess
 import sys
+from collections.abc import Iterable
 
 from sa_jax.reports import comparison
 
+from . import figures
 from .saved import RESULTS, ROOT, config_path, peers
 
 COMPARISONS = ("compare_mlpnet", "compare_lenet300", "compare_wide")
@@ -24,16 +26,20 @@ PEERS = {
 USES = ("uses_labels", "uses_gradients", "moves_weights")
 
 
-def measure(jobs: int) -> None:
-    """Makes the comparisons that are not complete yet, and copies their tables to scripts/results/."""
+def measure(names: Iterable[str], jobs: int) -> None:
+    """Makes the comparisons that are not complete yet, and copies their tables to scripts/results/.
+
+    Cells are kept in a folder for each state of the code, so that none is taken that other code measured.
+    """
     run = [sys.executable, "-c", "import sys; from sa_jax.cli import main; sys.exit(main())", "compare"]
-    for name in COMPARISONS:
-        workdir = ROOT / "runs" / name
+    for name in names:
+        workdir = ROOT / "runs" / f"{name}-{figures.sources_digest(name)}"
         command = [*run, f"--gin_file={config_path(name)}", f"--workdir={workdir}", f"--jobs={jobs}"]
         if subprocess.run(command).returncode:
             raise SystemExit(f"results: {name} was not finished")
         for source, target in (("results.csv", ".csv"), ("paired.csv", "_paired.csv"), ("results.md", ".md")):
-            (RESULTS / f"{name}{target}").write_bytes((workdir / source).read_bytes())
+            if f"{name}{target}" in figures.FIGURES[name].files:
+                (RESULTS / f"{name}{target}").write_bytes((workdir / source).read_bytes())
 
 
 def table(rows: list[dict[str, str]]) -> str:

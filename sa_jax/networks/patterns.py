@@ -12,6 +12,12 @@ layer:0.5
 4x4:0.5
 columns:0.5
 rows:0.5
+
+Of a convolution, the weight `[outputs, inputs]` has a column for each input channel at each place of the kernel. Two
+patterns are for convolutions above all:
+
+>>> print(Kernels(0.5), Channels(0.5))
+kernels:0.5 channels:0.5
 """
 
 from collections.abc import Sequence
@@ -162,7 +168,49 @@ class Rows:
         return f"rows:{self.density}"
 
 
-Pattern = Unit | Layer | NM | Block | Columns | Rows
+@dataclass(frozen=True)
+class Kernels:
+    """Keeps or prunes whole k x k slices of a convolution, one for each output and input channel.
+
+    Each output channel keeps the same share of its slices. Other layers have slices of one weight.
+
+    Attributes:
+      density: the share of each output's slices that is kept, in (0, 1]; rounded to a whole number of slices.
+
+    Raises:
+      InputError: a density outside (0, 1].
+    """
+
+    density: float
+
+    def __post_init__(self):
+        _set_density(self)
+
+    def __str__(self):
+        return f"kernels:{self.density}"
+
+
+@dataclass(frozen=True)
+class Channels:
+    """Keeps or prunes whole input channels of a convolution. In other layers they are whole inputs.
+
+    Attributes:
+      density: the share of the input channels that is kept, in (0, 1]; rounded to a whole number of channels.
+
+    Raises:
+      InputError: a density outside (0, 1].
+    """
+
+    density: float
+
+    def __post_init__(self):
+        _set_density(self)
+
+    def __str__(self):
+        return f"channels:{self.density}"
+
+
+Pattern = Unit | Layer | NM | Block | Columns | Rows | Kernels | Channels
 
 
 def _set_density(pattern: Any) -> None:
@@ -242,7 +290,9 @@ def rule_of(pattern: Pattern) -> Rule:
             return Rule(num_kept=pattern.kept, group=pattern.group)
         case Block():
             return Rule(density=pattern.density, block=pattern.shape)
-        case Columns():
+        case Kernels():
+            return Rule(density=pattern.density)
+        case Columns() | Channels():
             return Rule(density=pattern.density, block=(0, 1))
         case Rows():
             return Rule(density=pattern.density, block=(1, 0), whole_layer=True)

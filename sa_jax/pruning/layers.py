@@ -1,5 +1,6 @@
-"""Prunes the linear layers of any model, one by one, each on its own output error."""
+"""Prunes the linear layers and convolutions of any model, one by one, each on its own output error."""
 
+import math
 import zlib
 from collections.abc import Mapping
 
@@ -10,9 +11,10 @@ from sa_jax.annealing.inputs import check_key, described
 from sa_jax.checks import number
 from sa_jax.networks import masks, patterns
 from sa_jax.networks.arrays import as_numbers
-from sa_jax.networks.patterns import Layer, Pattern
+from sa_jax.networks.patterns import Channels, Kernels, Layer, Pattern
 from sa_jax.networks.trees import leaves_by_name, no_such_leaf
 from sa_jax.pruning.allocation import equal_counts
+from sa_jax.pruning.convolutions import check_convolution, prune_convolution
 from sa_jax.pruning.gram import check_layer, damped
 from sa_jax.pruning.linear import prune_linear_sharded
 from sa_jax.pruning.moments import Moments, dense_correction
@@ -28,15 +30,16 @@ def prune_layers(
     sweeps: float = 2.0,
     damping: float = 0.01,
 ) -> PyTree:
-    """Prunes the linear layers of any model, each by annealing its mask on the squared error of its outputs.
+    """Prunes the layers of any model, each by annealing its mask on the squared error of its outputs.
 
-    Needs no labels and no gradients, and changes no weight. See `prune_linear` for the method. Each layer's random
-    numbers depend on `rng_key` and the layer's name alone.
+    Linear layers and convolutions are pruned. Needs no labels and no gradients, and changes no weight. See
+    `prune_linear` for the method. Each layer's random numbers depend on `rng_key` and the layer's name alone.
 
     Args:
       rng_key: a key, `[]`.
       params: Flax params of any model, with or without the outer level `params`; the kernel of layer
-        'encoder/Dense_0' is the leaf 'encoder/Dense_0/kernel', float `[inputs, outputs]`.
+        'encoder/Dense_0' is the leaf 'encoder/Dense_0/kernel', float `[inputs, outputs]`, or of a convolution
+        `[*sizes, channels, outputs]`.
       moments: of each layer's inputs, by the layer's path, as `collect_moments` gives them. Layers without moments
         are not pruned: leave out a layer to keep it whole.
       density: the share of the branches of all these layers together that is kept, in (0, 1]. Exactly
@@ -69,16 +72,22 @@ def prune_layers(
     damping = number("damping", damping, least=0)
     has_outer = isinstance(params, Mapping) and "params" in params
     inner = params["params"] if has_outer else params
-    paths, weights = _layers(inner, moments)
-    wanted = _patterns({name: weight.shape for name, weight in weights.items()}, density)
+    paths, kernels = _layers(inner, moments)
+    wanted = _patterns({name: kernel.shape for name, kernel in kernels.items()}, density)
     found = {}
-    for name, weight in weights.items():
-        layer = moments[name]
-        mask = jnp.zeros(weight.shape, bool)
-        if (pattern := wanted[name]) is not None:
-            gram, correction = damped(layer.gram, damping), dense_correction(layer, weight)
-            mask = prune_linear_sharded(layer_key(rng_key, name), weight, gram, pattern, sweeps, correction)
-        found[paths[name]] = mask.T
+    for name, kernel in kernels.items():
+        pattern, layer, key = wanted[name], moments[name], layer_key(rng_key, name)
+        if pattern is None:
+            mask = jnp.zeros(kernel.shape, bool)
+        elif kernel.ndim == 2:
+            gram, correction = damped(layer.gram, damping), dense_correction(layer, kernel.T)
+            mask = prune_linear_sharded(key, kernel.T, gram, pattern, sweeps, correction).T
+        else:
+            matrices, grams = check_convolution(kernel, layer.gram)
+            grams = jax.vmap(damped, (0, None))(grams, damping)
+            correction = dense_correction(layer, matrices if layer.gram.ndim == 3 else matrices[0])
+            mask = prune_convolution(key, kernel, grams, pattern, sweeps, correction)
+        found[paths[name]] = mask
     nested = nest_masks(inner, found)
     return {"params": nested} if has_outer else nested
 
@@ -89,12 +98,12 @@ def layer_key(rng_key: jax.Array, name: str) -> jax.Array:
 
 
 def _layers(params: PyTree, moments: Mapping[str, Moments]) -> tuple[dict[str, str], dict[str, jax.Array]]:
-    """The path of each layer's kernel, and each layer's weight `[outputs, inputs]`, by the layers with moments."""
+    """The path of each layer's kernel, and the kernel, by the layers with moments."""
     if not isinstance(moments, Mapping):
         raise InputError(f"moments must map names of layers to their moments, not {described(moments)}")
     if not moments:
         raise InputError("moments is empty: it must have the moments of at least one layer's inputs")
-    leaves, paths, weights = leaves_by_name(params), {}, {}
+    leaves, paths, kernels = leaves_by_name(params), {}, {}
     for name, layer in moments.items():
         if not isinstance(layer, Moments):
             raise InputError(
@@ -104,24 +113,29 @@ def _layers(params: PyTree, moments: Mapping[str, Moments]) -> tuple[dict[str, s
         if paths[name] not in leaves:
             raise InputError(no_such_leaf(paths[name], leaves))
         try:
-            weight = as_numbers("the kernel", leaves[paths[name]]).T
-            weights[name], _ = check_layer(weight, layer.gram)
+            kernels[name] = kernel = jnp.asarray(as_numbers("the kernel", leaves[paths[name]]), jnp.float32)
+            if kernel.ndim > 2:
+                check_convolution(kernel, layer.gram)
+            else:
+                check_layer(kernel.T, layer.gram)
         except InputError as error:
             raise InputError(f"layer {name!r}: {error}") from None
-    return paths, weights
+    return paths, kernels
 
 
 def _patterns(shapes: Mapping[str, tuple[int, ...]], density: float | Pattern) -> dict[str, Pattern | None]:
-    """The pattern of each layer, of shape `(outputs, inputs)`; None where it keeps nothing."""
+    """The pattern of each layer, by the shape of its kernel; None where it keeps nothing."""
     patterns.refuse_text(density)
     if isinstance(density, Pattern):
-        for name, (outputs, inputs) in shapes.items():
+        for name, (*places, inputs, outputs) in shapes.items():
             try:
+                if not isinstance(density, Kernels | Channels):
+                    inputs *= math.prod(places)
                 patterns.rule_of(density).blocks((outputs, inputs))
             except InputError as error:
                 raise InputError(f"layer {name!r}: {error}") from None
         return dict.fromkeys(shapes, density)
-    sizes = [outputs * inputs for outputs, inputs in shapes.values()]
+    sizes = [math.prod(shape) for shape in shapes.values()]
     counts = equal_counts(sizes, masks.num_kept(density, sum(sizes)))
     return {
         name: Layer(count / size) if count else None

@@ -8,10 +8,12 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sa_jax.annealing.inputs import described
 from sa_jax.checks import native
 from sa_jax.networks.arrays import as_arrays
+from sa_jax.pruning.patches import Convolution, patch_size, sums
 from sa_jax.types import InputError, PyTree
 
 # Arguments of `nn.Module.apply` that are not passed to the module's method.
@@ -19,7 +21,9 @@ APPLY_KEYWORDS = ("rngs", "mutable", "capture_intermediates")
 
 
 class Moments(NamedTuple):
-    """The moments of a layer's inputs `x`.
+    """The moments of a layer's inputs `x`. Those of a convolution are its patches.
+
+    A grouped convolution has the moments of each group: `gram`, `mean` and `change` have a leading axis `groups`.
 
     Attributes:
       gram: mean of `x x'`, the Gram matrix, float32 `[inputs, inputs]`.
@@ -71,20 +75,70 @@ def with_inputs(
     return Moments(gram, before * moments.mean + new * (weight @ x), count, change)
 
 
+def no_patches(convolution: Convolution, channels: int) -> Moments:
+    """Returns the moments of no patches at all, for a convolution of this number of input channels."""
+    empty = no_inputs(patch_size(convolution, channels))
+    if convolution.groups == 1:
+        return empty
+    gram, mean = (jnp.zeros((convolution.groups, *one.shape), jnp.float32) for one in (empty.gram, empty.mean))
+    return Moments(gram, mean, empty.count)
+
+
+def with_patches(
+    moments: Moments,
+    x: jax.Array,
+    convolution: Convolution,
+    weight: jax.Array | None = None,
+    dense: jax.Array | None = None,
+) -> Moments:
+    """Returns the moments with all patches of more inputs added; pure. Patches are never held.
+
+    Args:
+      moments: the moments of the earlier patches; at first `no_patches`.
+      x: inputs of the convolution, float `[..., *sizes, channels]`.
+      convolution: its geometry.
+      weight: weight of each sample in the means, 0 for padding, float `[...]`; None for 1.
+      dense: the dense network's inputs to the same layer, of the shape of `x`; given from the first inputs on, or
+        never.
+
+    Raises:
+      InputError: inputs that do not fit the convolution.
+
+    >>> column = Convolution((2,))
+    >>> moments = with_patches(no_patches(column, 1), jnp.array([[[1.0], [2.0], [3.0]]]), column)
+    >>> moments.gram.tolist(), moments.mean.tolist()  # of the patches [1, 2] and [2, 3]
+    ([[2.5, 4.0], [4.0, 6.5]], [1.5, 2.5])
+    """
+    shape = jnp.shape(x)[-1 - len(convolution.kernel_size) :]
+    x = jnp.asarray(native(x), jnp.float32).reshape(-1, *shape)
+    weight = jnp.ones(len(x), jnp.float32) if weight is None else jnp.asarray(native(weight)).reshape(-1)
+    grams, totals, patches = sums(x, weight.astype(jnp.float32), convolution)
+    count = moments.count + patches
+    before, new = moments.count / jnp.maximum(count, 1e-12), 1 / jnp.maximum(count, 1e-12)
+    change = moments.change
+    if dense is not None:
+        moved = x - jnp.asarray(native(dense), jnp.float32).reshape(x.shape)
+        changes, _, _ = sums(x, weight.astype(jnp.float32), convolution, moved)
+        change = 0.0 if change is None else before * change
+        change += new * changes.reshape(moments.gram.shape)
+    gram = before * moments.gram + new * grams.reshape(moments.gram.shape)
+    return Moments(gram, before * moments.mean + new * totals.reshape(moments.mean.shape), count, change)
+
+
 def dense_correction(moments: Moments, weight: jax.Array) -> jax.Array | None:
     """Returns the correction with which a layer behind pruned layers approximates the dense network.
 
     Args:
       moments: moments of the layer's inputs, with `Moments.change`.
-      weight: weight of the layer, float `[outputs, inputs]`.
+      weight: weight of the layer, float `[outputs, inputs]`; of a grouped convolution `[groups, outputs, inputs]`.
 
     Returns:
-      float32 `[outputs, inputs]`, for `prune_linear` and `refit`; None where `Moments.change` is None.
+      float32, of the shape of the weight, for `prune_linear` and `refit`; None where `Moments.change` is None.
     """
     if moments.change is None:
         return None
     weight, change = (jnp.asarray(native(part), jnp.float32) for part in (weight, moments.change))
-    return weight @ change.T
+    return weight @ jnp.swapaxes(change, -1, -2)
 
 
 def collect_recorded(
@@ -103,8 +157,9 @@ def collect_recorded(
     Args:
       forward: called as `forward(params, record=record, **batch)`, under `jit`. For each linear layer it calls
         `record(layer, x, weight)` with the layer's name, its inputs, float `[..., inputs]`, and, if needed, the
-        weight of each input vector in the means, float or bool `[...]`. These calls must not be inside
-        `jax.lax.scan` or another loop of JAX.
+        weight of each input vector in the means, float or bool `[...]`. For each convolution it calls
+        `record(layer, x, weight, convolution)` with inputs `[..., *sizes, channels]`, the weight of each sample or
+        None, and a `Convolution`. These calls must not be inside `jax.lax.scan` or another loop of JAX.
       params: first argument of `forward`.
       batches: each batch maps names to arrays. Batches of equal shapes compile once.
       layers: names of the layers to collect; None for all. What only later layers need is not computed.
@@ -135,19 +190,22 @@ def collect_recorded(
 
     @jax.jit
     def of_batch(params: PyTree, dense: PyTree | None, batch: Mapping[str, Any]) -> list[Moments]:
-        def recorded_by(params: PyTree) -> dict[str, list[tuple[jax.Array, Any]]]:
-            recorded: dict[str, list[tuple[jax.Array, Any]]] = {}
+        def recorded_by(params: PyTree) -> dict[str, list[tuple[jax.Array, Any, Convolution | None]]]:
+            recorded: dict[str, list[tuple[jax.Array, Any, Convolution | None]]] = {}
 
-            def record(layer: str, x: jax.Array, weight: Any = None) -> None:
+            def record(
+                layer: str, x: jax.Array, weight: Any = None, convolution: Convolution | None = None
+            ) -> None:
                 if jnp.ndim(x) == 0:
                     raise InputError(f"layer {layer!r}: the recorded inputs must be [..., inputs], not one number")
-                if weight is not None and jnp.size(weight) != math.prod(jnp.shape(x)[:-1]):
-                    shapes = list(jnp.shape(x)[:-1]), list(jnp.shape(weight))
+                samples = jnp.shape(x)[: -1 - (0 if convolution is None else len(convolution.kernel_size))]
+                if weight is not None and jnp.size(weight) != math.prod(samples):
+                    shapes = list(samples), list(jnp.shape(weight))
                     raise InputError(
                         f"layer {layer!r}: the weight of its inputs must be {shapes[0]}, not {shapes[1]}"
                     )
                 if layers is None or layer in layers:
-                    recorded.setdefault(layer, []).append((x, weight))
+                    recorded.setdefault(layer, []).append((x, weight, convolution))
 
             forward(params, record=record, **batch)
             return recorded
@@ -156,14 +214,14 @@ def collect_recorded(
         recorded_dense = None if dense is None else recorded_by(dense)
         if recorded_dense is not None and _counts(recorded_dense) != _counts(recorded):
             raise InputError("forward must record the same layers for the dense params as for params")
-        distinct: dict[tuple[int, ...], Moments] = {}
+        distinct: dict[tuple[tuple[int, str], ...], Moments] = {}
         for layer, calls in recorded.items():
-            same = tuple(id(x) for x, _ in calls)
+            same = tuple((id(x), str(convolution)) for x, _, convolution in calls)
             if same not in distinct:
-                distinct[same] = no_inputs(calls[0][0].shape[-1])
-                for call, (x, weight) in enumerate(calls):
-                    other = None if recorded_dense is None else recorded_dense[layer][call][0]
-                    distinct[same] = with_inputs(distinct[same], x, weight, other)
+                others = (
+                    [None] * len(calls) if recorded_dense is None else [call[0] for call in recorded_dense[layer]]
+                )
+                distinct[same] = _of_calls(layer, calls, others)
             places[layer] = list(distinct).index(same)
         return list(distinct.values())
 
@@ -176,8 +234,23 @@ def collect_recorded(
     if moments is None:
         raise InputError("at least one batch is needed")
     if not places:
-        raise InputError("found no linear layer (such as nn.Dense) in the model")
+        raise InputError("found no linear layer (such as nn.Dense or nn.Conv) in the model")
     return {layer: moments[place] for layer, place in places.items()}
+
+
+def _of_calls(layer: str, calls: list[tuple[jax.Array, Any, Convolution | None]], others: list[Any]) -> Moments:
+    """The moments of all inputs of a layer, beside those of the dense network."""
+    x, _, convolution = calls[0]
+    try:
+        moments = no_inputs(x.shape[-1]) if convolution is None else no_patches(convolution, x.shape[-1])
+        for (x, weight, convolution), other in zip(calls, others, strict=True):
+            if convolution is None:
+                moments = with_inputs(moments, x, weight, other)
+            else:
+                moments = with_patches(moments, x, convolution, weight, other)
+    except InputError as error:
+        raise InputError(f"layer {layer!r}: {error}") from None
+    return moments
 
 
 def _counts(recorded: Mapping[str, list]) -> dict[str, int]:
@@ -195,7 +268,7 @@ def collect_moments(
 
     Args:
       module: the model. Every layer with a parameter `kernel [inputs, outputs]`, such as `nn.Dense`, is collected,
-        at any depth.
+        at any depth, and so is every `nn.Conv`, but for those with an input dilation or a mask.
       variables: variables of the model, as `module.init` returns them.
       batches: arguments of each call of the model: a tuple of arrays, or one array. Batches of equal shapes
         compile once.
@@ -229,7 +302,10 @@ def collect_moments(
             layer = context.module
             if context.method_name == "__call__" and layer.has_variable("params", "kernel") and args:
                 x, kernel = args[0], layer.get_variable("params", "kernel")
-                if kernel.ndim == 2 and jnp.shape(x)[-1:] == kernel.shape[:1]:
+                if type(layer) is nn.Conv:
+                    if layer.mask is None and np.all(np.equal(layer.input_dilation or 1, 1)):
+                        record("/".join(layer.path), x, None, _convolution_of(layer))
+                elif kernel.ndim == 2 and jnp.shape(x)[-1:] == kernel.shape[:1]:
                     record("/".join(layer.path), x)
             return call(*args, **kwargs)
 
@@ -243,6 +319,19 @@ def collect_moments(
             yield {"arguments": arguments}
 
     return collect_recorded(forward, variables, calls())
+
+
+def _convolution_of(layer: nn.Conv) -> Convolution:
+    size, padding = layer.kernel_size, layer.padding
+    if not isinstance(padding, str | int):
+        padding = tuple(one if isinstance(one, int) else tuple(one) for one in padding)
+    strides, dilation = (
+        1 if one is None else one if isinstance(one, int) else tuple(one)
+        for one in (layer.strides, layer.kernel_dilation)
+    )
+    return Convolution(
+        (size,) if isinstance(size, int) else tuple(size), strides, padding, dilation, layer.feature_group_count
+    )
 
 
 def _check_call(module: nn.Module, method: Any, arguments: tuple, keywords: Mapping[str, Any]) -> None:

@@ -24,7 +24,7 @@ MLP = (
     "sa_jax/landscapes/mlp/*.py",
     "sa_jax/landscapes/native/*",
     "sa_jax/moves/*.py",
-    *(f"sa_jax/networks/{name}.py" for name in ("energies", "masks", "mlp", "patterns", "samples", "slopes")),
+    *(f"sa_jax/networks/{name}.py" for name in ("energies", "masks", "mlp", "samples", "slopes")),
 )
 SEARCH = (
     *ANNEALING,

@@ -9,7 +9,7 @@ from flax import nnx
 
 from sa_jax.networks import mlp
 from sa_jax.networks.masks import apply_masks
-from sa_jax.networks.patterns import NM, Columns, Layer, Rows, Unit
+from sa_jax.networks.patterns import NM, Channels, Columns, Layer, Rows, Unit
 from sa_jax.networks.trees import leaves_by_name
 from sa_jax.pruning import Moments, collect_moments, collect_recorded
 from sa_jax.pruning.gram import damped, layer_error
@@ -41,7 +41,9 @@ def task():
     x = jax.random.normal(jax.random.key(0), (64, 6)) @ mix
     model = Model()
     variables = model.init(jax.random.key(1), x)
-    return model, variables, x, collect_moments(model, variables, [x[:32], x[32:]])
+    moments = collect_moments(model, variables, [x[:32], x[32:]])
+    del moments["conv"]
+    return model, variables, x, moments
 
 
 KERNELS = {"encoder/wide/kernel": (8, 12), "odd/kernel": (12, 5), "head/kernel": (5, 3)}
@@ -231,3 +233,38 @@ def test_params_and_moments_in_the_other_byte_order_give_the_same():
         )
     ]
     np.testing.assert_array_equal(*found)
+
+
+class Convolutions(nn.Module):
+    """A convolution, a depthwise one and a dense layer."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Conv(8, (3, 3), strides=2)(x))
+        x = nn.relu(nn.Conv(8, (3, 3), feature_group_count=8)(x))
+        return nn.Dense(4)(x.reshape(len(x), -1))
+
+
+@pytest.mark.parametrize("density", [0.3, Unit(1 / 3), Channels(1 / 3)], ids=str)
+def test_convolutions_are_pruned_beside_dense_layers(density):
+    x = jax.random.normal(jax.random.key(0), (16, 6, 6, 3))
+    model = Convolutions()
+    params = model.init(jax.random.key(1), x)
+    moments = collect_moments(model, params, [x])
+    if isinstance(density, Channels):  # a group of one channel cannot lose any
+        moments.pop("Conv_1")
+    masks = prune_layers(jax.random.key(2), params, moments, density)["params"]
+    for name, layer in masks.items():
+        assert layer["kernel"].shape == params["params"][name]["kernel"].shape
+    kernels = [layer["kernel"] for layer in masks.values()]
+    if density == 0.3:
+        assert sum(int(one.sum()) for one in kernels) == round(0.3 * sum(one.size for one in kernels))
+    elif density == Unit(1 / 3):
+        assert all(
+            (one.reshape(-1, one.shape[-1]).sum(0) == round(one.size / one.shape[-1] / 3)).all() for one in kernels
+        )
+    else:
+        assert masks["Conv_0"]["kernel"].any((0, 1, 3)).sum() == 1
+        assert masks["Conv_0"]["kernel"].sum() == 9 * 8
+    moved = model.apply(apply_masks(params, {"params": masks}), x)
+    assert jnp.isfinite(moved).all()

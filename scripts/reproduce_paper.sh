@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The paper's experiment, whole: 2 hours on two cores; with --quick a small part of it, in 5 minutes.
+# The paper's experiment, whole: half an hour; with --quick a small part of it, in 5 minutes.
 # Goes on where it stopped. Tables and pictures go to scripts/results/paper*, those of --quick to the workdir.
 #
 #     scripts/reproduce_paper.sh [--quick] [WORKDIR]

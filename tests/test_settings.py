@@ -16,10 +16,13 @@ from sa_jax import baselines, export, files, moves, pruning, tempering, testing
 from sa_jax.annealing import chain
 from sa_jax.baselines import linear as linear_methods
 from sa_jax.baselines import trained
+from sa_jax.baselines.relaxed import alps, sparse_fw
+from sa_jax.baselines.swaps import sparse_swaps
 from sa_jax.landscapes import full
 from sa_jax.landscapes import linear as linear_landscapes
+from sa_jax.landscapes.cnn import masked_cnn
 from sa_jax.landscapes.mlp import Weighted, chosen_backend, masked_mlp
-from sa_jax.networks import energies, masks, mlp, pretrain, slopes
+from sa_jax.networks import cnn, energies, masks, mlp, pretrain, slopes
 from sa_jax.networks.patterns import NM, Block, Columns, Layer, Rows, Unit
 from tests.settings import SETTINGS, new_key
 
@@ -215,10 +218,11 @@ for pattern in PATTERNS:
     case(f"prune_linear:{pattern}", "prune_linear")(
         lambda key, pattern=pattern: sa_jax.prune_linear(key(0), WEIGHT, GRAM, pattern, sweeps=1)
     )
-    case(f"linear.magnitude:{pattern}", "linear.magnitude", "linear.wanda")(
+    case(f"linear.magnitude:{pattern}", "linear.magnitude", "linear.wanda", "linear.ria")(
         lambda key, pattern=pattern: (
             linear_methods.magnitude(WEIGHT, pattern),
             linear_methods.wanda(WEIGHT, GRAM, pattern),
+            linear_methods.ria(WEIGHT, GRAM, pattern),
         )
     )
 for pattern in PATTERNS[1:3]:
@@ -226,6 +230,9 @@ for pattern in PATTERNS[1:3]:
         lambda key, pattern=pattern: linear_methods.sparsegpt(WEIGHT, GRAM, pattern)
     )
 case("linear.dsnot")(lambda key: linear_methods.dsnot(WEIGHT, GRAM, X.mean(0)[[0, 1, 2, 3] * 2], Unit(0.5)))
+case("swaps.sparse_swaps")(lambda key: sparse_swaps(WEIGHT, GRAM, Unit(0.5), row_batch=3))
+case("relaxed.sparse_fw")(lambda key: sparse_fw(WEIGHT, GRAM, Unit(0.5), num_steps=9))
+case("relaxed.alps")(lambda key: alps(WEIGHT, GRAM, Unit(0.5)))
 
 
 @case("pruning.prune_linear_sharded", "pruning.compact")
@@ -291,6 +298,20 @@ for hidden in (), (4,), (40, 40), (40, 4, 4):  # a path for each kind of network
         model = mlp.MLP([*hidden, 4])
         params = model.init(key(1), jnp.asarray(X, jnp.float32))
         return annealed(key, mlp.network_of(params)[1], moves.uniform_swap())
+
+
+@case("landscapes.masked_cnn", "cnn.forward", "cnn.samples_last", "cnn.network_of")
+def convolutional(key):
+    architecture = cnn.Architecture((4, 4, 1), (cnn.Convolution(2, (2, 2), pool=cnn.Pool("max")),), (4,))
+    images = np.repeat(X, 4, 1)
+    params = cnn.CNN(architecture).init(key(1), jnp.asarray(images, jnp.float32))
+    network = cnn.network_of(params, architecture)
+    landscape = masked_cnn(network, moves.uniform_swap(), energies.cross_entropy())
+    mask = masks.random(key(1), network.total, network.total // 2)
+    data = cnn.samples_last(images, architecture), Y
+    return cnn.forward(network, jnp.asarray(images, jnp.float32)), sa_jax.anneal(
+        key(0), landscape, mask, 0.1, NUM_STEPS, data
+    )
 
 
 for name, make in {
@@ -368,6 +389,8 @@ FUNCTIONS = {function: name for name, function in reversed(CASES.items())}
 MINUTES_WITHOUT_JIT = {name for name in CASES if name.startswith(("prune:", "prune_linear:", "testing."))}
 MINUTES_WITHOUT_JIT -= {"prune:cold", f"prune_linear:{PATTERNS[0]}"}
 MINUTES_WITHOUT_JIT |= {"prune", "calibrate", "collect_moments", "pruning.prune_linear_sharded", "export.clean"}
+MINUTES_WITHOUT_JIT |= {"pruning.score_search", "pruning.score_search:forward", "tempering.population_anneal"}
+MINUTES_WITHOUT_JIT |= {"slopes.forward_slopes"}  # and needs no jit anyway
 
 
 def called(function, setting, folder):
@@ -379,11 +402,13 @@ def called(function, setting, folder):
 
 
 def settings_of(number, name):
-    """The settings under which a function is called; methods of the baselines have one each, in turn."""
-    found = [setting for setting in SETTINGS if setting != "default"]
-    if name.startswith("baselines.prune:"):
-        return [found[number % len(found)]]
-    return [setting for setting in found if setting != "no jit" or name not in MINUTES_WITHOUT_JIT]
+    """The settings under which a function is called; its variants, NAME:VARIANT, have one each, in turn."""
+    found = [
+        setting
+        for setting in SETTINGS
+        if setting != "default" and (setting != "no jit" or name not in MINUTES_WITHOUT_JIT)
+    ]
+    return [found[number % len(found)]] if ":" in name else found
 
 
 @pytest.fixture(scope="module")

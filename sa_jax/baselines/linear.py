@@ -14,6 +14,8 @@ from sa_jax.networks.patterns import NM, Layer, Pattern, Unit
 from sa_jax.pruning.gram import check_layer
 from sa_jax.types import InputError
 
+# RIA: power of the norms of the inputs, as in the paper.
+RIA_POWER = 0.5
 # Number of columns whose mask SparseGPT chooses at once, as in the paper.
 BLOCK_COLUMNS = 128
 # Largest number of swaps of a row, and the mean error at which they end, as in DSnoT.
@@ -55,6 +57,20 @@ def wanda(weight: jax.Array, gram: jax.Array, density: float | Pattern) -> jax.A
     """
     weight, gram = check_layer(weight, gram)
     return _best(weight**2 * jnp.diag(gram).astype(jnp.float32)[None], patterns.of_layer(density))
+
+
+def ria(weight: jax.Array, gram: jax.Array, density: float | Pattern) -> jax.Array:
+    """Keeps the largest weights relative to their row and their column (RIA; Zhang et al. 2024, "Plug-and-Play").
+
+    The score is `(|w| / sum of its row + |w| / sum of its column) * norm(input)^0.5`, with sums of absolute
+    weights. Blocks, columns and rows are compared by the sum of the squares. Arguments and result as in `wanda`,
+    and the same errors.
+    """
+    weight, gram = check_layer(weight, gram)
+    size = jnp.abs(weight)
+    relative = sum(size / jnp.maximum(size.sum(axis, keepdims=True), 1e-30) for axis in (0, 1))
+    norms = jnp.sqrt(jnp.diag(gram).astype(jnp.float32))
+    return _best((relative * norms[None] ** RIA_POWER) ** 2, patterns.of_layer(density))
 
 
 def sparsegpt(

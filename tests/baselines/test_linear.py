@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sa_jax.baselines.linear import dsnot, magnitude, sparsegpt, wanda
+from sa_jax.baselines.linear import dsnot, magnitude, ria, sparsegpt, wanda
 from sa_jax.networks.patterns import NM, Block, Layer, Unit
 from sa_jax.pruning.gram import relative_error
 from sa_jax.pruning.moments import no_inputs, with_inputs
@@ -63,6 +63,17 @@ def test_magnitude_and_wanda_differ_where_inputs_do():
     weight = jnp.array([[3.0, 2.0, 1.0, 4.0]])
     assert magnitude(weight, 0.5).tolist() == [[True, False, False, True]]
     assert wanda(weight, jnp.diag(jnp.array([0.01, 1.0, 9.0, 1.0])), 0.5).tolist() == [[False, False, True, True]]
+
+
+def test_ria_compares_weights_with_their_row_and_column():
+    weight = np.array([[3.0, -2.0, 1.0, 4.0], [1.0, 0.5, 0.1, -8.0]])
+    norms = np.array([1.0, 4.0, 9.0, 0.0])
+    size = np.abs(weight)
+    scores = (size / size.sum(1, keepdims=True) + size / size.sum(0, keepdims=True)) * norms**0.5
+    for pattern, share in ((Unit(0.25), 1), (Unit(0.5), 2)):
+        expected = np.argsort(np.argsort(-scores, axis=1), axis=1) < share
+        np.testing.assert_array_equal(ria(weight, np.diag(norms**2), pattern), expected)
+    assert int(ria(np.zeros((2, 4)), np.eye(4), 0.5).sum()) == 4
 
 
 def test_a_number_is_the_share_of_the_layer_and_a_unit_that_of_each_row():

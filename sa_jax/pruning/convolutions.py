@@ -1,5 +1,6 @@
 """Prunes and refits convolutions as linear layers: each kernel as a matrix, each group as a matrix of its own."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ from sa_jax.networks import patterns
 from sa_jax.networks.arrays import as_numbers
 from sa_jax.networks.patterns import Block, Channels, Kernels, Layer, Pattern
 from sa_jax.pruning.allocation import equal_counts
+from sa_jax.pruning.gram import layer_error
 from sa_jax.pruning.linear import prune_linear
 from sa_jax.pruning.refitting import Refitted, refit_layer
 from sa_jax.types import InputError
@@ -78,43 +80,71 @@ def prune_convolution(
     ((3, 3, 4, 6), [0, 9])
     """
     check_key(rng_key)
-    matrices, grams = check_convolution(kernel, gram)
-    groups, outputs, inputs = matrices.shape
-    corrections = _corrections(matrices, dense_correction)
-    pattern = patterns.of_layer(density)
-    channels = np.shape(kernel)[-2]
-    if by_channel := isinstance(pattern, Kernels | Channels):
-        places = inputs // channels
-        pattern = Block((1 if isinstance(pattern, Kernels) else outputs, places), pattern.density)
-        matrices, grams, corrections = (
-            _swapped_order(one, places, channels, axes)
-            for one, axes in ((matrices, (-1,)), (grams, (-1, -2)), (corrections, (-1,)))
-        )
+    matrices, _ = check_convolution(kernel, gram)
+    groups = len(matrices)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(rng_key, jnp.arange(groups)) if groups > 1 else rng_key[None]
 
-    def pruned(chosen: Any, pattern: Pattern) -> jax.Array:
-        def one(key, matrix, gram, correction):
-            return prune_linear(key, matrix, gram, pattern, sweeps, dense_correction=correction)
+    def choose(matrix, gram, pattern, key, correction):
+        return prune_linear(key, matrix, gram, pattern, sweeps, dense_correction=correction)
 
-        if len(chosen) == 1:
-            (group,) = chosen
-            return one(keys[group], matrices[group], grams[group], corrections[group])[None]
-        return jax.vmap(one)(keys[chosen], matrices[chosen], grams[chosen], corrections[chosen])
+    return choose_mask(choose, kernel, gram, density, keys, _corrections(matrices, dense_correction))
 
-    if isinstance(pattern, Layer):
+
+def choose_mask(
+    choose: Callable[..., jax.Array],
+    kernel: jax.Array,
+    gram: jax.Array,
+    density: float | Pattern,
+    *more: jax.Array,
+) -> jax.Array:
+    """Returns the mask of a convolution that a function for linear layers chooses, group by group.
+
+    Args:
+      choose: called as `choose(weight, gram, pattern, *more)`, with a weight `[outputs, inputs]`; returns its
+        mask. It is vmapped over groups.
+      kernel: as in `prune_convolution`.
+      gram: as in `prune_convolution`.
+      density: as in `prune_convolution`.
+      *more: more arguments of `choose`, `[groups, ...]`. Those of the shape of `as_matrices(kernel)` have an entry
+        for each weight.
+
+    Returns:
+      The mask, bool, of the shape of the kernel.
+
+    Raises:
+      InputError: a kernel or a Gram matrix of another shape, or a pattern that does not fit.
+    """
+    matrices, grams = check_convolution(kernel, gram)
+    groups, outputs, inputs = matrices.shape
+    pattern, channels = patterns.of_layer(density), np.shape(kernel)[-2]
+    places = inputs // channels
+    if by_channel := isinstance(pattern, Kernels | Channels):
+        pattern = Block((1 if isinstance(pattern, Kernels) else outputs, places), pattern.density)
+        more = tuple(_reordered(one, places, channels) if one.shape == matrices.shape else one for one in more)
+        matrices = _reordered(matrices, places, channels)
+        grams = jnp.swapaxes(
+            _reordered(jnp.swapaxes(_reordered(grams, places, channels), 1, 2), places, channels), 1, 2
+        )
+
+    def chosen(which: np.ndarray, pattern: Pattern) -> jax.Array:
+        arguments = [one[which] for one in (matrices, grams, *more)]
+        if len(which) == 1:
+            weight, gram, *others = (one[0] for one in arguments)
+            return choose(weight, gram, pattern, *others)[None]
+        return jax.vmap(lambda weight, gram, *others: choose(weight, gram, pattern, *others))(*arguments)
+
+    if isinstance(pattern, Layer) and groups > 1:
         size = outputs * inputs
         counts = np.asarray(equal_counts([size] * groups, round(pattern.density * groups * size)))
         if not counts.any():
             patterns.rule_of(pattern).blocks((outputs * groups, inputs))  # says what the least density is
         mask = jnp.zeros(matrices.shape, bool)
         for count in sorted(set(counts.tolist()) - {0}):
-            chosen = np.flatnonzero(counts == count)
-            mask = mask.at[chosen].set(pruned(chosen, Layer(count / size)))
+            which = np.flatnonzero(counts == count)
+            mask = mask.at[which].set(chosen(which, Layer(count / size)))
     else:
-        mask = pruned(np.arange(groups), pattern)
-    if by_channel:
-        mask = _swapped_order(mask, channels, inputs // channels, (-1,))
-    return as_kernel(mask, np.shape(kernel))
+        mask = chosen(np.arange(groups), pattern)
+    return as_kernel(_reordered(mask, channels, places) if by_channel else mask, np.shape(kernel))
 
 
 def refit_convolution(
@@ -193,9 +223,38 @@ def _corrections(matrices: jax.Array, dense_correction: Any) -> jax.Array:
     return jnp.asarray(correction, jnp.float32)
 
 
-def _swapped_order(array: jax.Array, first: int, second: int, axes: tuple[int, ...]) -> jax.Array:
-    """Reorders axes of `first` times `second` entries, so that `second` counts before `first`."""
-    order = np.arange(first * second).reshape(first, second).T.ravel()
-    for axis in axes:
-        array = jnp.take(array, order, axis=axis)
-    return array
+def _reordered(array: jax.Array, first: int, second: int) -> jax.Array:
+    """Reorders the last axis, of `first` times `second` entries, so that `second` counts before `first`."""
+    return jnp.take(array, np.arange(first * second).reshape(first, second).T.ravel(), axis=-1)
+
+
+def error_of(
+    kernel: jax.Array,
+    gram: jax.Array,
+    pruned: jax.Array,
+    dense_correction: jax.Array | None = None,
+    dense_gram: jax.Array | None = None,
+) -> jax.Array:
+    """Returns the squared error of a pruned convolution's outputs, relative to their square: see `layer_error`.
+
+    Args:
+      kernel: as in `prune_convolution`, of the dense layer.
+      gram: as in `prune_convolution`.
+      pruned: the pruned kernel.
+      dense_correction: as in `prune_convolution`.
+      dense_gram: of the dense network's inputs, of the shape of `gram`; needed with `dense_correction`.
+
+    Returns:
+      float32 `[]`.
+
+    Raises:
+      InputError: a kernel or a Gram matrix of another shape.
+    """
+    matrices, grams = check_convolution(kernel, gram)
+    moved = as_matrices(jnp.asarray(pruned, jnp.float32), len(grams))
+    corrected = dense_correction is not None and dense_gram is not None
+    corrections = _corrections(matrices, dense_correction) if corrected else None
+    wholes = jnp.asarray(dense_gram, jnp.float32).reshape(grams.shape) if corrected else grams
+    errors = jax.vmap(layer_error)(matrices, grams, moved, corrections, wholes if corrected else None)
+    squares = jnp.einsum("goi,gij,goj->g", matrices, wholes.astype(jnp.float32), matrices)
+    return (errors * squares).sum() / jnp.where(squares.sum() > 0, squares.sum(), 1.0)

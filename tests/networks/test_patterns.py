@@ -86,3 +86,10 @@ def test_a_rule_may_give_a_count_for_the_whole_layer():
     rule = Rule(num_kept=3, whole_layer=True)
     assert rule.blocks((2, 4)) == (2, 4)
     assert rule.num_kept_of(rule.set_size((2, 4))) == 3
+
+
+def test_slices_and_channels_are_weights_and_columns_of_other_layers():
+    assert patterns.rule_of(patterns.Kernels(0.5)) == patterns.rule_of(Unit(0.5))
+    assert patterns.rule_of(patterns.Channels(0.5)) == patterns.rule_of(Columns(0.5))
+    with refusal("density must be a finite number above 0"):
+        patterns.Kernels(0.0)

@@ -7,8 +7,7 @@ import pytest
 
 from sa_jax.baselines import linear
 from sa_jax.networks.patterns import NM, Channels, Kernels, Layer, Unit
-from sa_jax.pruning.convolutions import as_kernel, as_matrices, prune_convolution, refit_convolution
-from sa_jax.pruning.gram import layer_error
+from sa_jax.pruning.convolutions import as_kernel, as_matrices, error_of, prune_convolution, refit_convolution
 from sa_jax.pruning.linear import prune_linear
 from sa_jax.pruning.moments import no_patches, with_patches
 from sa_jax.pruning.patches import Convolution
@@ -28,9 +27,7 @@ def convolution(groups=1, channels=4, outputs=8):
 
 
 def errors(kernel, gram, pruned):
-    grams = gram[None] if gram.ndim == 2 else gram
-    both = (as_matrices(one, len(grams)) for one in (kernel, pruned))
-    return sum(float(layer_error(weight, one, moved)) for weight, moved, one in zip(*both, grams, strict=True))
+    return float(error_of(kernel, gram, pruned))
 
 
 @pytest.mark.parametrize("pattern", [Unit(0.5), NM(2, 4), 0.3], ids=str)
@@ -79,6 +76,24 @@ def test_depthwise_is_pruned_and_refitted_channel_by_channel():
         weight, one, moved = (as_matrices(part, 4)[group] for part in (kernel, mask, found.weight))
         np.testing.assert_allclose(moved, refit_layer(weight, gram[group], one).weight, rtol=1e-4, atol=1e-5)
     assert errors(kernel, gram, found.weight) < errors(kernel, gram, kernel * mask)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_the_error_is_that_of_the_outputs(groups):
+    x = jax.random.normal(jax.random.key(3), (5, 6, 6, 4))
+    geometry = Convolution((3, 3), groups=groups)
+    gram = with_patches(no_patches(geometry, 4), x, geometry).gram
+    kernel = jax.random.normal(jax.random.key(2), (3, 3, 4 // groups, 8))
+    pruned = kernel * (jnp.abs(kernel) > 0.5)
+
+    def outputs(kernel):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(
+            x, kernel, (1, 1), "VALID", dimension_numbers=numbers, feature_group_count=groups
+        )
+
+    wanted = ((outputs(pruned) - outputs(kernel)) ** 2).sum() / (outputs(kernel) ** 2).sum()
+    np.testing.assert_allclose(error_of(kernel, gram, pruned), wanted, rtol=1e-4)
 
 
 def test_annealing_is_ahead_of_wanda():

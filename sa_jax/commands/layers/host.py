@@ -5,6 +5,7 @@ import hashlib
 import importlib
 import importlib.metadata
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -19,11 +20,12 @@ import scipy.linalg
 from sa_jax.baselines import linear
 from sa_jax.commands.layers.settings import LayersConfig, parse
 from sa_jax.commands.messages import first_line
-from sa_jax.files import datasets, workdirs
+from sa_jax.files import datasets, gguf_files, gguf_models, workdirs
 from sa_jax.files.array_files import SUFFIXES, array_bytes, read_arrays, read_metadata, refuse_gguf
 from sa_jax.files.npz import npz_bytes, read_npz
 from sa_jax.networks import patterns
-from sa_jax.networks.patterns import Pattern, Unit
+from sa_jax.networks.patterns import Channels, Kernels, Pattern, Unit
+from sa_jax.pruning import convolutions
 from sa_jax.pruning.allocation import allocate
 from sa_jax.pruning.gram import check_layer, damped, layer_error
 from sa_jax.pruning.layers import layer_key
@@ -36,6 +38,23 @@ from sa_jax.types import InputError
 
 # Time of one draw, divided by the number of inputs, on one core of an Intel Xeon.
 SECONDS_PER_ELEMENT = 3.7e-9
+GGUF = ".gguf"
+
+
+class Model(NamedTuple):
+    """What `layers.weights` holds.
+
+    Attributes:
+      path: the file.
+      arrays: its arrays by name; those of a GGUF file by the names of transformers.
+      metadata: the text that goes into pruned.safetensors beside the arrays.
+      config: what transformers keeps in config.json, for the model of a GGUF file; else None.
+    """
+
+    path: Path
+    arrays: dict[str, np.ndarray]
+    metadata: dict[str, str]
+    config: dict[str, Any] | None = None
 
 
 class Progress(NamedTuple):
@@ -58,7 +77,8 @@ def prune_model_files(
     Args:
       config: the settings.
       workdir: created if it does not exist. Gets a file per layer in `layers/`, and, when all layers are finished,
-        pruned.safetensors, masks.safetensors, layers.csv, report.html and operative.gin.
+        pruned.safetensors, masks.safetensors, layers.csv, report.html and operative.gin; for weights in a GGUF
+        file, config.json too.
       operative_config: text of `operative.gin`.
       on_progress: called after each layer.
       on_message: called with messages for the user.
@@ -69,14 +89,14 @@ def prune_model_files(
     Raises:
       InputError: bad files or settings, or a workdir that cannot be used.
     """
-    weights_path, arrays = _arrays("weights", config.weights)
-    keys = _weight_keys(arrays, weights_path)
+    model = _model(config.weights)
+    arrays, keys = model.arrays, _weight_keys(model.arrays, model.path)
     moments_of = _moments_of(config)
     dense = moments = moments_of(arrays, None)
     names = _chosen(config, keys, moments)
     weights = {name: _outputs_first(keys[name], arrays[keys[name]]) for name in names}
     wanted = _patterns(config, weights, moments)
-    on_message(_forecast(config, weights))
+    on_message(_forecast(config, weights, moments))
     with workdirs.writing(workdir, on_message) as at_end:
         at_end.callback(workdirs.unmake, workdirs.make(workdir / "layers"))
         pruned, masks, rows = dict(arrays), {}, []
@@ -100,9 +120,10 @@ def prune_model_files(
                 workdirs.check_finite("pruned.safetensors", {key: pruned[key]})
                 rows.append(json.loads(bytes(result["row"])))
                 on_progress(Progress(len(rows), len(names), rows[-1]))
-        metadata = read_metadata(weights_path)
         for path, content in ((workdir / "pruned.safetensors", pruned), (workdir / "masks.safetensors", masks)):
-            workdirs.write_file(path, array_bytes(path, content, metadata if content is pruned else None))
+            workdirs.write_file(path, array_bytes(path, content, model.metadata if content is pruned else None))
+        if model.config is not None:
+            workdirs.write_file(workdir / "config.json", json.dumps(model.config, indent=2) + "\n")
         workdirs.write_file(workdir / "layers.csv", page.table_csv(rows, FIELDS))
         workdirs.write_file(workdir / "operative.gin", operative_config)
         workdirs.write_file(workdir / "report.html", render_layers(rows, asdict(config)))
@@ -115,19 +136,36 @@ def _prune(
     """Prunes one layer: its mask in bits, its row as text, and its weights where they were refitted."""
     start = time.perf_counter()
     try:
-        check_layer(array, moments.gram)
+        (check_layer if array.ndim == 2 else convolutions.check_convolution)(array, moments.gram)
     except InputError as error:
         raise InputError(f"{name}: {error}") from None
     weight, gram, dense_gram = (jnp.asarray(one, jnp.float32) for one in (array, moments.gram, dense_gram))
-    dependent = _num_dependent(np.asarray(gram))
-    correction = dense_correction(moments, weight)
-    key = layer_key(jax.random.key(config.seed), name)
-    mask = prune_linear_sharded(key, weight, damped(gram, config.damping), pattern, config.sweeps, correction)
-    found = refit_layer(weight, gram, mask, max(config.damping, 1e-6), correction) if config.refit else None
+    outputs, inputs = _outputs_and_inputs(weight)
+    dependent = sum(map(_num_dependent, np.asarray(gram).reshape(-1, inputs, inputs)))
+    key, damping = layer_key(jax.random.key(config.seed), name), max(config.damping, 1e-6)
+    if weight.ndim == 2:
+        correction = dense_correction(moments, weight)
+        mask = prune_linear_sharded(key, weight, damped(gram, config.damping), pattern, config.sweeps, correction)
+        found = refit_layer(weight, gram, mask, damping, correction) if config.refit else None
+        others = {"magnitude": linear.magnitude(weight, pattern), "wanda": linear.wanda(weight, gram, pattern)}
+    else:
+        matrices, grams = convolutions.check_convolution(weight, gram)
+        correction = dense_correction(moments, matrices if gram.ndim == 3 else matrices[0])
+        grams = jax.vmap(damped, (0, None))(grams, config.damping)
+        mask = convolutions.prune_convolution(key, weight, grams, pattern, config.sweeps, correction)
+        found = convolutions.refit_convolution(weight, gram, mask, damping, correction) if config.refit else None
+        others = {
+            name: convolutions.choose_mask(choose, weight, gram, pattern)
+            for name, choose in (
+                ("magnitude", lambda weight, _, pattern: linear.magnitude(weight, pattern)),
+                ("wanda", linear.wanda),
+            )
+        }
     refitted = None if found is None else found.weight
 
     def error_of(pruned):
-        return float(layer_error(weight, gram, pruned, correction, dense_gram))
+        measured = layer_error if weight.ndim == 2 else convolutions.error_of
+        return float(measured(weight, gram, pruned, correction, dense_gram))
 
     def error_of_mask(mask):
         return error_of(jnp.where(mask, weight, 0.0))
@@ -136,14 +174,14 @@ def _prune(
     seconds = time.perf_counter() - start
     row = {
         "layer": name,
-        "outputs": weight.shape[0],
-        "inputs": weight.shape[1],
+        "outputs": outputs,
+        "inputs": inputs,
         "pattern": str(pattern),
         "kept": int(mask.sum()),
         "total": weight.size,
         "samples": None if np.isnan(moments.count) else int(moments.count),
-        "magnitude_error": error_of_mask(linear.magnitude(weight, pattern)),
-        "wanda_error": error_of_mask(linear.wanda(weight, gram, pattern)),
+        "magnitude_error": error_of_mask(others["magnitude"]),
+        "wanda_error": error_of_mask(others["wanda"]),
         "annealed_error": annealed_error,
         "refit_error": None if refitted is None else error_of(refitted),
         "seconds": round(seconds, 3),
@@ -168,14 +206,24 @@ def _tell_of_inputs(row: Mapping[str, Any], on_message: Callable[[str], None]) -
         )
 
 
-def _arrays(setting: str, name: str) -> tuple[Path, dict[str, np.ndarray]]:
+def _model(name: str) -> Model:
+    """The file `layers.weights`."""
+    path = datasets.data_file(name)
+    if path.suffix == GGUF:
+        content = gguf_files.read(path)
+        config = gguf_models.hugging_face_config(content)
+        return Model(path, dict(gguf_models.hugging_face_arrays(content)), {"format": "pt"}, config)
+    _, arrays = _arrays("weights", name, GGUF)
+    return Model(path, arrays, read_metadata(path))
+
+
+def _arrays(setting: str, name: str, *more: str) -> tuple[Path, dict[str, np.ndarray]]:
     """The file that a setting names, and its arrays."""
     path = datasets.data_file(name)
     refuse_gguf(path)
     if path.suffix not in SUFFIXES:
-        raise InputError(
-            f"layers.{setting} must be a file {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}, not {path}"
-        )
+        *others, last = *SUFFIXES, *more
+        raise InputError(f"layers.{setting} must be a file {', '.join(others)} or {last}, not {path}")
     return path, read_arrays(path)
 
 
@@ -184,7 +232,9 @@ def _moments_of(config: LayersConfig) -> Callable[..., dict[str, Moments]]:
     if config.grams is not None:
         _, grams = _arrays("grams", config.grams)
         known = {
-            name.removesuffix(".weight"): Moments(cast(jax.Array, gram), jnp.zeros(len(gram)), jnp.float32("nan"))
+            name.removesuffix(".weight"): Moments(
+                cast(jax.Array, gram), jnp.zeros(gram.shape[:-1]), jnp.float32("nan")
+            )
             for name, gram in grams.items()
         }
         return lambda arrays, layers, dense=None: known
@@ -234,12 +284,14 @@ def _weight_keys(arrays: Mapping[str, np.ndarray], path: Path) -> dict[str, str]
     keys: dict[str, str] = {}
     for key, array in arrays.items():
         name, kind = key[: -len("weight") - 1], key[-len("weight") :]
-        if array.ndim == 2 and kind in ("weight", "kernel") and name and key[-len("weight") - 1] in "./":
+        if array.ndim >= 2 and kind in ("weight", "kernel") and name and key[-len("weight") - 1] in "./":
             if name in keys:
                 raise InputError(f"{path}: layer {name!r} has two weights, {keys[name]} and {key}")
             keys[name] = key
     if not keys:
-        raise InputError(f"{path} holds no matrix LAYER.weight or LAYER/kernel; it holds {_some(arrays)}")
+        raise InputError(
+            f"{path} holds no matrix or convolution LAYER.weight or LAYER/kernel; it holds {_some(arrays)}"
+        )
     return keys
 
 
@@ -270,20 +322,30 @@ def _patterns(
     """The pattern of each layer, checked before the first layer is pruned."""
     pattern = parse(config.pattern)
     for name, weight in weights.items():
-        if moments[name].gram.shape != (weight.shape[1],) * 2:
-            shape = list(moments[name].gram.shape)
-            raise InputError(
-                f"{name}: the Gram matrix must be {[weight.shape[1]] * 2} for its weight, not {shape}"
-            )
+        gram = moments[name].gram
+        outputs, inputs = _outputs_and_inputs(weight)
+        if gram.ndim not in (2, min(weight.ndim, 3)) or gram.shape[-2:] != (inputs, inputs):
+            shape = f"{list(gram.shape)}{_other_layout(weight, gram)}"
+            raise InputError(f"{name}: the Gram matrix must be {[inputs] * 2} for its weight, not {shape}")
+        groups = len(gram) if gram.ndim == 3 else 1
+        columns = weight.shape[-2] if weight.ndim > 2 and isinstance(pattern, Kernels | Channels) else inputs
         try:
-            patterns.rule_of(pattern).blocks((weight.shape[0], weight.shape[1]))
+            patterns.rule_of(pattern).blocks((outputs // groups, columns))
         except InputError as error:
             raise InputError(f"{name}: {error}") from None
     if config.allocation == "uniform":
         return dict.fromkeys(weights, pattern)
     assert isinstance(pattern, Unit)
     grams = {name: jnp.asarray(moments[name].gram) for name in weights}
-    arrays = {name: jnp.asarray(weight) for name, weight in weights.items()}
+    if grouped := [name for name, gram in grams.items() if gram.ndim == 3]:
+        raise InputError(
+            f"layers.allocation = 'by_error' is not for convolutions with groups, such as {grouped[0]}: name the "
+            "other layers in layers.layers"
+        )
+    arrays = {
+        name: jnp.asarray(weight) if weight.ndim == 2 else convolutions.as_matrices(jnp.asarray(weight))[0]
+        for name, weight in weights.items()
+    }
     return {name: Unit(density) for name, density in allocate(arrays, grams, pattern.density).items()}
 
 
@@ -298,17 +360,22 @@ def _stages(names: Sequence[str], moments: Mapping[str, Moments]) -> list[list[s
     return stages
 
 
-def _forecast(config: LayersConfig, weights: Mapping[str, np.ndarray]) -> str:
+def _forecast(config: LayersConfig, weights: Mapping[str, np.ndarray], moments: Mapping[str, Moments]) -> str:
     """The time and memory that the run will need."""
     rule = patterns.rule_of(parse(config.pattern))
-    blocks = [rule.blocks((weight.shape[0], weight.shape[1])) for weight in weights.values()]
-    draws = sum(rows * config.sweeps * columns * columns for rows, columns in blocks)
+    places = [1 if weight.ndim == 2 else math.prod(weight.shape[:-2]) for weight in weights.values()]
+    by_channel = isinstance(parse(config.pattern), Kernels | Channels)
+    draws = 0.0
+    for weight, place in zip(weights.values(), places, strict=True):
+        outputs, inputs = _outputs_and_inputs(weight)
+        rows, columns = rule.blocks((outputs, inputs // place if by_channel else inputs))
+        draws += rows * config.sweeps * columns * columns
     minutes = max(draws * SECONDS_PER_ELEMENT / 60, 0.1)
-    largest = max(weight.shape[1] for weight in weights.values())
-    grams = 4 * sum(weight.shape[1] ** 2 for weight in weights.values())
+    largest = max(_outputs_and_inputs(weight)[1] for weight in weights.values())
+    grams = sum(gram.nbytes for gram in {id(moments[name].gram): moments[name].gram for name in weights}.values())
     return (
         f"{len(weights)} layers, {sum(weight.size for weight in weights.values()):,} weights; about "
-        f"{minutes:,.1f} minutes on one core; Gram matrices up to {grams / 2**20:,.0f} MiB, "
+        f"{minutes:,.1f} minutes on one core; Gram matrices {grams / 2**20:,.0f} MiB, "
         f"the largest {4 * largest**2 / 2**20:,.1f} MiB"
     )
 
@@ -326,15 +393,40 @@ def _num_dependent(gram: np.ndarray) -> int:
 
 
 def _outputs_first(key: str, array: np.ndarray) -> np.ndarray:
-    return np.asarray(array.T if key.endswith("kernel") else array).astype(np.float32)
+    """A weight as it is pruned: `[outputs, inputs]`; that of a convolution `[*sizes, channels, outputs]`."""
+    if key.endswith("kernel"):
+        found = array.T if array.ndim == 2 else array
+    else:
+        found = array if array.ndim == 2 else np.moveaxis(array, (0, 1), (-1, -2))
+    return np.asarray(found).astype(np.float32)
+
+
+def _outputs_and_inputs(weight: Any) -> tuple[int, int]:
+    """The number of outputs, and of inputs of each output."""
+    if weight.ndim == 2:
+        return weight.shape
+    return weight.shape[-1], math.prod(weight.shape[:-1])
+
+
+def _other_layout(weight: np.ndarray, gram: Any) -> str:
+    """What to say where the Gram matrix fits the weight of a convolution in the layout that it does not have."""
+    by_torch = np.moveaxis(weight, (-1, -2), (0, 1)).shape
+    if weight.ndim == 2 or gram.shape[-1] not in (math.prod(by_torch[:-1]), math.prod(weight.shape[1:])):
+        return ""
+    return "; LAYER.weight must be [outputs, channels, *sizes], and LAYER/kernel [*sizes, channels, outputs]"
 
 
 def _pruned(
     key: str, array: np.ndarray, mask: np.ndarray, refitted: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """A layer's array with zeros, in its own type and layout, and its mask in that layout."""
-    if key.endswith("kernel"):
-        mask, refitted = mask.T, None if refitted is None else refitted.T
+
+    def in_layout(found: np.ndarray) -> np.ndarray:
+        if key.endswith("kernel"):
+            return found.T if array.ndim == 2 else found
+        return found if array.ndim == 2 else np.moveaxis(found, (-1, -2), (0, 1))
+
+    mask, refitted = in_layout(mask), None if refitted is None else in_layout(refitted)
     with np.errstate(over="ignore"):  # what the type cannot hold is refused before it is written
         values = array if refitted is None else refitted.astype(array.dtype)
     return np.where(mask, values, np.zeros((), array.dtype)), mask

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sa_jax.checks import choice, number, whole
-from sa_jax.networks.patterns import NM, Block, Columns, Layer, Pattern, Rows, Unit
+from sa_jax.networks.patterns import NM, Block, Channels, Columns, Kernels, Layer, Pattern, Rows, Unit
 from sa_jax.types import InputError
 
 ALLOCATIONS = ("uniform", "by_error")
@@ -19,7 +19,8 @@ class LayersConfig:
 
     Attributes:
       weights: a .safetensors, .npz or PyTorch file with arrays LAYER.weight, `[outputs, inputs]` as in PyTorch, or
-        LAYER/kernel, `[inputs, outputs]` as in Flax. Other arrays stay as they are.
+        LAYER/kernel, `[inputs, outputs]` as in Flax. Other arrays stay as they are. Or a .gguf file of a Llama,
+        whose arrays get the names and layouts of transformers, see `files.gguf_models`.
       grams: a .safetensors or .npz file with the Gram matrix of each layer's inputs, float `[inputs, inputs]`,
         under the layer's name; None where `forward` and `inputs` are given.
       forward: 'module:function', a function that records each layer's inputs, see
@@ -98,7 +99,8 @@ def parse(text: float | str, name: str = "layers.pattern") -> Pattern:
     Args:
       text: 0.5 or 'layer:0.5', the share of the layer's weights that is kept; 'unit:0.5', the share of each unit's
         inputs; '2:4', two of each four neighbouring inputs; '4x4:0.5', blocks of 4 outputs by 4 inputs, the share
-        of each row of blocks; 'columns:0.5' or 'rows:0.5', the share of whole inputs or whole outputs.
+        of each row of blocks; 'columns:0.5' or 'rows:0.5', the share of whole inputs or whole outputs; of
+        convolutions, 'kernels:0.5' or 'channels:0.5', the share of k x k slices or of whole input channels.
       name: what users call the setting.
 
     Raises:
@@ -116,6 +118,7 @@ def parse(text: float | str, name: str = "layers.pattern") -> Pattern:
         if head.isdecimal() and tail.isdecimal():
             return NM(int(head), int(tail))
         by_name = {"": Layer, "unit": Unit, "layer": Layer, "columns": Columns, "rows": Rows}
+        by_name |= {"kernels": Kernels, "channels": Channels}
         density = _float(tail)
         if density is not None and head in by_name:
             return by_name[head](density)

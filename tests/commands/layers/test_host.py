@@ -1,5 +1,6 @@
 """The layers of a whole model: files in, a pruned model out, resumed, sequential, and what is refused."""
 
+import json
 import urllib.parse
 
 import jax
@@ -12,10 +13,12 @@ from safetensors.numpy import load_file, save_file
 from sa_jax.commands.layers import host
 from sa_jax.commands.layers.host import prune_model_files
 from sa_jax.commands.layers.settings import LayersConfig, parse
-from sa_jax.files import workdirs
+from sa_jax.files import gguf_files, gguf_models, workdirs
 from sa_jax.files.npz import npz_bytes, read_npz
+from sa_jax.pruning.patches import Convolution
 from sa_jax.pruning.refitting import Refitted
 from tests.conftest import refusal
+from tests.scripts import llama_files
 
 SIZES = (16, 12, 8)
 
@@ -312,3 +315,125 @@ def test_its_folder_has_one_writer_and_its_paths_may_begin_with_a_tilde(model, m
         prune_model_files(config, folder)
     assert len(prune_model_files(config, folder / "out")) == 1
     assert not (folder / "out/.lock").exists()
+
+
+@pytest.fixture
+def llama(tmp_path):
+    """A Llama in a GGUF file, and the Gram matrix of a layer's inputs."""
+    pytest.importorskip("gguf", reason="needs gguf")
+    path = llama_files.write_llama(tmp_path / "model.gguf", llama_files.tensors())
+    x = np.random.default_rng(0).normal(size=(50, llama_files.WIDTH)).astype(np.float32)
+    save_file({"model.layers.1.self_attn.q_proj": x.T @ x}, tmp_path / "grams.safetensors")
+    return path
+
+
+@pytest.mark.slow
+def test_a_gguf_file_is_pruned_in_the_names_and_layout_of_transformers(llama):
+    folder = llama.parent
+    rows = prune_model_files(LayersConfig(str(llama), str(folder / "grams.safetensors")), folder / "out")
+    content = gguf_files.read(llama)
+    dense = dict(gguf_models.hugging_face_arrays(content))
+    with safe_open(folder / "out/pruned.safetensors", "numpy") as pruned:
+        assert set(pruned.keys()) == set(dense) and pruned.metadata() == {"format": "pt"}
+        for name, array in dense.items():
+            found = pruned.get_tensor(name)
+            np.testing.assert_array_equal(found, np.where(found, array, 0))
+            assert (found == 0).sum() == (found.size / 2 if f"{rows[0]['layer']}.weight" == name else 0)
+    assert json.loads((folder / "out/config.json").read_text()) == gguf_models.hugging_face_config(content)
+
+
+def test_a_gguf_file_of_another_architecture_is_refused(llama):
+    with refusal("model.gguf is a GGUF file"):  # which holds no Gram matrices
+        prune_model_files(LayersConfig(str(llama), str(llama)), llama.parent / "out")
+    llama_files.write_llama(llama, llama_files.tensors(), "qwen2")
+    with refusal("models of the architecture 'qwen2' are not converted, only llama"):
+        prune_model_files(LayersConfig(str(llama), str(llama.parent / "grams.safetensors")), llama.parent / "out")
+    assert not (llama.parent / "out").exists()
+
+
+IMAGES = (12, 6, 6, 4)
+
+
+def convolve(x, kernel, groups):
+    numbers = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(
+        x, kernel, (1, 1), "VALID", dimension_numbers=numbers, feature_group_count=groups
+    )
+
+
+def forward_of_images(params, x, record):
+    record("torch", x, None, Convolution((3, 3)))
+    hidden = jax.nn.relu(convolve(x, params["torch.weight"].transpose(2, 3, 1, 0), 1))
+    record("depthwise", hidden, None, Convolution((3, 3), groups=8))
+    hidden = jax.nn.relu(convolve(hidden, params["depthwise/kernel"], 8))
+    flat = hidden.reshape(len(x), -1)
+    record("head", flat)
+    return flat @ params["head.weight"].T
+
+
+@pytest.fixture
+def images(tmp_path):
+    """A network with a convolution in PyTorch's layout, a depthwise one in Flax's, and a dense layer."""
+    rng = np.random.default_rng(0)
+    arrays = {
+        "torch.weight": rng.normal(size=(8, 4, 3, 3)).astype(np.float32),
+        "depthwise/kernel": rng.normal(size=(3, 3, 1, 8)).astype(np.float32),
+        "head.weight": rng.normal(size=(3, 32)).astype(np.float32),
+    }
+    save_file(arrays, tmp_path / "model.safetensors")
+    save_file({"x": rng.normal(size=IMAGES).astype(np.float32)}, tmp_path / "inputs.safetensors")
+    return tmp_path, arrays
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [{"sequential": True}, {"refit": True}], ids=str)
+def test_convolutions_are_pruned_in_their_layouts(images, changes):
+    folder, arrays = images
+    config = config_of(folder, forward=f"{__name__}:forward_of_images", pattern=f"unit:{1 / 3}", **changes)
+    rows = prune_model_files(config, folder / "out", "")
+    pruned, masks = (load_file(folder / "out" / f"{name}.safetensors") for name in ("pruned", "masks"))
+    assert [(row["layer"], row["outputs"], row["inputs"]) for row in rows] == [
+        ("torch", 8, 36), ("depthwise", 8, 9), ("head", 3, 32),
+    ]  # fmt: skip
+    assert (masks["torch.weight"].sum((1, 2, 3)) == 12).all()
+    assert (masks["depthwise/kernel"].sum((0, 1, 2)) == 3).all()
+    for name, array in arrays.items():
+        assert pruned[name].shape == masks[name].shape == array.shape
+        assert not pruned[name][~masks[name]].any()
+        if "refit" not in changes:
+            np.testing.assert_array_equal(pruned[name], np.where(masks[name], array, 0))
+    for row in rows:
+        assert 0 < row["annealed_error"] <= row["magnitude_error"]
+        if "refit" in changes:
+            assert row["refit_error"] < row["annealed_error"]
+    again = prune_model_files(config, folder / "out", "")  # all layers are read, none is pruned
+    assert [row["kept"] for row in again] == [row["kept"] for row in rows]
+
+
+def test_slices_and_channels_of_convolutions(images):
+    folder, _ = images
+    for pattern, axes, kept in (("kernels:0.5", (2, 3), {0, 9}), ("channels:0.5", (0, 2, 3), {0, 72})):
+        config = config_of(folder, forward=f"{__name__}:forward_of_images", pattern=pattern, layers=["torch"])
+        (row,) = prune_model_files(config, folder / pattern[:4], "")
+        mask = load_file(folder / pattern[:4] / "masks.safetensors")["torch.weight"]
+        assert set(mask.sum(axes).ravel().tolist()) == kept and row["pattern"] == pattern
+
+
+def test_a_convolution_in_the_wrong_layout_is_refused_with_both_named(images):
+    folder, arrays = images
+    arrays["torch.weight"] = np.zeros((3, 3, 4, 8), np.float32)
+    save_file(arrays, folder / "model.safetensors")
+    save_file({"torch": np.eye(36, dtype=np.float32)}, folder / "grams.safetensors")
+    with refusal(
+        "torch: the Gram matrix must be",
+        "LAYER.weight must be [outputs, channels, *sizes]",
+        "[*sizes, channels, outputs]",
+    ):
+        prune_model_files(config_of(folder), folder / "out", "")
+
+
+def test_densities_by_error_are_not_for_groups(images):
+    folder, _ = images
+    config = config_of(folder, forward=f"{__name__}:forward_of_images", allocation="by_error")
+    with refusal("'by_error' is not for convolutions with groups, such as depthwise"):
+        prune_model_files(config, folder / "out", "")

@@ -3,7 +3,7 @@
 import pytest
 
 from sa_jax.commands.layers.settings import LayersConfig, parse
-from sa_jax.networks.patterns import NM, Block, Columns, Layer, Rows, Unit
+from sa_jax.networks.patterns import NM, Block, Channels, Columns, Kernels, Layer, Rows, Unit
 from tests.conftest import refusal
 
 
@@ -19,6 +19,8 @@ from tests.conftest import refusal
         ("4x2:0.5", Block((4, 2), 0.5)),
         ("columns:0.5", Columns(0.5)),
         ("rows:0.25", Rows(0.25)),
+        ("kernels:0.5", Kernels(0.5)),
+        ("channels:0.25", Channels(0.25)),
     ],
 )
 def test_patterns_are_read_from_text_and_written_as_text(text, pattern):

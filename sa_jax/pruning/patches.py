@@ -71,7 +71,7 @@ def sums(
     """
     sizes, strides, dilation, pads = _checked(convolution, x.shape)
     groups, channels = convolution.groups, x.shape[-1] // convolution.groups
-    places = jnp.asarray(list(np.ndindex(*convolution.kernel_size)), jnp.int32) * jnp.asarray(dilation, jnp.int32)
+    places = jnp.asarray(np.array(list(np.ndindex(*convolution.kernel_size))) * np.array(dilation), jnp.int32)
     padded = _padded(x, convolution, pads)
     padded_other = padded if other is None else _padded(other, convolution, pads)
     span = tuple((size - 1) * stride + 1 for size, stride in zip(sizes, strides, strict=True))

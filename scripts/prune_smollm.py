@@ -135,10 +135,13 @@ METHODS = {
     "sparsegpt_mask": Method("SparseGPT, mask alone", masked(lambda layer: sparsegpt(layer)[0])),
     "sparse_swaps": Method("SparseSwaps", masked(of_layer(swaps.sparse_swaps))),
     "sparse_fw": Method("SparseFW", masked(of_layer(relaxed.sparse_fw))),
-    "anneal": Method("annealed", masked(annealed), corrected=True),
+    "anneal": Method("annealed", masked(annealed)),
     "sparsegpt": Method("SparseGPT, weights updated", lambda layer: sparsegpt(layer)[1], moved=True),
     "alps": Method("ALPS", lambda layer: of_layer(relaxed.alps)(layer)[1], moved=True),
-    "anneal_refit": Method("annealed and refitted", refitted, moved=True, corrected=True),
+    "anneal_refit": Method("annealed and refitted", refitted, moved=True),
+    "anneal_refit_corrected": Method(
+        "annealed and refitted to the dense network", refitted, moved=True, corrected=True, seeds=SEEDS[:1]
+    ),
 }
 
 

@@ -76,7 +76,11 @@ def with_inputs(
 
 
 def no_patches(convolution: Convolution, channels: int) -> Moments:
-    """Returns the moments of no patches at all, for a convolution of this number of input channels."""
+    """Returns the moments of no patches at all, for a convolution of this number of input channels.
+
+    Raises:
+      InputError: the groups do not divide the channels.
+    """
     empty = no_inputs(patch_size(convolution, channels))
     if convolution.groups == 1:
         return empty

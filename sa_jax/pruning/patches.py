@@ -47,7 +47,11 @@ class Convolution(NamedTuple):
 
 
 def patch_size(convolution: Convolution, channels: int) -> int:
-    """Returns the number of inputs of each output: of input channels in a group, times places of the kernel."""
+    """Returns the number of inputs of each output: of input channels in a group, times places of the kernel.
+
+    Raises:
+      InputError: the groups do not divide the channels.
+    """
     if channels % convolution.groups:
         raise InputError(f"{convolution.groups} groups do not divide {channels} input channels")
     return convolution.places * (channels // convolution.groups)
@@ -68,6 +72,9 @@ def sums(
       The sum of `p q'` over the patches `p` of `x` and `q` of `other`, float32 `[groups, inputs, inputs]`, the sum
       of `p`, float32 `[groups, inputs]`, and the number of patches, float32 `[]`. The inputs of a patch have the
       order of a Flax kernel: places first, then channels of a group.
+
+    Raises:
+      InputError: inputs that do not fit the convolution.
     """
     sizes, strides, dilation, pads = _checked(convolution, x.shape)
     groups, channels = convolution.groups, x.shape[-1] // convolution.groups

@@ -19,11 +19,12 @@ from jax.core import Tracer
 from sa_jax import checks
 from sa_jax.annealing.chain import match_varying
 from sa_jax.annealing.inputs import check_key
-from sa_jax.networks import masks, slopes
+from sa_jax.networks import cnn_slopes, masks, slopes
 from sa_jax.networks.arrays import as_numbers
+from sa_jax.networks.cnn import ConvNetwork, check_conv_network, masked, samples_last
 from sa_jax.networks.energies import Energy, check_energy
 from sa_jax.networks.mlp import ACTIVATIONS, Network, check_activation, check_network
-from sa_jax.networks.samples import check_samples
+from sa_jax.networks.samples import as_samples, check_samples, check_values
 from sa_jax.networks.slopes import ESTIMATES
 from sa_jax.types import InputError, exportable
 
@@ -38,8 +39,10 @@ MOMENTUM = 0.9
 # Share of the running mean square of all effects, by which the steps are scaled, that remains after a step.
 SCALE_DECAY = 0.999
 # Forward estimates of a layer may cost this number of forward passes of the minibatch. Where they would cost more
-# they use fewer of its samples, but at least so many.
+# they use fewer of its samples, but at least so many. Those of convolutions may cost more, because 2 or 3 samples
+# are too few: so LeNet-5 gets 10 and 4.
 PASSES = 1.0
+CONVOLUTION_PASSES = 3.0
 LEAST_SAMPLES = 2
 # Thresholds that are tried before the scores are ranked by bisection, which always ends.
 MOST_TRIES = 32
@@ -80,9 +83,9 @@ class ScoreState(NamedTuple):
     energy: jax.Array  # float32 []
 
 
-def init(network: Network) -> ScoreState:
+def init(network: Network | ConvNetwork) -> ScoreState:
     """Returns a search before its first step; the scores are `|w|`, in units of their standard deviation."""
-    magnitudes = masks.flatten([jnp.abs(kernel).astype(jnp.float32) for kernel in network.kernels])
+    magnitudes = masks.flatten([jnp.abs(kernel).astype(jnp.float32) for kernel in _matrices(network)])
     spread = magnitudes.std()
     scores = tuple(masks.unflatten(magnitudes / jnp.where(spread > 0, spread, 1.0), network.shapes))
     effects = tuple(map(jnp.zeros_like, scores))
@@ -97,7 +100,7 @@ def mask_of(state: ScoreState, num_kept: jax.Array | int) -> jax.Array:
 def run(
     rng_key: jax.Array,
     state: ScoreState,
-    network: Network,
+    network: Network | ConvNetwork,
     x: jax.Array,
     targets: jax.Array,
     num_kept: jax.Array | int,
@@ -116,11 +119,12 @@ def run(
       rng_key: a key, `[]`, the same for all parts of a search.
       state: the search before `first_step`.
       network: the fixed weights.
-      x: inputs, float32 `[samples, features]`, from which each step draws a minibatch.
+      x: inputs, float32 `[samples, features]`, from which each step draws a minibatch; of a convolutional network
+        images, `[samples, height, width, channels]`.
       targets: labels, int32 `[samples]`, or a teacher's predictions, float32 `[samples, classes]`.
       num_kept: number of branches that stay, int32 `[]`.
       energy: energy of the logits.
-      activation: 'relu', 'tanh' or 'gelu'.
+      activation: 'relu', 'tanh' or 'gelu'; a convolutional network has its own.
       settings: how to search; static.
       first_step: int32 `[]`.
       num_steps: number of steps to make, int32 `[]`.
@@ -131,7 +135,7 @@ def run(
     act, x, targets = ACTIVATIONS[activation], jnp.asarray(x), jnp.asarray(targets)
     step = partial(_step, rng_key, network, x, targets, jnp.int32(num_kept), energy, act)
     # The energy of one sample varies over a mesh if any of the arguments does.
-    one = energy(slopes.layer_outputs(network, x[:1].T, act)[-1], targets[:1].T, axis=0)
+    one = energy(_outputs(network, x[:1], act)[1][-1], targets[:1].T, axis=0)
     state = match_varying(state, rng_key, one, jnp.float32(num_kept))
     first = jnp.int32(first_step)
     # The number of steps may be traced, so that parts of a search of any length share one program.
@@ -145,33 +149,65 @@ def _step(rng_key, network, x, targets, num_kept, energy, act, settings: ScoreSe
     share = number.astype(jnp.float32) / settings.num_steps
     kept, threshold = highest(_with_noise(noise_key, state.scores, settings, share), num_kept, state.threshold)
     chosen = jax.random.randint(batch_key, (min(BATCH_SIZE, len(x)),), 0, len(x), jnp.int32)
-    inputs, now = x[chosen].T, [targets[chosen].T]
-    kernels = [jnp.where(mask, kernel, 0) for mask, kernel in zip(kept, network.kernels, strict=True)]
-    pruned = network._replace(kernels=tuple(kernels))
-    outputs = slopes.layer_outputs(pruned, inputs, act)
-    arguments = pruned, outputs, now, energy, act
-    if settings.estimates == "forward":
-        used = _samples(network.shapes, len(chosen))
-        by_layer = slopes.forward_slopes(*arguments, used)
-    else:
-        used = [len(chosen)] * len(network.shapes)
-        by_layer = slopes.gradient_slopes(*arguments)
-    entering = [inputs, *map(act, outputs[:-1])]
+    estimate = _effects_of_perceptron if isinstance(network, Network) else _effects_of_convolutions
+    found, value = estimate(
+        network, kept, x[chosen], targets[chosen].T, energy, act, settings.estimates == "forward"
+    )
     effects, square = [], jnp.float32(0)
-    for layer, slope in enumerate(by_layer):
-        # The effect of a branch on the energy, to first order: its weight times the derivative with respect to it.
-        kernel, active = network.kernels[layer], entering[layer][:, : used[layer]]
-        effect = kernel * (active @ slope.T) / used[layer]
+    for before, effect in zip(state.effects, found, strict=True):
         effect = jnp.where(jnp.isfinite(effect), effect, 0)  # NaN would stay in the mean
-        effects.append(MOMENTUM * state.effects[layer] + (1 - MOMENTUM) * effect)
+        effects.append(MOMENTUM * before + (1 - MOMENTUM) * effect)
         square += (effect**2).sum() / network.total
     mean_square = SCALE_DECAY * state.mean_square + (1 - SCALE_DECAY) * square
     corrected = mean_square / (1 - SCALE_DECAY ** (number.astype(jnp.float32) + 1))
     size = STEP_SIZE * (1 + jnp.cos(jnp.pi * share)) / 2
     rate = jnp.where(corrected > 0, size * jax.lax.rsqrt(corrected), 0)
     scores = tuple(score - rate * effect for score, effect in zip(state.scores, effects, strict=True))
-    value = energy(outputs[-1], *now, axis=0).astype(jnp.float32)
     return ScoreState(scores, tuple(effects), mean_square, threshold, state.energy + value)
+
+
+def _effects_of_perceptron(network, kept, x, targets, energy, act, forward):
+    """The effect of each branch, to first order, `w * dE/d(w m)`; and the energy of the minibatch."""
+    kernels = [jnp.where(mask, kernel, 0) for mask, kernel in zip(kept, network.kernels, strict=True)]
+    pruned = network._replace(kernels=tuple(kernels))
+    entering, outputs = _outputs(pruned, x, act)
+    arguments = pruned, outputs, [targets], energy, act
+    if forward:
+        used = _samples(network.shapes, len(x))
+        by_layer = slopes.forward_slopes(*arguments, used)
+    else:
+        used = [len(x)] * len(network.shapes)
+        by_layer = slopes.gradient_slopes(*arguments)
+    layers = zip(network.kernels, entering, by_layer, used, strict=True)
+    effects = [kernel * (active[:, :count] @ slope.T) / count for kernel, active, slope, count in layers]
+    return effects, energy(outputs[-1], targets, axis=0).astype(jnp.float32)
+
+
+def _effects_of_convolutions(network, kept, x, targets, energy, act, forward):
+    """As `_effects_of_perceptron`, of a convolutional network."""
+    matrices = _matrices(network)
+    pruned = masked(network, masks.flatten(kept))
+    entering, outputs = _outputs(pruned, x, act)
+    if forward:
+        used = _samples_of_convolutions(network, len(x))
+        by_layer = cnn_slopes.forward_slopes(pruned, entering, outputs, [targets], energy, used)
+    else:
+        by_layer = cnn_slopes.gradient_slopes(pruned, entering[0], [targets], energy)
+    effects = [matrix * slope for matrix, slope in zip(matrices, by_layer, strict=True)]
+    return effects, energy(outputs[-1], targets, axis=0).astype(jnp.float32)
+
+
+def _outputs(network, x, act):
+    """The inputs of each layer and its outputs before the activation, samples last."""
+    if not isinstance(network, Network):
+        return cnn_slopes.layer_outputs(network, samples_last(x, network.architecture))
+    outputs = slopes.layer_outputs(network, x.T, act)
+    return [x.T, *map(act, outputs[:-1])], outputs
+
+
+def _matrices(network: Network | ConvNetwork) -> Sequence[jax.Array]:
+    """The kernels, those of convolutions as matrices."""
+    return network.kernels if isinstance(network, Network) else cnn_slopes.matrices_of(network)
 
 
 def _with_noise(rng_key, scores, settings: ScoreSettings, share) -> Sequence[jax.Array]:
@@ -188,6 +224,14 @@ def _samples(shapes: Sequence[tuple[int, int]], samples: int) -> list[int]:
     passes = PASSES * sum(inputs * outputs for inputs, outputs in shapes)
     costs = [outputs * cost for (_, outputs), cost in zip(shapes, slopes.forward_costs(shapes), strict=True)]
     return [min(max(int(samples * passes / cost), LEAST_SAMPLES), samples) for cost in costs]
+
+
+def _samples_of_convolutions(network: ConvNetwork, samples: int) -> list[int]:
+    passes, costs = cnn_slopes.layer_costs(network.architecture), cnn_slopes.forward_costs(network.architecture)
+    count = len(network.architecture.convolutions)
+    allowed = [(CONVOLUTION_PASSES if layer < count else PASSES) * sum(passes) for layer in range(len(costs))]
+    wanted = [int(samples * most / cost) for most, cost in zip(allowed, costs, strict=True)]
+    return [min(max(number, LEAST_SAMPLES), samples) for number in wanted]
 
 
 def highest(
@@ -248,7 +292,7 @@ def highest(
 
 def score_search(
     rng_key: jax.Array,
-    network: Network,
+    network: Network | ConvNetwork,
     x: jax.Array,
     targets: jax.Array,
     num_kept: int,
@@ -271,15 +315,17 @@ def score_search(
 
     Args:
       rng_key: a key, `[]`.
-      network: the fixed weights; any depth and widths, trained or random, with or without biases.
-      x: inputs, float `[samples, features]`. Standardise them: a single outlier of 1e6 nearly stops the search.
+      network: the fixed weights; any depth and widths, trained or random, with or without biases; a perceptron's,
+        or those of a convolutional network, see `sa_jax.networks.cnn`.
+      x: inputs, float `[samples, features]`, or images, `[samples, height, width, channels]`. Standardise them: a
+        single outlier of 1e6 nearly stops the search.
       targets: labels, int `[samples]`, for `cross_entropy`, or a teacher's predictions, float `[samples,
         classes]`, for `kl_to_teacher`.
       num_kept: number of branches that stay, from 1 to `total`; static.
       num_steps: number of steps, at least 1; static.
       energy: energy of the logits, such as `cross_entropy(4.0)`; not `error_rate()`, which is flat almost
         everywhere.
-      activation: 'relu', 'tanh' or 'gelu'; static.
+      activation: 'relu', 'tanh' or 'gelu'; static. A convolutional network has its own.
       estimates: 'forward' or 'gradient', see `ScoreSettings`; static.
       temperature: see `ScoreSettings`; static.
 
@@ -299,7 +345,10 @@ def score_search(
     16
     """
     check_key(rng_key)
-    check_network(network)
+    if isinstance(network, ConvNetwork):
+        check_conv_network(network)
+    else:
+        check_network(network)
     check_energy(energy)
     check_activation(activation)
     settings = check_settings(ScoreSettings(num_steps, estimates, temperature))
@@ -308,24 +357,30 @@ def score_search(
     return found_mask(rng_key, network, *samples, num_kept, energy, activation, settings)
 
 
-def _check_samples(network: Network, x: Any, targets: Any) -> tuple[jax.Array, jax.Array]:
+def _check_samples(network: Network | ConvNetwork, x: Any, targets: Any) -> tuple[jax.Array, jax.Array]:
     """Inputs and targets as arrays, after checking that they fit the network."""
     labels = targets = as_numbers("targets", targets)
+    classes = network.shapes[-1][1]
     if predicted := np.ndim(targets) == 2:
-        if targets.shape[1] != network.sizes[-1]:
-            raise InputError(
-                f"predictions must have the shape [samples, {network.sizes[-1]}], not {list(targets.shape)}"
-            )
+        if targets.shape[1] != classes:
+            raise InputError(f"predictions must have the shape [samples, {classes}], not {list(targets.shape)}")
         if not isinstance(targets, Tracer) and not np.isfinite(targets).all():
             raise InputError("predictions hold NaN or infinite values")
         labels = targets.argmax(1)
-    x, _ = check_samples(network, x, labels)
+    if isinstance(network, ConvNetwork):
+        x, labels = as_samples(x, labels)
+        samples_last(x[:1], network.architecture)  # refuses images of another shape
+        if np.shape(labels) != np.shape(x)[:1]:
+            raise InputError(f"labels must have the shape [{len(x)}], one per input, not {list(np.shape(labels))}")
+        check_values(network, x, labels, classes)
+    else:
+        x, _ = check_samples(network, x, labels)
     return jnp.asarray(x, jnp.float32), jnp.asarray(targets, jnp.float32 if predicted else jnp.int32)
 
 
 def found_mask(
     rng_key: jax.Array,
-    network: Network,
+    network: Network | ConvNetwork,
     x: jax.Array,
     targets: jax.Array,
     num_kept: jax.Array | int,

@@ -1,6 +1,7 @@
 """Score search: exactly k branches in every step, what decides its bits, and the masks that it finds."""
 
 import itertools
+from contextlib import nullcontext
 from functools import partial
 
 import jax
@@ -8,13 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sa_jax.networks import masks, mlp, pretrain
+from sa_jax.networks import cnn, masks, mlp, pretrain
 from sa_jax.networks.energies import cross_entropy, error_rate, kl_to_teacher
 from sa_jax.networks.mlp import MLP, Network, network_of
 from sa_jax.networks.slopes import ESTIMATES
 from sa_jax.pruning import scores
 from sa_jax.pruning.scores import ScoreSettings
 from tests.conftest import refusal
+from tests.landscapes.cnn import networks as conv_networks
+from tests.settings import no_derivatives
 
 SHAPES = [(9, 7), (7, 5)]
 TOTAL = 98
@@ -389,3 +392,47 @@ def test_bad_input_is_named(change, message):
     }  # fmt: skip
     with refusal(message):
         scores.score_search(**arguments | change)
+
+
+def convolutional(name="pooled", samples=200):
+    """A network that was never trained, images, and labels that depend on one pixel."""
+    network = conv_networks.make_network(name)
+    x, _ = conv_networks.make_samples(network, samples)
+    return network, x, (x[:, 1, 1, 0] > 0).astype(jnp.int32)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("estimates", ESTIMATES)
+def test_convolutional_networks_are_searched(estimates):
+    network, x, y = convolutional()
+    settings, num_kept = ScoreSettings(300, estimates), network.total // 2
+    with no_derivatives() if estimates == "forward" else nullcontext():
+        state = searched(0, settings, network, (x, y), num_kept)
+
+    def energy_of(mask):
+        return float(ENERGY(cnn.forward(cnn.masked(network, mask), x), y))
+
+    before, after = (scores.mask_of(one, num_kept) for one in (scores.init(network), state))
+    assert int(after.sum()) == num_kept
+    assert energy_of(after) < 0.7 * energy_of(before)
+    # In parts, it is the same search.
+    first = run(jax.random.key(0), scores.init(network), network, (x, y), num_kept, settings, 0, 120)
+    parts = run(jax.random.key(0), first, network, (x, y), num_kept, settings, 120, 180)
+    np.testing.assert_array_equal(masks.flatten(parts.scores), masks.flatten(state.scores))
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"x": np.zeros((200, 5, 5, 2))}, ["images must have the shape [samples, 5, 6, 2], or flat"]),
+        ({"targets": np.zeros(3, np.int32)}, ["labels must have the shape [200], one per input, not [3]"]),
+        ({"targets": np.full(200, 3)}, ["labels run from 3 to 3, but the network has 3 classes"]),
+        ({"targets": np.zeros((200, 4))}, ["predictions must have the shape [samples, 3], not [200, 4]"]),
+        ({"num_kept": 10**6}, ["num_kept must be"]),
+    ],
+)
+def test_what_does_not_fit_a_convolutional_network_is_refused(changes, parts):
+    network, x, y = convolutional()
+    arguments = {"x": x, "targets": y, "num_kept": 20, "num_steps": 5, "energy": ENERGY} | changes
+    with refusal(*parts):
+        scores.score_search(jax.random.key(0), network, **arguments)

@@ -1,6 +1,8 @@
 """Several host devices, as chains are spread over them, and quick compiling; set before JAX is first used."""
 
 import os
+import subprocess
+import sys
 from contextlib import contextmanager
 
 import jax
@@ -18,6 +20,12 @@ jax.config.update("jax_disable_most_optimizations", True)
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # for processes that a test starts
 # The same for a single program.
 OPTIMIZED = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}
+
+
+def pytest_configure(config):
+    """The native code is compiled before any test: the command that compiles it says so, in a line of its own."""
+    if not hasattr(config, "workerinput"):
+        subprocess.run([sys.executable, "-c", "from sa_jax.landscapes import native; native.ready()"], check=False)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -10,7 +10,7 @@ INTERRUPTED = 130
 
 def tell(message: str) -> None:
     """Prints a message to the user, on standard error."""
-    print(f"sa-jax: {message}", file=sys.stderr, flush=True)
+    print(f"sa-jax: {message}\n", end="", file=sys.stderr, flush=True)  # in one piece, or not at all
 
 
 def clock(seconds: float) -> str:

@@ -20,6 +20,8 @@ from sa_jax.types import InputError
 
 # Paddings that are a mode of `jnp.pad`, by the names that Flax gives them.
 MODES = {"CIRCULAR": "wrap", "REFLECT": "reflect"}
+# Paddings by name; the last is for one axis alone.
+NAMES = "SAME", "VALID", *MODES, "CAUSAL"
 
 
 class Convolution(NamedTuple):
@@ -139,10 +141,8 @@ def _checked(convolution: Convolution, shape: tuple[int, ...]) -> tuple[tuple[An
         elif padding == "CAUSAL" and axes == 1:
             pads = [(reach[0] - 1, 0)]
         else:
-            raise InputError(
-                "the padding of a convolution must be 'SAME', 'VALID', 'CIRCULAR', 'REFLECT', 'CAUSAL' (of one "
-                f"axis) or numbers, not {padding!r}"
-            )
+            names = ", ".join(map(repr, NAMES))
+            raise InputError(f"the padding of a convolution must be {names} or numbers, not {padding!r}")
     else:
         each = [padding] * axes if isinstance(padding, int) else list(padding)
         if len(each) != axes:

@@ -44,7 +44,7 @@ def test_collect_moments_sees_what_every_dense_layer_sees():
     assert moments["Dense_0"].count == 20 and moments["again"].count == 40
     with refusal("at least one batch"):
         collect_moments(model, variables, [])
-    with refusal("found no linear layer (such as nn.Dense) in the model"):
+    with refusal("found no linear layer (such as nn.Dense or nn.Conv) in the model"):
         collect_moments(nn.LayerNorm(), nn.LayerNorm().init(jax.random.key(0), x), [x])
 
 

@@ -93,6 +93,8 @@ def test_minilm_is_pruned_by_every_method(model, monkeypatch):
 
     for name, value in (("SEEDS", (0,)), ("CALIBRATED", 64), ("EVALUATED", 64), ("SWEEPS", 0.01)):
         monkeypatch.setattr(prune_minilm, name, value)
+    for name, value in (("NUM_LAYERS", 2), ("LINEAR", minilm.LINEAR[:12])):  # two of its six blocks
+        monkeypatch.setattr(minilm, name, value)
     rows = prune_minilm.measure(model, 0.5)
     assert {row["method"] for row in rows} == set(prune_minilm.LABELS)
     assert all(row["kept"] == pytest.approx(0.5, abs=0.02) and -1 <= row["cosine"] <= 1 for row in rows)

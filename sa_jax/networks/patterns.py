@@ -13,8 +13,8 @@ layer:0.5
 columns:0.5
 rows:0.5
 
-Of a convolution, the weight `[outputs, inputs]` has a column for each input channel at each place of the kernel. Two
-patterns are for convolutions above all:
+Of a convolution, the weight `[outputs, inputs]` has a column for each input channel at each place of the kernel.
+Two patterns are for convolutions above all:
 
 >>> print(Kernels(0.5), Channels(0.5))
 kernels:0.5 channels:0.5
